@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+# One function per kind of target: library, binary, proto, test. Every target is compiled with the
+# same warnings, and includes are relative to the repository root.
+
+add_library(rempart_flags INTERFACE)
+target_include_directories(rempart_flags INTERFACE ${CMAKE_SOURCE_DIR})
+target_compile_options(rempart_flags INTERFACE -Wall -Wextra -Werror -fno-omit-frame-pointer)
+# The Debian abseil headers predate GCC 12's dangling and array-bounds analyses, which misfire there.
+target_compile_options(rempart_flags INTERFACE
+  $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized -Wno-array-bounds -Wno-stringop-overflow>
+  $<$<CXX_COMPILER_ID:Clang>:-Wthread-safety>)
+if(REMPART_SANITIZE)
+  target_compile_options(rempart_flags INTERFACE -fsanitize=${REMPART_SANITIZE} -fno-sanitize-recover=all)
+  target_link_options(rempart_flags INTERFACE -fsanitize=${REMPART_SANITIZE})
+endif()
+
+# rempart_library(NAME name SRCS ... DEPS ...): a static library; header-only when SRCS is empty.
+function(rempart_library)
+  cmake_parse_arguments(arg "" "NAME" "SRCS;DEPS" ${ARGN})
+  if(arg_SRCS)
+    add_library(${arg_NAME} STATIC ${arg_SRCS})
+    target_link_libraries(${arg_NAME} PUBLIC rempart_flags ${arg_DEPS})
+  else()
+    add_library(${arg_NAME} INTERFACE)
+    target_link_libraries(${arg_NAME} INTERFACE rempart_flags ${arg_DEPS})
+  endif()
+endfunction()
+
+# rempart_binary(NAME name SRCS ... DEPS ...): an executable, put in build/<preset>/bin.
+function(rempart_binary)
+  cmake_parse_arguments(arg "" "NAME" "SRCS;DEPS" ${ARGN})
+  add_executable(${arg_NAME} ${arg_SRCS})
+  target_link_libraries(${arg_NAME} PRIVATE rempart_flags ${arg_DEPS})
+  set_target_properties(${arg_NAME} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
+endfunction()
+
+# rempart_proto(NAME name SRCS a.proto ... [GRPC]): C++ of protobuf files; includes are root-relative
+# ("proto/worker/v1/worker.pb.h").
+function(rempart_proto)
+  cmake_parse_arguments(arg "GRPC" "NAME" "SRCS;DEPS" ${ARGN})
+  set(out ${CMAKE_BINARY_DIR}/generated)
+  file(MAKE_DIRECTORY ${out})
+  set(generated)
+  foreach(src ${arg_SRCS})
+    cmake_path(ABSOLUTE_PATH src BASE_DIRECTORY ${CMAKE_CURRENT_SOURCE_DIR} NORMALIZE OUTPUT_VARIABLE abs)
+    cmake_path(RELATIVE_PATH abs BASE_DIRECTORY ${CMAKE_SOURCE_DIR} OUTPUT_VARIABLE rel)
+    string(REGEX REPLACE "\\.proto$" "" stem ${rel})
+    set(files ${out}/${stem}.pb.cc ${out}/${stem}.pb.h)
+    set(args --proto_path=${CMAKE_SOURCE_DIR} --cpp_out=${out} ${rel})
+    if(arg_GRPC)
+      list(APPEND files ${out}/${stem}.grpc.pb.cc ${out}/${stem}.grpc.pb.h)
+      list(PREPEND args --plugin=protoc-gen-grpc=${GRPC_CPP_PLUGIN} --grpc_out=${out})
+    endif()
+    add_custom_command(OUTPUT ${files} COMMAND protobuf::protoc ${args} DEPENDS ${abs}
+                       WORKING_DIRECTORY ${CMAKE_SOURCE_DIR} COMMENT "protoc ${rel}")
+    list(APPEND generated ${files})
+  endforeach()
+  add_library(${arg_NAME} STATIC ${generated})
+  target_include_directories(${arg_NAME} SYSTEM PUBLIC ${out})
+  target_link_libraries(${arg_NAME} PUBLIC protobuf::libprotobuf ${arg_DEPS})
+  if(REMPART_SANITIZE)
+    target_compile_options(${arg_NAME} PRIVATE -fsanitize=${REMPART_SANITIZE})
+  endif()
+  if(arg_GRPC)
+    target_link_libraries(${arg_NAME} PUBLIC gRPC::grpc++)
+  endif()
+endfunction()
+
+# rempart_test(NAME name SRCS ... DEPS ... [LABEL unit|component|simulation]): a GoogleTest binary,
+# one ctest case per test. Tests run in the source root, so that they can open tests/goldens/...
+function(rempart_test)
+  cmake_parse_arguments(arg "" "NAME;LABEL;TIMEOUT" "SRCS;DEPS" ${ARGN})
+  if(NOT REMPART_TESTS)
+    return()
+  endif()
+  if(NOT arg_LABEL)
+    set(arg_LABEL unit)
+  endif()
+  if(NOT arg_TIMEOUT)
+    set(arg_TIMEOUT 300)
+  endif()
+  add_executable(${arg_NAME} ${arg_SRCS})
+  target_link_libraries(${arg_NAME} PRIVATE rempart_flags ${arg_DEPS} GTest::gmock GTest::gtest_main)
+  set_target_properties(${arg_NAME} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+  add_test(NAME ${arg_NAME} COMMAND ${arg_NAME} --gtest_brief=0 WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+  set_tests_properties(${arg_NAME} PROPERTIES LABELS ${arg_LABEL} TIMEOUT ${arg_TIMEOUT})
+endfunction()
+
+# rempart_fuzzer(NAME name SRCS ... DEPS ...): a libFuzzer target in build/<preset>/fuzz.
+function(rempart_fuzzer)
+  cmake_parse_arguments(arg "" "NAME" "SRCS;DEPS" ${ARGN})
+  if(NOT REMPART_FUZZ)
+    return()
+  endif()
+  add_executable(${arg_NAME} ${arg_SRCS})
+  target_link_libraries(${arg_NAME} PRIVATE rempart_flags ${arg_DEPS})
+  target_link_options(${arg_NAME} PRIVATE -fsanitize=fuzzer)
+  set_target_properties(${arg_NAME} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/fuzz)
+endfunction()
