@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+// The one factory that knows which tables this binary has and which of them the machine can run.
+#include "kernels/ops.h"
+
+namespace rempart::kernels {
+
+const std::vector<OpsTier>& AllOps() {
+  static const std::vector<OpsTier> tiers = {{&ReferenceOps(), false, true}};
+  return tiers;
+}
+
+const Ops& BestOps() {
+  const Ops* best = nullptr;
+  for (const OpsTier& tier : AllOps()) {
+    if (tier.is_supported && !tier.is_twin) best = tier.ops;
+  }
+  return *best;
+}
+
+const Ops* FindOps(std::string_view name) {
+  for (const OpsTier& tier : AllOps()) {
+    if (tier.is_supported && name == tier.ops->name) return tier.ops;
+  }
+  return nullptr;
+}
+
+}  // namespace rempart::kernels
