@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "worker/device/thread_pool.h"
+
+#include <pthread.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <chrono>
+
+#include "common/check.h"
+#include "worker/device/cpu_count.h"
+
+namespace rempart::worker {
+namespace {
+
+constexpr uint64_t kCountMask = 0xffffffffu;
+
+inline void Relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Spins until done() or until the time is up; true when done().
+template <class Done>
+bool SpinUntil(int spin_us, Done done) {
+  if (done()) return true;
+  if (spin_us <= 0) return false;
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::microseconds(spin_us);
+  do {
+    for (int i = 0; i < 32; ++i) {
+      Relax();
+      if (done()) return true;
+    }
+  } while (std::chrono::steady_clock::now() < deadline);
+  return false;
+}
+
+void PinToCpu(int index) {
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return;
+  int nth = index % std::max(1, CPU_COUNT(&allowed));
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (!CPU_ISSET(cpu, &allowed) || nth-- > 0) continue;
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(cpu, &one);
+    // A refusal (a sandbox may forbid it) costs speed only.
+    pthread_setaffinity_np(pthread_self(), sizeof(one), &one);
+    return;
+  }
+}
+
+}  // namespace
+
+ThreadPool::ThreadPool(const ThreadPoolOptions& options) : options_(options) {
+  const int count = options.threads > 0 ? options.threads : UsableCpuCount();
+  for (int i = 1; i < count; ++i) threads_.emplace_back([this, i] { RunThread(i); });
+}
+
+ThreadPool::~ThreadPool() {
+  stopping_.store(true);
+  epoch_.fetch_add(1);
+  epoch_.notify_all();
+  for (std::thread& thread : threads_) thread.join();
+}
+
+bool ThreadPool::RunChunks() {
+  bool ran = false;
+  uint64_t cursor = cursor_.load(std::memory_order_acquire);
+  while ((cursor & kCountMask) != 0) {
+    if (!cursor_.compare_exchange_weak(cursor, cursor - 1, std::memory_order_acq_rel,
+                                       std::memory_order_acquire)) {
+      continue;
+    }
+    // This chunk is ours, so the job stays as it is until we report the chunk as finished.
+    const int64_t index = static_cast<int64_t>(job_.chunk_count - (cursor & kCountMask));
+    const int64_t begin = index * job_.chunk;
+    (*job_.body)(begin, std::min(begin + job_.chunk, job_.n));
+    ran = true;
+    if (unfinished_.fetch_sub(1, std::memory_order_acq_rel) == 1) unfinished_.notify_one();
+    cursor = cursor_.load(std::memory_order_acquire);
+  }
+  return ran;
+}
+
+void ThreadPool::ParallelFor(int64_t n, int64_t chunk,
+                             absl::FunctionRef<void(int64_t, int64_t)> body) {
+  CHECK_GT(chunk, 0);
+  if (n <= 0) return;
+  const int64_t chunk_count = (n + chunk - 1) / chunk;
+  if (threads_.empty() || chunk_count == 1) {
+    for (int64_t begin = 0; begin < n; begin += chunk) body(begin, std::min(begin + chunk, n));
+    return;
+  }
+  CHECK_LT(chunk_count, int64_t{1} << 32);
+  const auto count = static_cast<uint32_t>(chunk_count);
+  job_ = {n, chunk, count, &body};
+  unfinished_.store(count, std::memory_order_relaxed);
+  const uint32_t epoch = epoch_.load(std::memory_order_relaxed) + 1;
+  cursor_.store((static_cast<uint64_t>(epoch) << 32) | count, std::memory_order_release);
+  epoch_.store(epoch);
+  epoch_.notify_all();  // no system call unless a thread is parked
+  RunChunks();
+  const auto finished = [this] { return unfinished_.load(std::memory_order_acquire) == 0; };
+  while (!SpinUntil(options_.spin_us, finished)) {
+    const uint32_t left = unfinished_.load(std::memory_order_acquire);
+    if (left != 0) unfinished_.wait(left, std::memory_order_acquire);
+  }
+}
+
+void ThreadPool::RunThread(int index) {
+  if (options_.pin) PinToCpu(index);
+  while (!stopping_.load()) {
+    const uint32_t seen = epoch_.load();
+    if (RunChunks()) continue;
+    const auto new_job = [&] { return epoch_.load(std::memory_order_acquire) != seen; };
+    if (!SpinUntil(options_.spin_us, new_job)) epoch_.wait(seen);
+  }
+}
+
+}  // namespace rempart::worker
