@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+// The worker's one decision: which tokens of which sequences the next step computes.
+//
+// Order. Rank is (effective priority, arrival); effective priority is the request's own plus one
+// point per `aging_steps` steps spent waiting, so that a low priority is late but never starves.
+//  1. Running sequences with one token left to compute (decodes), in rank order.
+//  2. With what is left of the token budget, running prefills and waiting sequences in rank order,
+//  a
+//     long prompt in chunks. A sequence is admitted with blocks for all tokens it has; the first
+//     one that cannot be admitted ends the admission, so nobody is overtaken for ever.
+// Blocks. A decode that needs a block when none is free takes it from the running sequence of the
+// lowest rank below its own; if there is none below, it sits the step out. A waiting sequence may
+// take slots and blocks only from sequences whose own and effective priority are both lower.
+//
+// Invariants of the plan:
+//  1. Its tokens are at most max_step_tokens; sequences that hold blocks at most max_sequences.
+//  2. Its blocks are at most blocks_free plus what the preempted held.
+//  3. If any sequence is known whose blocks fit into the pool alone, the plan is not empty.
+// Pure: reads no clock, keeps no state. It requires that each sequence fits the pool on its own.
+#pragma once
+
+#include "worker/engine/step_plan.h"
+
+namespace rempart::worker {
+
+StepPlan Schedule(const EngineState& state);
+
+// Blocks that hold `tokens` tokens.
+constexpr int32_t BlocksFor(int32_t tokens, int32_t block_size) {
+  return (tokens + block_size - 1) / block_size;
+}
+
+}  // namespace rempart::worker
