@@ -1,11 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 // The one factory that knows which tables this binary has and which of them the machine can run.
+#include "kernels/cpu/machine_tiers.h"
+#include "kernels/cpu/tiers.h"
 #include "kernels/ops.h"
 
 namespace rempart::kernels {
 
 const std::vector<OpsTier>& AllOps() {
-  static const std::vector<OpsTier> tiers = {{&ReferenceOps(), false, true}};
+  static const std::vector<OpsTier> tiers = [] {
+    std::vector<OpsTier> all = {{&ReferenceOps(), false, true}, {&BaselineOps(), false, true}};
+    for (const OpsTier& tier : MachineTiers()) all.push_back(tier);
+    for (const Ops* twin : {&Avx2TwinOps(), &Avx512TwinOps(), &Avx512VnniTwinOps()}) {
+      all.push_back({twin, true, true});
+    }
+    return all;
+  }();
   return tiers;
 }
 

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+// The layout that the int8 matmul reads: kLanes rows side by side, one lane per row, so that
+// neither decode nor prefill ever adds across lanes, and both add in the same order.
+//
+// A row group (kLanes rows) holds, for its cols / 32 column groups g,
+//   payload[g]: kVectors vectors, together the codes w[0..7]; byte 4 * lane + c of w[j] is the code
+//   of
+//               column 32g + 4j + c of the lane's row.
+//     4 bits: vector j = w[j] | w[j + 4] << 4                                  (4 vectors)
+//     5 bits: as 4, then one vector whose bit j is bit 4 of w[j]               (5 vectors)
+//     6 bits: as 4, then two vectors: bits 4..5 of w[0..3] and of w[4..7]      (6 vectors)
+//     8 bits: w[0..7]; as unsigned codes for DotBytes, as signed bytes for MulPairs (8 vectors)
+//   then scales: for plain types f16 d[kLanes] (and m) per g; for K types per 256 columns f16 d
+//   (and dmin), then per g the integer scales (and mins; Q6_K: the scales of the second 16).
+// Bytes per weight equal GGUF's, to a few percent: decode is bound by reading them.
+#pragma once
+
+#include "kernels/cpu/dequantize.inl.h"
+
+namespace rempart::kernels {
+
+template <class V, class Format>
+struct Packed {
+  static constexpr int kL = V::kLanes;
+  static constexpr int kVectors = Format::kBits == 8 ? 8 : Format::kBits;
+  static constexpr int64_t kPayload = static_cast<int64_t>(kVectors) * V::kBytes;
+  // Halves per lane in front (d, m), and bytes per lane for each group of a K block.
+  static constexpr bool kTwoHalves = Format::kHasMin;
+  static constexpr bool kTwoBytes = Format::kHasMin || Format::kHalves;
+  static constexpr int64_t kHeader = (kTwoHalves ? 4 : 2) * kL;
+  static constexpr int64_t kGroupBytes = (kTwoBytes ? 2 : 1) * kL;
+  static constexpr bool kSignedBytes = Format::kBits == 8 && !V::kHasDotBytes;
+  // What remains to be subtracted from each code inside the matmul.
+  static constexpr int kOffset = kSignedBytes ? 0 : Format::kOffset;
+
+  static int64_t ScalesBytes(int64_t groups) {
+    return Format::kIsK ? groups / 8 * (kHeader + 8 * kGroupBytes) : groups * kHeader;
+  }
+  // Rounded up to whole cache lines, so that every payload is aligned.
+  static int64_t RowGroupBytes(int64_t groups) {
+    return (groups * kPayload + ScalesBytes(groups) + 63) / 64 * 64;
+  }
+  static int64_t RowGroups(const WeightView& w) { return (w.rows + kL - 1) / kL; }
+
+  struct Scales {
+    typename V::F low;   // of the group, or of its first 16 columns
+    typename V::F high;  // kHalves: of its last 16 columns
+    typename V::F min;   // kHasMin
+  };
+
+  static Scales LoadScales(const uint8_t* scales, int64_t g) {
+    Scales s;
+    if constexpr (!Format::kIsK) {
+      const auto* halves = reinterpret_cast<const uint16_t*>(scales + g * kHeader);
+      s.low = s.high = V::LoadHalf(halves);
+      if constexpr (Format::kHasMin) s.min = V::LoadHalf(halves + kL);
+    } else {
+      const uint8_t* block = scales + g / 8 * (kHeader + 8 * kGroupBytes);
+      const auto* halves = reinterpret_cast<const uint16_t*>(block);
+      const uint8_t* bytes = block + kHeader + g % 8 * kGroupBytes;
+      const typename V::F d = V::LoadHalf(halves);
+      if constexpr (Format::kHalves) {
+        const auto* factors = reinterpret_cast<const int8_t*>(bytes);
+        s.low = V::Mul(d, V::LoadS8(factors));
+        s.high = V::Mul(d, V::LoadS8(factors + kL));
+      } else {
+        s.low = s.high = V::Mul(d, V::LoadU8(bytes));
+        s.min = V::Mul(V::Sub(V::Zero(), V::LoadHalf(halves + kL)), V::LoadU8(bytes + kL));
+      }
+    }
+    return s;
+  }
+
+  static void Unpack(const uint8_t* payload, typename V::I* w) {
+    if constexpr (Format::kBits == 8) {
+      for (int j = 0; j < 8; ++j) w[j] = V::LoadBytes(payload + j * V::kBytes);
+      return;
+    }
+    const typename V::I mask = V::SetByte(0x0f);
+    for (int j = 0; j < 4; ++j) {
+      const typename V::I pair = V::LoadBytes(payload + j * V::kBytes);
+      w[j] = V::And(pair, mask);
+      w[j + 4] = V::And(V::template ShiftRight16<4>(pair), mask);
+    }
+    if constexpr (Format::kBits == 5) {
+      const typename V::I bits = V::LoadBytes(payload + 4 * V::kBytes);
+      const typename V::I fifth = V::SetByte(0x10);
+      w[0] = V::Or(w[0], V::And(V::template ShiftLeft16<4>(bits), fifth));
+      w[1] = V::Or(w[1], V::And(V::template ShiftLeft16<3>(bits), fifth));
+      w[2] = V::Or(w[2], V::And(V::template ShiftLeft16<2>(bits), fifth));
+      w[3] = V::Or(w[3], V::And(V::template ShiftLeft16<1>(bits), fifth));
+      w[4] = V::Or(w[4], V::And(bits, fifth));
+      w[5] = V::Or(w[5], V::And(V::template ShiftRight16<1>(bits), fifth));
+      w[6] = V::Or(w[6], V::And(V::template ShiftRight16<2>(bits), fifth));
+      w[7] = V::Or(w[7], V::And(V::template ShiftRight16<3>(bits), fifth));
+    }
+    if constexpr (Format::kBits == 6) {
+      const typename V::I two = V::SetByte(0x30);
+      for (int half = 0; half < 2; ++half) {
+        const typename V::I bits = V::LoadBytes(payload + (4 + half) * V::kBytes);
+        typename V::I* to = w + 4 * half;
+        to[0] = V::Or(to[0], V::And(V::template ShiftLeft16<4>(bits), two));
+        to[1] = V::Or(to[1], V::And(V::template ShiftLeft16<2>(bits), two));
+        to[2] = V::Or(to[2], V::And(bits, two));
+        to[3] = V::Or(to[3], V::And(V::template ShiftRight16<2>(bits), two));
+      }
+    }
+  }
+
+  static void PackRowGroup(const WeightView& w, int64_t row_group, uint8_t* out) {
+    const int64_t groups = w.cols / 32;
+    uint8_t* scales = out + groups * kPayload;
+    const uint8_t* rows[kL];
+    for (int lane = 0; lane < kL; ++lane) {
+      const int64_t r = row_group * kL + lane;
+      rows[lane] = r < w.rows ? Dequantizer<V>::Row(w, r) : nullptr;
+    }
+    for (int64_t g = 0; g < groups; ++g) {
+      uint8_t* payload = out + g * kPayload;
+      for (int i = 0; i < kPayload; ++i) payload[i] = 0;
+      for (int lane = 0; lane < kL; ++lane) {
+        uint8_t codes[32] = {};
+        if (rows[lane] != nullptr) Format::Codes(rows[lane], g, codes);
+        PutCodes(codes, payload + 4 * lane);
+        PutScales(rows[lane], g, lane, scales);
+      }
+    }
+  }
+
+ private:
+  // codes of one row and group into the lane's 4 bytes of each vector.
+  static void PutCodes(const uint8_t* codes, uint8_t* to) {
+    constexpr int kB = V::kBytes;
+    for (int c = 0; c < 4; ++c) {
+      for (int j = 0; j < 8; ++j) {
+        const uint8_t code = codes[4 * j + c];
+        if constexpr (Format::kBits == 8) {
+          to[j * kB + c] = kSignedBytes ? code ^ 0x80 : code;
+          continue;
+        }
+        to[(j % 4) * kB + c] |= static_cast<uint8_t>((code & 15) << (4 * (j / 4)));
+        if constexpr (Format::kBits == 5) {
+          to[4 * kB + c] |= static_cast<uint8_t>((code >> 4) << j);
+        }
+        if constexpr (Format::kBits == 6) {
+          to[(4 + j / 4) * kB + c] |= static_cast<uint8_t>((code >> 4) << (2 * (j % 4)));
+        }
+      }
+    }
+  }
+
+  static void PutScales(const uint8_t* row, int64_t g, int lane, uint8_t* scales) {
+    const uint16_t d = row != nullptr ? Format::ScaleBits(row, g) : 0;
+    const uint16_t m = row != nullptr ? Format::MinBits(row, g) : 0;
+    uint8_t* block = scales + (Format::kIsK ? g / 8 * (kHeader + 8 * kGroupBytes) : g * kHeader);
+    std::memcpy(block + 2 * lane, &d, 2);
+    if constexpr (kTwoHalves) std::memcpy(block + 2 * kL + 2 * lane, &m, 2);
+    if constexpr (Format::kIsK) {
+      uint8_t* bytes = block + kHeader + g % 8 * kGroupBytes;
+      bytes[lane] = row != nullptr ? Format::ScaleByte(row, g, 0) : 0;
+      if constexpr (kTwoBytes) bytes[kL + lane] = row != nullptr ? Format::MinByte(row, g) : 0;
+    }
+  }
+};
+
+template <class V>
+int64_t PackedBytes(const WeightView& w) {
+  int64_t bytes = 0;
+  Formats<V>::Visit(w.type, [&](auto format) {
+    using P = Packed<V, decltype(format)>;
+    bytes = P::RowGroups(w) * P::RowGroupBytes(w.cols / 32);
+  });
+  return bytes;
+}
+
+template <class V>
+void PackRows(const WeightView& w, void* packed, int64_t begin, int64_t end) {
+  Formats<V>::Visit(w.type, [&](auto format) {
+    using P = Packed<V, decltype(format)>;
+    const int64_t bytes = P::RowGroupBytes(w.cols / 32);
+    for (int64_t rg = begin / V::kLanes; rg * V::kLanes < end; ++rg) {
+      P::PackRowGroup(w, rg, static_cast<uint8_t*>(packed) + rg * bytes);
+    }
+  });
+}
+
+}  // namespace rempart::kernels

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+// The primitives of simd_generic.h over AVX2, FMA and F16C. Only for files compiled with these.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace rempart::kernels {
+
+struct Avx2Simd {
+  static constexpr int kLanes = 8;
+  static constexpr int kBytes = 32;
+  static constexpr bool kHasDotBytes = false;
+  using F = __m256;
+  using I = __m256i;
+
+  static F Load(const float* p) { return _mm256_loadu_ps(p); }
+  static void Store(float* p, F a) { _mm256_storeu_ps(p, a); }
+  static F Set1(float x) { return _mm256_set1_ps(x); }
+  static F Zero() { return _mm256_setzero_ps(); }
+  static F Add(F a, F b) { return _mm256_add_ps(a, b); }
+  static F Sub(F a, F b) { return _mm256_sub_ps(a, b); }
+  static F Mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  static F Div(F a, F b) { return _mm256_div_ps(a, b); }
+  static F Max(F a, F b) { return _mm256_max_ps(a, b); }
+  static F Min(F a, F b) { return _mm256_min_ps(a, b); }
+  static F Abs(F a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+  static F Fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  static float Sum(F a) {
+    __m128 x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_add_ss(x, _mm_shuffle_ps(x, x, 1)));
+  }
+  static float MaxLane(F a) {
+    __m128 x = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_max_ss(x, _mm_shuffle_ps(x, x, 1)));
+  }
+  static F LoadHalf(const uint16_t* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static void StoreHalf(uint16_t* p, F a) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+  }
+  static F LoadU8(const uint8_t* p) {
+    return _mm256_cvtepi32_ps(
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  }
+  static F LoadS8(const int8_t* p) {
+    return _mm256_cvtepi32_ps(
+        _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  }
+
+  static F ToFloat(I a) { return _mm256_cvtepi32_ps(a); }
+  static I Round(F a) { return _mm256_cvtps_epi32(a); }
+  static F Pow2(I n) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
+  }
+  static void StoreInt8(int8_t* p, I a) {
+    const __m128i words =
+        _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
+  }
+
+  static I LoadBytes(const void* p) { return _mm256_loadu_si256(static_cast<const I*>(p)); }
+  static I ZeroInt() { return _mm256_setzero_si256(); }
+  static I BroadcastBytes4(const void* p) {
+    int32_t x;
+    std::memcpy(&x, p, 4);
+    return _mm256_set1_epi32(x);
+  }
+  static I SetByte(uint8_t x) { return _mm256_set1_epi8(static_cast<char>(x)); }
+  static I And(I a, I b) { return _mm256_and_si256(a, b); }
+  static I Or(I a, I b) { return _mm256_or_si256(a, b); }
+  static I AddInt(I a, I b) { return _mm256_add_epi32(a, b); }
+  static I SubInt(I a, I b) { return _mm256_sub_epi32(a, b); }
+  template <int kShift>
+  static I ShiftLeft32(I a) {
+    return _mm256_slli_epi32(a, kShift);
+  }
+  template <int kShift>
+  static I ShiftLeft16(I a) {
+    return _mm256_slli_epi16(a, kShift);
+  }
+  template <int kShift>
+  static I ShiftRight16(I a) {
+    return _mm256_srli_epi16(a, kShift);
+  }
+
+  static I MulPairs(I w, I a) { return _mm256_maddubs_epi16(w, a); }
+  static I Add16(I a, I b) { return _mm256_add_epi16(a, b); }
+  static I SumPairs(I a) { return _mm256_madd_epi16(a, _mm256_set1_epi16(1)); }
+  static I Abs8(I a) { return _mm256_abs_epi8(a); }
+  static I Sign8(I a, I w) { return _mm256_sign_epi8(a, w); }
+};
+
+}  // namespace rempart::kernels

@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+// The vector primitives in plain C++: the baseline tier, and the software twin of every other tier.
+// A twin has its tier's lanes, its way of multiplying bytes and its saturation, so that the tier's
+// algorithms run, and can fail, on a machine that lacks the instructions.
+//
+// What a primitive struct V offers (simd_avx2.h and simd_avx512.h follow the same list):
+//   kLanes; kHasDotBytes; F: kLanes floats; I: kLanes int32, or 4 * kLanes bytes.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/blocks.h"
+
+namespace rempart::kernels {
+
+template <int kLaneCount, bool kDotBytes>
+struct GenericSimd {
+  static constexpr int kLanes = kLaneCount;
+  static constexpr int kBytes = 4 * kLanes;
+  // True: DotBytes. False: MulPairs, Add16, SumPairs, Abs8, Sign8.
+  static constexpr bool kHasDotBytes = kDotBytes;
+
+  struct F {
+    float v[kLanes];
+  };
+  struct I {
+    int32_t v[kLanes];
+  };
+
+  template <class Fn>
+  static F Map(Fn fn) {
+    F r;
+    for (int i = 0; i < kLanes; ++i) r.v[i] = fn(i);
+    return r;
+  }
+  template <class Fn>
+  static I MapInt(Fn fn) {
+    I r;
+    for (int i = 0; i < kLanes; ++i) r.v[i] = fn(i);
+    return r;
+  }
+
+  static F Load(const float* p) {
+    F r;
+    std::memcpy(&r, p, sizeof(r));
+    return r;
+  }
+  static void Store(float* p, F a) { std::memcpy(p, &a, sizeof(a)); }
+  static F Set1(float x) {
+    return Map([&](int) { return x; });
+  }
+  static F Zero() { return Set1(0.0f); }
+  static F Add(F a, F b) {
+    return Map([&](int i) { return a.v[i] + b.v[i]; });
+  }
+  static F Sub(F a, F b) {
+    return Map([&](int i) { return a.v[i] - b.v[i]; });
+  }
+  static F Mul(F a, F b) {
+    return Map([&](int i) { return a.v[i] * b.v[i]; });
+  }
+  static F Div(F a, F b) {
+    return Map([&](int i) { return a.v[i] / b.v[i]; });
+  }
+  static F Max(F a, F b) {
+    return Map([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+  }
+  static F Min(F a, F b) {
+    return Map([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+  }
+  static F Abs(F a) {
+    return Map([&](int i) { return a.v[i] < 0 ? -a.v[i] : a.v[i]; });
+  }
+  // a * b + c; fused where the instruction set can.
+  static F Fma(F a, F b, F c) {
+    return Map([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
+  }
+  // Pairwise, in the order of the hardware tiers: halves are added until one lane is left.
+  static float Sum(F a) {
+    for (int n = kLanes / 2; n > 0; n /= 2) {
+      for (int i = 0; i < n; ++i) a.v[i] += a.v[i + n];
+    }
+    return a.v[0];
+  }
+  static float MaxLane(F a) {
+    for (int i = 1; i < kLanes; ++i) a.v[0] = a.v[i] > a.v[0] ? a.v[i] : a.v[0];
+    return a.v[0];
+  }
+  static F LoadHalf(const uint16_t* p) {
+    return Map([&](int i) { return HalfToFloat(p[i]); });
+  }
+  static void StoreHalf(uint16_t* p, F a) {
+    for (int i = 0; i < kLanes; ++i) p[i] = FloatToHalf(a.v[i]);
+  }
+  static F LoadU8(const uint8_t* p) {
+    return Map([&](int i) { return static_cast<float>(p[i]); });
+  }
+  static F LoadS8(const int8_t* p) {
+    return Map([&](int i) { return static_cast<float>(p[i]); });
+  }
+
+  static F ToFloat(I a) {
+    return Map([&](int i) { return static_cast<float>(a.v[i]); });
+  }
+  // Nearest, ties to even.
+  static I Round(F a) {
+    return MapInt([&](int i) { return static_cast<int32_t>(std::nearbyintf(a.v[i])); });
+  }
+  // 2^n for -126 <= n <= 127.
+  static F Pow2(I n) {
+    return Map([&](int i) { return std::bit_cast<float>((n.v[i] + 127) << 23); });
+  }
+  static void StoreInt8(int8_t* p, I a) {
+    for (int i = 0; i < kLanes; ++i) p[i] = static_cast<int8_t>(a.v[i]);
+  }
+
+  static I LoadBytes(const void* p) {
+    I r;
+    std::memcpy(&r, p, sizeof(r));
+    return r;
+  }
+  static I ZeroInt() { return I{}; }
+  static I BroadcastBytes4(const void* p) {
+    int32_t x;
+    std::memcpy(&x, p, 4);
+    return MapInt([&](int) { return x; });
+  }
+  static I SetByte(uint8_t x) {
+    const auto pattern = static_cast<int32_t>(x * 0x01010101u);
+    return MapInt([&](int) { return pattern; });
+  }
+  static I And(I a, I b) {
+    return MapInt([&](int i) { return a.v[i] & b.v[i]; });
+  }
+  static I Or(I a, I b) {
+    return MapInt([&](int i) { return a.v[i] | b.v[i]; });
+  }
+  static I AddInt(I a, I b) {
+    return MapInt([&](int i) { return a.v[i] + b.v[i]; });
+  }
+  static I SubInt(I a, I b) {
+    return MapInt([&](int i) { return a.v[i] - b.v[i]; });
+  }
+  template <int kShift>
+  static I ShiftLeft32(I a) {
+    return MapInt(
+        [&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) << kShift); });
+  }
+  // Of 16-bit elements.
+  template <int kShift>
+  static I ShiftLeft16(I a) {
+    return Each<uint16_t>(a, a,
+                          [](uint16_t x, uint16_t) { return static_cast<uint16_t>(x << kShift); });
+  }
+  template <int kShift>
+  static I ShiftRight16(I a) {
+    return Each<uint16_t>(a, a,
+                          [](uint16_t x, uint16_t) { return static_cast<uint16_t>(x >> kShift); });
+  }
+
+  // acc[i] + sum over 4 bytes of unsigned w * signed a: vpdpbusd.
+  static I DotBytes(I acc, I w, I a) {
+    uint8_t u[kBytes];
+    int8_t s[kBytes];
+    std::memcpy(u, &w, kBytes);
+    std::memcpy(s, &a, kBytes);
+    return MapInt([&](int i) {
+      int32_t sum = acc.v[i];
+      for (int j = 4 * i; j < 4 * i + 4; ++j) sum += u[j] * s[j];
+      return sum;
+    });
+  }
+  // 16-bit elements: saturate(u[2i] * s[2i] + u[2i+1] * s[2i+1]): vpmaddubsw.
+  static I MulPairs(I w, I a) {
+    uint8_t u[kBytes];
+    int8_t s[kBytes];
+    int16_t out[kBytes / 2];
+    std::memcpy(u, &w, kBytes);
+    std::memcpy(s, &a, kBytes);
+    for (int i = 0; i < kBytes / 2; ++i) {
+      const int sum = u[2 * i] * s[2 * i] + u[2 * i + 1] * s[2 * i + 1];
+      out[i] = static_cast<int16_t>(sum > 32767 ? 32767 : (sum < -32768 ? -32768 : sum));
+    }
+    return LoadBytes(out);
+  }
+  static I Add16(I a, I b) {  // wraps
+    return Each<uint16_t>(a, b,
+                          [](uint16_t x, uint16_t y) { return static_cast<uint16_t>(x + y); });
+  }
+  // int32 elements: sum of the two 16-bit halves.
+  static I SumPairs(I a) {
+    return MapInt([&](int i) {
+      return static_cast<int16_t>(a.v[i] & 0xffff) + static_cast<int16_t>(a.v[i] >> 16);
+    });
+  }
+  static I Abs8(I a) {
+    return Each<int8_t>(a, a, [](int8_t x, int8_t) { return static_cast<int8_t>(x < 0 ? -x : x); });
+  }
+  // a with its sign flipped where w is negative.
+  static I Sign8(I a, I w) {
+    return Each<int8_t>(a, w,
+                        [](int8_t x, int8_t y) { return static_cast<int8_t>(y < 0 ? -x : x); });
+  }
+
+ private:
+  template <class T, class Fn>
+  static I Each(I a, I b, Fn fn) {
+    constexpr int kCount = kBytes / static_cast<int>(sizeof(T));
+    T x[kCount], y[kCount];
+    std::memcpy(x, &a, kBytes);
+    std::memcpy(y, &b, kBytes);
+    for (int i = 0; i < kCount; ++i) x[i] = fn(x[i], y[i]);
+    return LoadBytes(x);
+  }
+};
+
+}  // namespace rempart::kernels

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+// The tables that dispatch.cc chooses from. Those of x86 exist in builds for x86-64 alone.
+#pragma once
+
+#include "kernels/ops.h"
+
+namespace rempart::kernels {
+
+const Ops& BaselineOps();
+const Ops& Avx2Ops();
+const Ops& Avx512Ops();
+const Ops& Avx512VnniOps();
+
+const Ops& Avx2TwinOps();
+const Ops& Avx512TwinOps();
+const Ops& Avx512VnniTwinOps();
+
+}  // namespace rempart::kernels

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/cpu/ops.inl.h"
+#include "kernels/cpu/simd_generic.h"
+#include "kernels/cpu/tiers.h"
+
+namespace rempart::kernels {
+
+const Ops& Avx2TwinOps() {
+  static constexpr Ops kOps = MakeOps<GenericSimd<8, false>>("avx2-twin", "avx2 in software");
+  return kOps;
+}
+
+const Ops& Avx512TwinOps() {
+  static constexpr Ops kOps = MakeOps<GenericSimd<16, false>>("avx512-twin", "avx512 in software");
+  return kOps;
+}
+
+const Ops& Avx512VnniTwinOps() {
+  static constexpr Ops kOps =
+      MakeOps<GenericSimd<16, true>>("avx512vnni-twin", "avx512vnni in software");
+  return kOps;
+}
+
+}  // namespace rempart::kernels

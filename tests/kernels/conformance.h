@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the kernel tests share: random inputs, and the tables under test.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdint>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels/blocks.h"
+#include "kernels/ops.h"
+
+namespace rempart::kernels {
+
+// Every table but the reference that can run here: the tiers of this machine and all twins.
+inline std::vector<const Ops*> OpsUnderTest() {
+  std::vector<const Ops*> all;
+  for (const OpsTier& tier : AllOps()) {
+    if (tier.is_supported && tier.ops != &ReferenceOps()) all.push_back(tier.ops);
+  }
+  return all;
+}
+
+inline std::string OpsName(const testing::TestParamInfo<const Ops*>& info) {
+  std::string name = info.param->name;
+  for (char& c : name) c = c == '-' ? '_' : c;
+  return name;
+}
+
+using Random = std::mt19937;
+
+inline std::vector<float> RandomFloats(Random& random, int64_t n, float deviation = 1.0f) {
+  std::normal_distribution<float> normal(0.0f, deviation);
+  std::vector<float> values(n);
+  for (float& value : values) value = normal(random);
+  return values;
+}
+
+// A weight matrix that owns its bytes: any bit pattern of the codes, scales of a usual size.
+struct Weights {
+  WeightView view;
+  std::vector<uint8_t> bytes;
+};
+
+inline constexpr DType kAllTypes[] = {DType::kF32,  DType::kF16,  DType::kBF16, DType::kQ8_0,
+                                      DType::kQ4_0, DType::kQ4_1, DType::kQ5_0, DType::kQ5_1,
+                                      DType::kQ4_K, DType::kQ5_K, DType::kQ6_K};
+
+inline Weights RandomWeights(Random& random, DType type, int64_t rows, int64_t cols) {
+  Weights w;
+  w.bytes.resize(RowBytes(type, cols) * rows);
+  for (uint8_t& byte : w.bytes) byte = static_cast<uint8_t>(random());
+  std::normal_distribution<float> normal(0.0f, 0.05f);
+  const auto put_half = [&](int64_t at) {
+    const uint16_t half = FloatToHalf(normal(random));
+    std::memcpy(w.bytes.data() + at, &half, 2);
+  };
+  const int64_t block = BlockBytes(type);
+  for (int64_t at = 0; at < static_cast<int64_t>(w.bytes.size()); at += block) {
+    switch (type) {
+      case DType::kF32: {
+        const float value = normal(random);
+        std::memcpy(w.bytes.data() + at, &value, 4);
+        break;
+      }
+      case DType::kBF16: {
+        const auto value = static_cast<uint16_t>(std::bit_cast<uint32_t>(normal(random)) >> 16);
+        std::memcpy(w.bytes.data() + at, &value, 2);
+        break;
+      }
+      case DType::kF16:
+      case DType::kQ8_0:
+      case DType::kQ4_0:
+      case DType::kQ5_0:
+        put_half(at);
+        break;
+      case DType::kQ4_1:
+      case DType::kQ5_1:
+      case DType::kQ4_K:
+      case DType::kQ5_K:
+        put_half(at);
+        put_half(at + 2);
+        break;
+      case DType::kQ6_K:
+        put_half(at + static_cast<int64_t>(offsetof(BlockQ6_K, d)));
+        break;
+    }
+  }
+  w.view = {w.bytes.data(), type, rows, cols};
+  return w;
+}
+
+// The layout of w that the table's matmul_fast reads; 64-byte aligned.
+class PackedBuffer {
+ public:
+  PackedBuffer(const Ops& ops, const WeightView& w) : bytes_(ops.packed_bytes(w) + 64) {
+    const auto address = reinterpret_cast<uintptr_t>(bytes_.data());
+    data_ = bytes_.data() + (64 - address % 64) % 64;
+    if (bytes_.size() > 64) ops.pack_rows(w, data_, 0, w.rows);
+  }
+  const void* data() const { return data_; }
+
+ private:
+  std::vector<uint8_t> bytes_;
+  uint8_t* data_;
+};
+
+// Each |actual - expected| is within `absolute` + `relative` * |expected|.
+inline void ExpectClose(const std::vector<float>& actual, const std::vector<float>& expected,
+                        float absolute, float relative, const std::string& what) {
+  ASSERT_EQ(actual.size(), expected.size()) << what;
+  for (size_t i = 0; i < actual.size(); ++i) {
+    const float limit = absolute + relative * std::fabs(expected[i]);
+    if (!(std::fabs(actual[i] - expected[i]) <= limit)) {
+      ADD_FAILURE() << what << ": [" << i << "] is " << actual[i] << ", expected " << expected[i];
+      return;
+    }
+  }
+}
+
+}  // namespace rempart::kernels
