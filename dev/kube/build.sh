@@ -79,6 +79,15 @@ install_binary() {  # install_binary NAME PACKAGE@VERSION [LDFLAGS]
   mv "$cache/src/gobin/$1" "$bin/$1"
 }
 
+# Without the stamps `helm template` believes in a Kubernetes 1.20.
+build_helm() {
+  local flags="-X helm.sh/helm/v3/internal/version.version=$helm_version" package minor=${kubernetes_version#v1.}
+  for package in pkg/lint/rules pkg/chartutil; do
+    flags+=" -X helm.sh/helm/v3/$package.k8sVersionMajor=1 -X helm.sh/helm/v3/$package.k8sVersionMinor=${minor%.*}"
+  done
+  install_binary helm "helm.sh/helm/v3/cmd/helm@$helm_version" "$flags"
+}
+
 # pause is the 1 kB program that holds a pod's namespaces; it comes with the Kubernetes module as C.
 build_pause() {
   cd "$cache/src/kubernetes"
@@ -115,8 +124,7 @@ build_all() {
         timed "building $name $kubernetes_version" build_kubernetes_binary "$name" ;;
       etcd) timed "building etcd $etcd_version" build_module_binary etcd "server@$etcd_version" go.etcd.io/etcd/server/v3 ;;
       coredns) timed "building CoreDNS $coredns_version" install_binary coredns "github.com/coredns/coredns@$coredns_version" ;;
-      helm) timed "building Helm $helm_version" install_binary helm "helm.sh/helm/v3/cmd/helm@$helm_version" \
-        "-X helm.sh/helm/v3/internal/version.version=$helm_version" ;;
+      helm) timed "building Helm $helm_version" build_helm ;;
       pause) timed "building pause" build_pause ;;
     esac
   done
