@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "worker/engine/sampler.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <map>
+#include <set>
+
+namespace rempart::worker {
+namespace {
+
+// Tokens drawn in `count` positions from the same logits.
+std::map<int32_t, int> DrawMany(const std::vector<float>& logits, const SamplingParams& params,
+                                int count = 20'000) {
+  std::map<int32_t, int> drawn;
+  SamplerScratch scratch;
+  for (int position = 0; position < count; ++position) {
+    std::vector<float> copy = logits;
+    auto sampled = Sample(absl::MakeSpan(copy), params, {}, position, scratch);
+    EXPECT_TRUE(sampled.ok());
+    ++drawn[sampled->token_id];
+  }
+  return drawn;
+}
+
+// Logits of given probabilities.
+std::vector<float> LogitsOf(std::vector<double> probabilities) {
+  std::vector<float> logits;
+  for (double p : probabilities) logits.push_back(static_cast<float>(std::log(p)));
+  return logits;
+}
+
+std::set<int32_t> Keys(const std::map<int32_t, int>& drawn) {
+  std::set<int32_t> keys;
+  for (const auto& [id, count] : drawn) keys.insert(id);
+  return keys;
+}
+
+const std::vector<double> kProbabilities = {0.1, 0.4, 0.05, 0.3, 0.15};
+
+TEST(Sampler, DrawsWithTheModelsProbabilities) {
+  const auto drawn = DrawMany(LogitsOf(kProbabilities), {.seed = 3});
+  for (size_t id = 0; id < kProbabilities.size(); ++id) {
+    // Five standard deviations of a binomial.
+    const double p = kProbabilities[id];
+    EXPECT_NEAR(drawn.at(id) / 20'000.0, p, 5 * std::sqrt(p * (1 - p) / 20'000)) << id;
+  }
+}
+
+TEST(Sampler, TemperatureSquaresTheOddsAtOneHalf) {
+  const auto drawn = DrawMany(LogitsOf({0.2, 0.8}), {.temperature = 0.5f, .seed = 3});
+  EXPECT_NEAR(drawn.at(0) / 20'000.0, 0.04 / 0.68, 0.01);
+}
+
+TEST(Sampler, FiltersKeepWhatTheyName) {
+  const auto logits = LogitsOf(kProbabilities);
+  EXPECT_EQ(Keys(DrawMany(logits, {.temperature = 0})), (std::set<int32_t>{1}));
+  EXPECT_EQ(Keys(DrawMany(logits, {.top_k = 2})), (std::set<int32_t>{1, 3}));
+  EXPECT_EQ(Keys(DrawMany(logits, {.top_p = 0.6f})), (std::set<int32_t>{1, 3}));
+  EXPECT_EQ(Keys(DrawMany(logits, {.top_p = 0.75f})), (std::set<int32_t>{1, 3, 4}));
+  EXPECT_EQ(Keys(DrawMany(logits, {.top_p = 1e-6f})), (std::set<int32_t>{1}));
+  // 0.3 of the best, 0.4, is 0.12.
+  EXPECT_EQ(Keys(DrawMany(logits, {.min_p = 0.3f})), (std::set<int32_t>{1, 3, 4}));
+  // top_p counts what top_k left: 0.4 / 0.7 of two.
+  EXPECT_EQ(Keys(DrawMany(logits, {.top_p = 0.5f, .top_k = 2})), (std::set<int32_t>{1}));
+}
+
+TEST(Sampler, TopPOfAFlatDistributionLooksBeyondItsFirstGuess) {
+  const std::vector<float> flat(1000, 0.0f);
+  EXPECT_EQ(Keys(DrawMany(flat, {.top_p = 0.5f})).size(), 500u);
+}
+
+TEST(Sampler, BiasForbidsAndForces) {
+  const auto logits = LogitsOf(kProbabilities);
+  SamplingParams params;
+  params.logit_bias = {{1, -100.0f}};
+  EXPECT_EQ(Keys(DrawMany(logits, params)).count(1), 0u);
+  params.logit_bias = {{2, 100.0f}};
+  EXPECT_EQ(Keys(DrawMany(logits, params)), (std::set<int32_t>{2}));
+}
+
+TEST(Sampler, PenaltiesFollowTheirFormulas) {
+  SamplerScratch scratch;
+  TokenCounts counts;
+  counts.generated[0] = 3;
+  counts.seen[0] = counts.seen[1] = true;
+  const auto adjusted = [&](SamplingParams params) {
+    std::vector<float> logits = {2.0f, -1.0f, 0.5f};
+    params.temperature = 0;
+    EXPECT_TRUE(Sample(absl::MakeSpan(logits), params, counts, 0, scratch).ok());
+    return logits;
+  };
+  EXPECT_EQ(adjusted({.frequency_penalty = 0.5f}), (std::vector<float>{0.5f, -1.0f, 0.5f}));
+  EXPECT_EQ(adjusted({.presence_penalty = 0.5f}), (std::vector<float>{1.5f, -1.0f, 0.5f}));
+  EXPECT_EQ(adjusted({.repetition_penalty = 2.0f}), (std::vector<float>{1.0f, -2.0f, 0.5f}));
+}
+
+TEST(Sampler, LogprobsAreThoseOfTheUnmodifiedModel) {
+  std::vector<float> logits = LogitsOf(kProbabilities);
+  SamplerScratch scratch;
+  SamplingParams params{.temperature = 0, .top_logprobs = 2};
+  params.logit_bias = {{0, 50.0f}};
+  const auto sampled = Sample(absl::MakeSpan(logits), params, {}, 0, scratch);
+  EXPECT_EQ(sampled->token_id, 0);
+  EXPECT_NEAR(sampled->logprob->chosen.logprob, std::log(0.1), 1e-5);
+  ASSERT_EQ(sampled->logprob->top.size(), 2u);
+  EXPECT_EQ(sampled->logprob->top[0].token_id, 1);
+  EXPECT_NEAR(sampled->logprob->top[1].logprob, std::log(0.3), 1e-5);
+}
+
+TEST(Sampler, TheSameSeedAndPositionGiveTheSameNumberAndOthersDoNot) {
+  EXPECT_EQ(CounterUniform(1, 2), CounterUniform(1, 2));
+  std::set<double> seen;
+  double sum = 0;
+  for (uint64_t seed = 0; seed < 100; ++seed) {
+    for (uint64_t position = 0; position < 100; ++position) {
+      const double u = CounterUniform(seed, position);
+      EXPECT_GE(u, 0.0);
+      EXPECT_LT(u, 1.0);
+      seen.insert(u);
+      sum += u;
+    }
+  }
+  EXPECT_EQ(seen.size(), 10'000u);
+  EXPECT_NEAR(sum / 10'000, 0.5, 0.015);
+}
+
+TEST(Sampler, RefusesLogitsThatAreNotNumbers) {
+  SamplerScratch scratch;
+  std::vector<float> logits = {1.0f, std::numeric_limits<float>::quiet_NaN(), 0.0f};
+  EXPECT_EQ(Sample(absl::MakeSpan(logits), {}, {}, 0, scratch).status().code(),
+            absl::StatusCode::kInternal);
+}
+
+}  // namespace
+}  // namespace rempart::worker

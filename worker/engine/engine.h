@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+// The engine: drains its inbox, asks Schedule, runs one forward pass, samples, publishes; again.
+// Nothing else touches scheduling state.
+//
+// Threads: Submit, Cancel, Drain, Wake and load() from any thread; Step() from one thread only
+// (EngineThread in production, the test itself in tests), which also calls the sink and the model.
+// Invariants:
+//  1. Every submitted request ends with exactly one finish or failure per index.
+//  2. A request that is cancelled or past its deadline holds no block after the next step.
+//  3. The sink is called at most once per step, with everything that the step produced.
+// It does not tokenise, render templates or know about streams: worker/api does.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "common/clock.h"
+#include "worker/cache/block_pool.h"
+#include "worker/engine/model_runner.h"
+#include "worker/engine/sampler.h"
+#include "worker/engine/sequence.h"
+#include "worker/engine/step_plan.h"
+#include "worker/engine/stop_conditions.h"
+
+namespace rempart::worker {
+
+struct EngineOptions {
+  SchedulerLimits limits;
+  int32_t context_length = 0;  // tokens of prompt and completion; must fit the pool
+  int32_t blocks_total = 0;
+  int32_t max_waiting = 1024;  // sequences; beyond it requests are refused as overload
+};
+
+// What /metrics and Load report; counters grow for the life of the process.
+struct EngineLoad {
+  bool draining = false;
+  int32_t running = 0;
+  int32_t waiting = 0;
+  int64_t queued_prefill_tokens = 0;
+  int32_t blocks_used = 0;
+  int32_t blocks_total = 0;
+  double prefill_tokens_per_second = 0;  // moving average
+  double step_ms = 0;                    // moving average
+  uint64_t steps = 0;
+  uint64_t prompt_tokens = 0;  // computed by forward passes, recomputation included
+  uint64_t generated_tokens = 0;
+  uint64_t preemptions = 0;
+  uint64_t requests_finished = 0;
+  uint64_t requests_failed = 0;
+  // Submissions (in order of the numbers that Submit returned) that the figures above count.
+  uint64_t submissions_seen = 0;
+  absl::Time last_step = absl::InfinitePast();  // end of the last forward pass
+  // Since when there has been work without a finished step; InfiniteFuture when idle.
+  absl::Time busy_since = absl::InfiniteFuture();
+};
+
+struct StepResult {
+  std::vector<SequenceDelta> deltas;
+  EngineLoad load;
+};
+
+class Engine {
+ public:
+  using Sink = std::function<void(StepResult)>;
+
+  // The model, vocabulary and clock outlive the engine.
+  Engine(const EngineOptions& options, ModelRunner* model, const Vocabulary* vocabulary,
+         const Clock* clock, Sink sink);
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  // Hands a request over; its outcome comes through the sink. Returns the submission's number.
+  uint64_t Submit(SequenceRequest request);
+  // Ends what is left of the request with kCancelled; unknown ids are ignored.
+  void Cancel(uint64_t request_id);
+  // From now on new requests fail with kDraining; what runs, ends.
+  void Drain();
+
+  // One turn. False when there was nothing to do.
+  bool Step();
+  // Blocks until Step has something to do, or `until`, or Wake().
+  void WaitForWork(absl::Time until);
+  void Wake();
+
+  EngineLoad load() const;
+  const EngineOptions& options() const { return options_; }
+
+ private:
+  struct Request;
+  struct Sequence;
+
+  void DrainInbox();
+  void Accept(SequenceRequest request);
+  void ExpireDeadlines();
+  StepPlan MakePlan();
+  void ApplyPlan(const StepPlan& plan);
+  void RunModel(const StepPlan& plan);
+  void ConsumeLogits(Sequence& sequence, absl::Span<float> logits);
+  void AppendToken(Sequence& sequence, int32_t token_id, SequenceDelta& delta);
+  void End(Sequence& sequence, FinishReason reason, std::string matched_stop = "");
+  void Fail(uint64_t request_id, int32_t index, Failure failure);
+  void ReleaseBlocks(Sequence& sequence);
+  void RemoveEnded();
+  SequenceDelta& DeltaOf(Sequence& sequence);
+  void PublishStep(absl::Duration step_time, int64_t prefill_tokens);
+
+  // Constant after construction.
+  const EngineOptions options_;
+  ModelRunner* const model_;
+  const Vocabulary* const vocabulary_;
+  const Clock* const clock_;
+  const Sink sink_;
+
+  // Owned by the thread that calls Step.
+  BlockPool pool_;
+  std::vector<std::unique_ptr<Sequence>> sequences_;  // in order of arrival
+  absl::flat_hash_map<uint64_t, Sequence*> by_id_;
+  uint64_t last_sequence_id_ = 0;
+  std::vector<float> logits_;  // [max_sequences, vocabulary_size]
+  SamplerScratch scratch_;
+  std::vector<SequenceDelta> deltas_;
+  EngineLoad figures_;
+
+  mutable absl::Mutex mu_;
+  std::vector<SequenceRequest> inbox_ ABSL_GUARDED_BY(mu_);
+  std::vector<uint64_t> cancels_ ABSL_GUARDED_BY(mu_);
+  uint64_t submissions_ ABSL_GUARDED_BY(mu_) = 0;
+  bool draining_ ABSL_GUARDED_BY(mu_) = false;
+  bool woken_ ABSL_GUARDED_BY(mu_) = false;
+  EngineLoad published_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace rempart::worker

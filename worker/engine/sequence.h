@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the engine is asked for and what it answers: plain data, without protobuf.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/time/time.h"
+
+namespace rempart::worker {
+
+struct SamplingParams {
+  float temperature = 1.0f;         // 0: greedy
+  float top_p = 1.0f;               // (0, 1]
+  int32_t top_k = 0;                // 0: off
+  float min_p = 0.0f;               // [0, 1]
+  float frequency_penalty = 0.0f;   // [-2, 2]
+  float presence_penalty = 0.0f;    // [-2, 2]
+  float repetition_penalty = 1.0f;  // > 0; 1: off
+  uint64_t seed = 0;
+  std::vector<std::pair<int32_t, float>> logit_bias = {};
+  // Alternatives beside the chosen token; -1: no log-probabilities at all.
+  int32_t top_logprobs = -1;
+  bool ignore_eos = false;
+};
+
+// One request: a prompt and up to n continuations. Validated by the border (worker/api), except for
+// what only the engine knows: the room in the context.
+struct SequenceRequest {
+  uint64_t request_id = 0;  // unique in this engine
+  std::vector<int32_t> prompt_ids;
+  SamplingParams sampling;
+  bool seed_was_drawn = false;  // report the seed: the client gave none
+  int32_t max_tokens = 0;       // 0: as many as the context allows
+  std::vector<std::string> stop;
+  int32_t n = 1;
+  int32_t priority = 0;
+  absl::Time deadline = absl::InfiniteFuture();
+  // Generated and delivered elsewhere: generation continues after them; they are not sent again.
+  std::vector<int32_t> resume_tokens;
+  // Sent before the completion, in the first delta.
+  std::string echo_text;
+};
+
+enum class FinishReason { kStop, kLength, kCancelled, kDeadline };
+enum class FailureCode { kInvalidArgument, kContextOverflow, kOverloaded, kInternal, kDraining };
+
+struct Finish {
+  FinishReason reason;
+  std::string matched_stop;
+  int32_t completion_tokens = 0;  // with the resumed ones
+};
+
+struct Failure {
+  FailureCode code;
+  std::string message;  // for the client
+  std::string field;
+};
+
+struct TokenLogprob {
+  int32_t token_id = 0;
+  float logprob = 0.0f;
+};
+
+struct SampledLogprob {
+  TokenLogprob chosen;
+  std::vector<TokenLogprob> top;  // best first
+};
+
+struct PromptFacts {
+  int32_t prompt_tokens = 0;
+  std::optional<uint64_t> seed;
+};
+
+// What one continuation gained in one step. Its last delta has `finish` or `failure`, no other has.
+struct SequenceDelta {
+  uint64_t request_id = 0;
+  int32_t index = 0;
+  std::vector<int32_t> token_ids;
+  std::string text;  // whole UTF-8 characters
+  std::vector<SampledLogprob> logprobs;
+  std::optional<PromptFacts> prompt;  // in the first delta
+  std::optional<Finish> finish;
+  std::optional<Failure> failure;
+};
+
+}  // namespace rempart::worker

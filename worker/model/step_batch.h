@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+// One step's work for the model: slices of several sequences, prefill chunks and decodes mixed.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/types/span.h"
+
+namespace rempart::worker {
+
+// The next tokens of one sequence. The spans belong to the caller and live until Forward returns.
+struct SequenceSlice {
+  absl::Span<const int32_t> token_ids;    // [num_tokens], at least one
+  int32_t first_position = 0;             // of token_ids[0] in its sequence
+  absl::Span<const int32_t> block_table;  // KV block of position p is block_table[p / block_size]
+  bool wants_logits = false;              // of the slice's last token
+};
+
+struct StepBatch {
+  std::vector<SequenceSlice> slices;
+};
+
+}  // namespace rempart::worker
