@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention over paged KV with a running maximum (online softmax), in chunks of 128 keys that begin
 // at multiples of 128: every query adds its keys in the same order however its prompt was cut into
-// steps. Up to four queries that read the same KV head share each load. Keys lie one per lane, so
+// steps. Up to eight queries that read the same KV head share each load. Keys lie one per lane, so
 // scores need no sum across lanes. Bytes: K and V of the context once per tile of queries; bound:
 // multiplications in prefill, memory in decode.
 #pragma once
@@ -17,7 +17,7 @@ struct AttentionKernel {
   using F = typename V::F;
   static constexpr int kL = V::kLanes;
   static constexpr int64_t kChunk = 128;
-  static constexpr int kMaxTile = 4;
+  static constexpr int kMaxTile = kL == 16 ? 8 : 4;
   static constexpr int kMaxDim = 256;
   static constexpr int kKeyVectors = static_cast<int>(kKvBlockTokens) / kL;
   static constexpr float kLowest = -3.0e38f;
@@ -131,7 +131,8 @@ struct AttentionKernel {
   template <int kN>
   static void AllValues(Tile* tile, const T* const* blocks, const float* factors, int64_t low,
                         int64_t high) {
-    constexpr int kWide = kL == 16 ? 4 : 2;
+    // As many accumulators as registers hold.
+    constexpr int kWide = kL == 16 && kN <= 4 ? 4 : 2;
     const int64_t head_dim = tile->args->kv.head_dim;
     int64_t d = 0;
     for (; d + kWide * kL <= head_dim; d += kWide * kL) {
@@ -180,6 +181,12 @@ struct AttentionKernel {
     }
   }
 
+  template <int kN>
+  static void RunTileOf(Tile* tile, int n) {
+    if (n == kN) return RunTile<kN>(tile);
+    if constexpr (kN > 1) RunTileOf<kN - 1>(tile, n);
+  }
+
   static void AddQuery(Tile* tile, int n, int64_t head, int64_t token) {
     const AttentionArgs& args = *tile->args;
     const int64_t head_dim = args.kv.head_dim;
@@ -211,10 +218,7 @@ struct AttentionKernel {
         AddQuery(&tile, n++, item / args.num_tokens, item % args.num_tokens);
         ++item;
       }
-      if (n == 1) RunTile<1>(&tile);
-      if (n == 2) RunTile<2>(&tile);
-      if (n == 3) RunTile<3>(&tile);
-      if (n == 4) RunTile<4>(&tile);
+      RunTileOf<kMaxTile>(&tile, n);
     }
   }
 };

@@ -25,12 +25,16 @@ struct Elementwise {
     }
     const float largest = V::MaxLane(largest_lanes);
     const F inverse = V::Set1(largest > 0.0f ? 127.0f / largest : 0.0f);
+    // Small integers: float sums of them are exact.
+    F sums[2] = {V::Zero(), V::Zero()};
     for (int v = 0; v < kVectors; ++v) {
-      V::StoreInt8(block->q + v * kL, V::Round(V::Mul(values[v], inverse)));
+      const typename V::I q = V::Round(V::Mul(values[v], inverse));
+      V::StoreInt8(block->q + v * kL, q);
+      F& sum = sums[v / (kVectors / 2)];
+      sum = V::Add(sum, V::ToFloat(q));
     }
-    int32_t low = 0, high = 0;
-    for (int i = 0; i < 16; ++i) low += block->q[i];
-    for (int i = 16; i < 32; ++i) high += block->q[i];
+    const auto low = static_cast<int32_t>(V::Sum(sums[0]));
+    const auto high = static_cast<int32_t>(V::Sum(sums[1]));
     block->scale = largest / 127.0f;
     block->sum = low + high;
     block->sum_low = low;

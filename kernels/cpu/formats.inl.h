@@ -13,9 +13,6 @@ namespace rempart::kernels {
 
 template <class V>
 struct Formats {
-  static uint8_t Fifth(const uint8_t* qh, int i) {
-    return static_cast<uint8_t>(((qh[i / 8] >> (i % 8)) & 1) << 4);
-  }
   static void Nibbles(const uint8_t* qs, uint8_t* q) {
     for (int i = 0; i < 16; ++i) q[i] = qs[i] & 15;
     for (int i = 0; i < 16; ++i) q[i + 16] = qs[i] >> 4;
@@ -61,7 +58,9 @@ struct Formats {
   template <class B>
   static void Codes5(const B& b, uint8_t* q) {
     Nibbles(b.qs, q);
-    for (int i = 0; i < 32; ++i) q[i] |= Fifth(b.qh, i);
+    const uint32_t qh =
+        b.qh[0] | b.qh[1] << 8 | b.qh[2] << 16 | static_cast<uint32_t>(b.qh[3]) << 24;
+    for (int i = 0; i < 32; ++i) q[i] |= static_cast<uint8_t>(((qh >> i) & 1) << 4);
   }
   struct Q5_0 : Plain<BlockQ5_0, 5, 16, false> {
     static void Codes(const void* row, int64_t g, uint8_t* q) { Codes5(At<BlockQ5_0>(row, g), q); }

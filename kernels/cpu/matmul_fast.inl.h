@@ -17,13 +17,9 @@ template <class V, int kBits, bool kSigned, int kCount>
 inline typename V::I DotCodes(const typename V::I* w, const int8_t* a) {
   using I = typename V::I;
   if constexpr (V::kHasDotBytes) {
-    I even = V::DotBytes(V::ZeroInt(), w[0], V::BroadcastBytes4(a));
-    I odd = V::DotBytes(V::ZeroInt(), w[1], V::BroadcastBytes4(a + 4));
-    for (int j = 2; j < kCount; j += 2) {
-      even = V::DotBytes(even, w[j], V::BroadcastBytes4(a + 4 * j));
-      odd = V::DotBytes(odd, w[j + 1], V::BroadcastBytes4(a + 4 * j + 4));
-    }
-    return V::AddInt(even, odd);
+    I sum = V::ZeroInt();
+    for (int j = 0; j < kCount; ++j) sum = V::DotBytes(sum, w[j], V::BroadcastBytes4(a + 4 * j));
+    return sum;
   } else if constexpr (kSigned) {
     // |w| <= 128 and |a| <= 127, so a pair of products stays below 2^15.
     I sum = V::ZeroInt();

@@ -117,7 +117,6 @@ struct Packed {
     }
     for (int64_t g = 0; g < groups; ++g) {
       uint8_t* payload = out + g * kPayload;
-      for (int i = 0; i < kPayload; ++i) payload[i] = 0;
       for (int lane = 0; lane < kL; ++lane) {
         uint8_t codes[32] = {};
         if (rows[lane] != nullptr) Format::Codes(rows[lane], g, codes);
@@ -128,25 +127,28 @@ struct Packed {
   }
 
  private:
-  // codes of one row and group into the lane's 4 bytes of each vector.
+  // Codes of one row and group into the lane's 4 bytes of each vector, four codes at a time: words
+  // of bytes are shifted only as far as keeps every code within its byte.
   static void PutCodes(const uint8_t* codes, uint8_t* to) {
-    constexpr int kB = V::kBytes;
-    for (int c = 0; c < 4; ++c) {
-      for (int j = 0; j < 8; ++j) {
-        const uint8_t code = codes[4 * j + c];
-        if constexpr (Format::kBits == 8) {
-          to[j * kB + c] = kSignedBytes ? code ^ 0x80 : code;
-          continue;
-        }
-        to[(j % 4) * kB + c] |= static_cast<uint8_t>((code & 15) << (4 * (j / 4)));
-        if constexpr (Format::kBits == 5) {
-          to[4 * kB + c] |= static_cast<uint8_t>((code >> 4) << j);
-        }
-        if constexpr (Format::kBits == 6) {
-          to[(4 + j / 4) * kB + c] |= static_cast<uint8_t>((code >> 4) << (2 * (j % 4)));
-        }
+    uint32_t c[8];
+    std::memcpy(c, codes, sizeof(c));
+    uint32_t out[kVectors] = {};
+    if constexpr (Format::kBits == 8) {
+      for (int j = 0; j < 8; ++j) out[j] = kSignedBytes ? c[j] ^ 0x80808080u : c[j];
+    } else {
+      for (int j = 0; j < 4; ++j) {
+        out[j] = (c[j] & 0x0f0f0f0fu) | ((c[j + 4] & 0x0f0f0f0fu) << 4);
       }
     }
+    if constexpr (Format::kBits == 5) {
+      for (int j = 0; j < 8; ++j) out[4] |= ((c[j] >> 4) & 0x01010101u) << j;
+    }
+    if constexpr (Format::kBits == 6) {
+      for (int j = 0; j < 8; ++j) {
+        out[4 + j / 4] |= ((c[j] >> 4) & 0x03030303u) << (2 * (j % 4));
+      }
+    }
+    for (int v = 0; v < kVectors; ++v) std::memcpy(to + v * V::kBytes, &out[v], 4);
   }
 
   static void PutScales(const uint8_t* row, int64_t g, int lane, uint8_t* scales) {
