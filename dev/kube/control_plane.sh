@@ -16,7 +16,7 @@ start_control_plane() {
     --client-ca-file "$state/pki/ca.crt" \
     --tls-cert-file "$state/pki/apiserver.crt" --tls-private-key-file "$state/pki/apiserver.key" \
     --kubelet-client-certificate "$state/pki/apiserver-kubelet-client.crt" \
-    --kubelet-client-key "$state/pki/apiserver-kubelet-client.key" \
+    --kubelet-preferred-address-types InternalIP --kubelet-client-key "$state/pki/apiserver-kubelet-client.key" \
     --service-account-key-file "$state/pki/service-accounts.key" \
     --service-account-signing-key-file "$state/pki/service-accounts.key" \
     --service-account-issuer https://kubernetes.default.svc.cluster.local

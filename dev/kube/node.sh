@@ -119,7 +119,7 @@ start_node() {
 import_image() {  # import_image NODE ARCHIVE: unless the node holds exactly this image.
   local reference
   reference=$(image_name "$2")
-  node_ctr "$1" images ls -q | grep -qxF "$reference" || node_ctr "$1" images import --snapshotter "$(snapshotter)" "$2"
+  node_ctr "$1" images ls -q | grep -xF "$reference" >/dev/null || node_ctr "$1" images import --snapshotter "$(snapshotter)" "$2"
 }
 
 image_name() { tar -xOf "$1" manifest.json | python3 -c 'import json, sys; print(json.load(sys.stdin)[0]["RepoTags"][0])'; }
