@@ -135,3 +135,14 @@ stop_node() {  # Ends kubelet, proxy, all pods and containerd, and removes what 
   while read -r mounted; do umount -l "$mounted" 2>/dev/null || true; done \
     < <(awk -v a="$state/$node/" -v b="/run/rempart-cluster/$node/" 'index($2, a) == 1 || index($2, b) == 1 {print $2}' /proc/mounts | sort -r)
 }
+
+remove_node() {
+  local node=$1
+  kubectl delete node "$node" --ignore-not-found
+  # Its pods would otherwise wait for minutes for a kubelet that never answers again.
+  kubectl delete pods -A --field-selector "spec.nodeName=$node" --force --grace-period=0
+  stop_node "$node"
+  ip route delete "$(pods_of "$node")" 2>/dev/null || true
+  ip netns delete "rmp-$node" 2>/dev/null || true
+  rm -rf "${state:?}/$node" "$state/$node.kubeconfig" "$state/pki/$node".* "$state/run/$node"-* "/run/rempart-cluster/$node"
+}
