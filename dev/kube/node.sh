@@ -34,7 +34,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
   # Without CAP_SYS_RESOURCE runc cannot lower oom_score_adj and dies.
   restrict_oom_score_adj = true
   netns_mounts_under_state_dir = true
-  disable_apparmor = $([ -d /sys/kernel/security/apparmor ] && echo false || echo true)
+  disable_apparmor = true
 [plugins."io.containerd.grpc.v1.cri".cni]
   bin_dir = "/usr/lib/cni"
   conf_dir = "$folder/cni"
