@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "worker/config/worker_config.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+
+namespace rempart::worker {
+namespace {
+
+using testing::HasSubstr;
+
+std::string Message(const std::string& json) {
+  return std::string(ParseWorkerSettings(json).status().message());
+}
+
+constexpr char kMinimal[] =
+    R"("modelName":"ia/tiny","modelPath":"/m.gguf","listenAddress":"unix:/tmp/w.sock")";
+
+TEST(WorkerConfig, FillsInDefaults) {
+  const auto settings = ParseWorkerSettings(std::string("{") + kMinimal + "}");
+  ASSERT_TRUE(settings.ok()) << settings.status();
+  EXPECT_EQ(settings->engine.max_sequences, 32);
+  EXPECT_EQ(settings->engine.max_step_tokens, 512);
+  EXPECT_EQ(settings->served_names, std::vector<std::string>{"ia/tiny"});
+}
+
+TEST(WorkerConfig, NamesTheUnknownField) {
+  EXPECT_THAT(Message(std::string("{") + kMinimal + R"(,"modelPaht":"x"})"),
+              HasSubstr("modelPaht"));
+}
+
+TEST(WorkerConfig, ReportsAllProblemsAtOnce) {
+  const std::string message =
+      Message(R"({"engine":{"threads":-1,"arithmetic":"wrong"},"healthAddress":"0.0.0.0:9090"})");
+  for (const char* part :
+       {"engine.threads is -1", "engine.arithmetic is \"wrong\"", "model_name is missing",
+        "model_path is missing", "listen_address is missing", "health_address is 0.0.0.0:9090"}) {
+    EXPECT_THAT(message, HasSubstr(part));
+  }
+}
+
+TEST(WorkerConfig, RefusesPlainTextOutsideTheMachine) {
+  EXPECT_THAT(Message(R"({"modelName":"m","modelPath":"/m","listenAddress":"0.0.0.0:7070"})"),
+              HasSubstr("listen_address is 0.0.0.0:7070, which leaves this machine"));
+}
+
+TEST(WorkerConfig, SaysThatAFileIsMissing) {
+  EXPECT_THAT(std::string(ReadWorkerSettings("/nowhere.json").status().message()),
+              HasSubstr("/nowhere.json"));
+}
+
+}  // namespace
+}  // namespace rempart::worker

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "worker/config/worker_config.h"
+
+#include <google/protobuf/util/json_util.h>
+
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <sstream>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "common/status_macros.h"
+#include "proto/worker/v1/config.pb.h"
+
+namespace rempart::worker {
+namespace {
+
+using Problems = std::vector<std::string>;
+
+void CheckRange(absl::string_view field, int64_t value, int64_t low, int64_t high,
+                Problems& problems) {
+  if (value >= low && value <= high) return;
+  problems.push_back(absl::StrCat(field, " is ", value, ": it must be from ", low, " to ", high));
+}
+
+void CheckOneOf(absl::string_view field, const std::string& value,
+                const std::vector<std::string>& allowed, Problems& problems) {
+  for (const std::string& candidate : allowed) {
+    if (value == candidate) return;
+  }
+  problems.push_back(
+      absl::StrCat(field, " is \"", value, "\": it must be one of ", absl::StrJoin(allowed, ", ")));
+}
+
+void CheckRequired(absl::string_view field, const std::string& value, Problems& problems) {
+  if (value.empty()) problems.push_back(absl::StrCat(field, " is missing"));
+}
+
+EngineSettings EngineFrom(const v1::EngineConfig& config, Problems& problems) {
+  EngineSettings engine;
+  engine.context_length = config.context_length();
+  if (config.max_sequences() != 0) engine.max_sequences = config.max_sequences();
+  if (config.max_step_tokens() != 0) engine.max_step_tokens = config.max_step_tokens();
+  engine.kv_cache_bytes = int64_t{config.kv_cache_mib()} << 20;
+  if (!config.kv_cache_type().empty()) engine.kv_cache_type = config.kv_cache_type();
+  engine.prefix_cache = config.prefix_cache();
+  engine.threads = config.threads();
+  engine.exact_arithmetic = config.arithmetic() == "exact";
+  engine.kernel_tier = config.kernel_tier();
+  CheckRange("engine.context_length", engine.context_length, 0, 1 << 24, problems);
+  CheckRange("engine.max_sequences", engine.max_sequences, 1, 4096, problems);
+  CheckRange("engine.max_step_tokens", engine.max_step_tokens, engine.max_sequences, 1 << 20,
+             problems);
+  CheckRange("engine.kv_cache_mib", config.kv_cache_mib(), 0, 1 << 24, problems);
+  CheckRange("engine.threads", engine.threads, 0, 1024, problems);
+  CheckOneOf("engine.kv_cache_type", engine.kv_cache_type, {"auto", "f16", "f32"}, problems);
+  CheckOneOf("engine.arithmetic", config.arithmetic(), {"", "fast", "exact"}, problems);
+  return engine;
+}
+
+void CheckAddresses(const WorkerSettings& settings, Problems& problems) {
+  const bool tls = TlsIsConfigured(settings.tls);
+  const auto check = [&](absl::string_view field, const std::string& address) {
+    if (address.empty() || tls || IsLocalAddress(address)) return;
+    problems.push_back(absl::StrCat(field, " is ", address,
+                                    ", which leaves this machine: configure tls, or use unix: or "
+                                    "127.0.0.1"));
+  };
+  check("listen_address", settings.listen_address);
+  check("control_address", settings.control_address);
+  if (!settings.health_address.empty() && (!IsLocalAddress(settings.health_address) ||
+                                           absl::StartsWith(settings.health_address, "unix:"))) {
+    problems.push_back(absl::StrCat("health_address is ", settings.health_address,
+                                    ": it must be a port of 127.0.0.1, such as 127.0.0.1:9090"));
+  }
+  if (tls && (settings.tls.ca_file.empty() || settings.tls.certificate_file.empty() ||
+              settings.tls.key_file.empty())) {
+    problems.push_back("tls needs all of ca_file, certificate_file and key_file");
+  }
+}
+
+absl::StatusOr<std::string> ReadFile(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) {
+    return absl::InvalidArgumentError(absl::StrCat("--config ", path, ": ", std::strerror(errno)));
+  }
+  std::ostringstream content;
+  content << file.rdbuf();
+  return content.str();
+}
+
+std::string Environment(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? "" : value;
+}
+
+}  // namespace
+
+absl::StatusOr<WorkerSettings> ParseWorkerSettings(absl::string_view json) {
+  v1::WorkerConfig config;
+  const auto parsed = google::protobuf::util::JsonStringToMessage(
+      google::protobuf::StringPiece(json.data(), json.size()), &config);
+  if (!parsed.ok()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("worker configuration: ", std::string(parsed.message())));
+  }
+  WorkerSettings settings;
+  Problems problems;
+  settings.model_name = config.model_name();
+  settings.model_path = config.model_path();
+  settings.served_names.assign(config.served_names().begin(), config.served_names().end());
+  settings.group_name = config.group_name();
+  settings.engine = EngineFrom(config.engine(), problems);
+  settings.listen_address = config.listen_address();
+  settings.health_address = config.health_address();
+  settings.control_address = config.control_address();
+  settings.tls = {config.tls().ca_file(), config.tls().certificate_file(), config.tls().key_file(),
+                  config.tls().peer_name()};
+  if (settings.served_names.empty() && !settings.model_name.empty()) {
+    settings.served_names.push_back(settings.model_name);
+  }
+  CheckRequired("model_name", settings.model_name, problems);
+  CheckRequired("model_path", settings.model_path, problems);
+  CheckRequired("listen_address", settings.listen_address, problems);
+  CheckAddresses(settings, problems);
+  if (config.tensor_parallel() > 1 || config.ranks_per_pod() > 1) {
+    problems.push_back("tensor_parallel and ranks_per_pod must be 1: this build runs one rank");
+  }
+  if (!problems.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("worker configuration: ", absl::StrJoin(problems, "; ")));
+  }
+  return settings;
+}
+
+absl::StatusOr<WorkerSettings> ReadWorkerSettings(const std::string& path) {
+  ASSIGN_OR_RETURN(std::string json, ReadFile(path));
+  ASSIGN_OR_RETURN(WorkerSettings settings, ParseWorkerSettings(json));
+  const std::string pod_index = Environment("REMPART_POD_INDEX");
+  if (!pod_index.empty() && !absl::SimpleAtoi(pod_index, &settings.pod_index)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("REMPART_POD_INDEX is \"", pod_index, "\": it must be a number"));
+  }
+  settings.pod_name = Environment("REMPART_POD_NAME");
+  settings.node_name = Environment("REMPART_NODE_NAME");
+  return settings;
+}
+
+}  // namespace rempart::worker

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+// The configuration of a worker process: proto/worker/v1/config.proto as protobuf JSON in a file,
+// read into a plain struct that is valid afterwards. An unknown field is an error that names it.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "common/tls/tls.h"
+
+namespace rempart::worker {
+
+struct EngineSettings {
+  int32_t context_length = 0;  // 0: what the model declares, at most 8192
+  int32_t max_sequences = 32;
+  int32_t max_step_tokens = 512;
+  int64_t kv_cache_bytes = 0;  // 0: by the memory that is free
+  std::string kv_cache_type = "auto";
+  bool prefix_cache = false;
+  int32_t threads = 0;  // 0: the CPU quota
+  bool exact_arithmetic = false;
+  std::string kernel_tier;  // empty: the best this CPU has
+};
+
+struct WorkerSettings {
+  std::string model_name;
+  std::string model_path;
+  std::vector<std::string> served_names;
+  std::string group_name;
+  EngineSettings engine;
+  std::string listen_address;
+  std::string health_address;
+  std::string control_address;
+  TlsConfig tls;
+  // From the environment: REMPART_POD_INDEX, REMPART_POD_NAME, REMPART_NODE_NAME.
+  int32_t pod_index = 0;
+  std::string pod_name;
+  std::string node_name;
+};
+
+// InvalidArgument with all problems at once, each naming its field and what to do.
+absl::StatusOr<WorkerSettings> ParseWorkerSettings(absl::string_view json);
+// The same for a file, plus what the environment says.
+absl::StatusOr<WorkerSettings> ReadWorkerSettings(const std::string& path);
+
+}  // namespace rempart::worker
