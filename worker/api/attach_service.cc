@@ -65,7 +65,7 @@ grpc::ServerBidiReactor<v1::ToWorker, v1::FromWorker>* AttachService::Attach(
     return new RefusedStream(
         grpc::Status(grpc::StatusCode::UNAVAILABLE, "the model is still loading"));
   }
-  auto stream = std::make_shared<AttachStream>(this);
+  auto stream = std::make_shared<AttachStream>(this, context);
   Entry& entry = streams_[stream.get()];
   entry.stream = stream;
   entry.last_sent = clock_->Now();

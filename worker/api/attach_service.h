@@ -35,10 +35,10 @@ constexpr int kMaxPendingDeltas = 16384;
 constexpr size_t kMaxRequestsPerStream = 4096;
 
 struct AttachOptions {
-  std::string group_name;
-  std::vector<std::string> served_names;
+  std::string group_name = {};
+  std::vector<std::string> served_names = {};
   // The name that a router's certificate must carry; empty without TLS.
-  std::string required_caller;
+  std::string required_caller = {};
 };
 
 class AttachStream;

@@ -17,7 +17,8 @@ class AttachService;
 
 class AttachStream : public grpc::ServerBidiReactor<v1::ToWorker, v1::FromWorker> {
  public:
-  explicit AttachStream(AttachService* service) : service_(service) {}
+  AttachStream(AttachService* service, grpc::CallbackServerContext* context)
+      : service_(service), context_(context) {}
 
   void Begin() { StartRead(&incoming_); }
   // Queues Welcome or Pong.
@@ -38,6 +39,7 @@ class AttachStream : public grpc::ServerBidiReactor<v1::ToWorker, v1::FromWorker
   void WriteNext() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   AttachService* const service_;
+  grpc::CallbackServerContext* const context_;  // valid until OnDone
 
   // Owned by the read in progress.
   v1::ToWorker incoming_;

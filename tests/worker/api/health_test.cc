@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "worker/api/health_server.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "worker/api/worker_metrics.h"
+
+namespace rempart::worker {
+namespace {
+
+using testing::HasSubstr;
+
+const absl::Time kNow = absl::FromUnixSeconds(1000);
+
+TEST(Liveness, IsAStepInTimeNotAThreadThatExists) {
+  const absl::Duration limit = absl::Seconds(60);
+  EngineLoad load;
+  EXPECT_EQ(LivenessReply(load, {}, kNow, limit).code, 200) << "idle, no step yet";
+  load.steps = 5;
+  load.last_step = kNow - absl::Hours(3);
+  EXPECT_EQ(LivenessReply(load, {}, kNow, limit).code, 200) << "idle for hours";
+  load.busy_since = kNow - absl::Seconds(59);
+  EXPECT_EQ(LivenessReply(load, {}, kNow, limit).code, 200) << "one slow step";
+  load.busy_since = kNow - absl::Seconds(61);
+  const HealthReply stuck = LivenessReply(load, {}, kNow, limit);
+  EXPECT_EQ(stuck.code, 503);
+  EXPECT_THAT(stuck.body, HasSubstr("\"last_step_age_ms\":10800000"));
+}
+
+TEST(Readiness, IsThePhase) {
+  EXPECT_EQ(ReadinessReply({.phase = Phase::kLoading}).code, 503);
+  EXPECT_EQ(ReadinessReply({.phase = Phase::kWarmingUp}).code, 503);
+  EXPECT_EQ(ReadinessReply({.phase = Phase::kReady}).code, 200);
+  EXPECT_EQ(ReadinessReply({.phase = Phase::kDraining}).code, 503);
+}
+
+TEST(Metrics, AreInPrometheusText) {
+  EngineLoad load;
+  load.generated_tokens = 12;
+  const std::string text =
+      MetricsText(load, {.phase = Phase::kReady}, {.model_name = "ia/m", .kernel_tier = "avx2"});
+  EXPECT_THAT(text, HasSubstr("# TYPE rempart_worker_generated_tokens_total counter"));
+  EXPECT_THAT(text, HasSubstr("rempart_worker_generated_tokens_total{model=\"ia/m\"} 12"));
+  EXPECT_THAT(text, HasSubstr("kernels=\"avx2\""));
+}
+
+TEST(HealthServer, IsAskedByProbe) {
+  int code = 503;
+  auto server =
+      HealthServer::Start("127.0.0.1:0", {.live =
+                                              [] {
+                                                return HealthReply{200, "{}"};
+                                              },
+                                          .ready =
+                                              [&] {
+                                                return HealthReply{code, "{\"phase\":\"loading\"}"};
+                                              },
+                                          .metrics = [] { return std::string(); }});
+  ASSERT_TRUE(server.ok()) << server.status();
+  const std::string address = absl::StrCat("127.0.0.1:", (*server)->port());
+  const absl::Duration timeout = absl::Seconds(10);
+  EXPECT_TRUE(Probe(address, "live", timeout).ok());
+  EXPECT_THAT(std::string(Probe(address, "ready", timeout).message()),
+              HasSubstr("answers 503: {\"phase\":\"loading\"}"));
+  code = 200;
+  EXPECT_TRUE(Probe(address, "ready", timeout).ok());
+  EXPECT_EQ(Probe(address, "dead", timeout).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(HealthServer::Start(address, {}).status().code(), absl::StatusCode::kUnavailable);
+  server->reset();
+  EXPECT_EQ(Probe(address, "live", timeout).code(), absl::StatusCode::kUnavailable);
+}
+
+TEST(HealthServer, SaysWhatAnAddressLooksLike) {
+  EXPECT_THAT(std::string(HealthServer::Start("9090", {}).status().message()),
+              HasSubstr("127.0.0.1:9090"));
+}
+
+}  // namespace
+}  // namespace rempart::worker

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "worker/api/join_client.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/time/clock.h"
+#include "common/log.h"
+#include "common/status_macros.h"
+
+namespace rempart::worker {
+namespace {
+
+using group::v1::FromMember;
+using group::v1::Progress;
+using group::v1::ToMember;
+
+constexpr absl::Duration kProgressPeriod = absl::Seconds(1);
+// How often a change of phase is looked for.
+constexpr absl::Duration kLook = absl::Milliseconds(50);
+constexpr absl::Duration kFirstPause = absl::Milliseconds(200);
+constexpr absl::Duration kLongestPause = absl::Seconds(5);
+
+Progress::Phase WirePhase(Phase phase) {
+  switch (phase) {
+    case Phase::kStarting:
+      return Progress::STARTING;
+    case Phase::kLoading:
+      return Progress::LOADING;
+    case Phase::kWarmingUp:
+      return Progress::WARMING_UP;
+    case Phase::kReady:
+      return Progress::READY;
+    case Phase::kDraining:
+      return Progress::DRAINING;
+    case Phase::kFailed:
+      return Progress::FAILED;
+  }
+  return Progress::PHASE_UNSPECIFIED;
+}
+
+}  // namespace
+
+const char* PhaseName(Phase phase) {
+  switch (phase) {
+    case Phase::kStarting:
+      return "starting";
+    case Phase::kLoading:
+      return "loading";
+    case Phase::kWarmingUp:
+      return "warming_up";
+    case Phase::kReady:
+      return "ready";
+    case Phase::kDraining:
+      return "draining";
+    case Phase::kFailed:
+      return "failed";
+  }
+  return "unknown";
+}
+
+absl::StatusOr<std::unique_ptr<JoinClient>> JoinClient::Start(const std::string& control_address,
+                                                              const TlsConfig& tls,
+                                                              JoinIdentity identity,
+                                                              JoinHandlers handlers,
+                                                              const WorkerStatus* status) {
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 20'000);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10'000);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS,
+                   static_cast<int>(absl::ToInt64Milliseconds(kLongestPause)));
+  ASSIGN_OR_RETURN(std::shared_ptr<grpc::Channel> channel, Dial(tls, control_address, arguments));
+  return std::unique_ptr<JoinClient>(
+      new JoinClient(std::move(channel), std::move(identity), std::move(handlers), status));
+}
+
+JoinClient::JoinClient(std::shared_ptr<grpc::Channel> channel, JoinIdentity identity,
+                       JoinHandlers handlers, const WorkerStatus* status)
+    : channel_(std::move(channel)),
+      identity_(std::move(identity)),
+      handlers_(std::move(handlers)),
+      status_(status),
+      thread_([this](std::stop_token stop) { Run(stop); }) {}
+
+JoinClient::~JoinClient() {
+  thread_.request_stop();
+  absl::MutexLock lock(&mu_);
+  stopping_ = true;
+  if (context_ != nullptr) context_->TryCancel();
+}
+
+void JoinClient::Flush(absl::Duration timeout) {
+  const Phase wanted = status_->snapshot().phase;
+  const auto sent = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return phase_sent_ == wanted; };
+  absl::MutexLock lock(&mu_);
+  mu_.AwaitWithTimeout(absl::Condition(&sent), timeout);
+}
+
+FromMember JoinClient::IdentityFrame() const {
+  FromMember frame;
+  group::v1::Identity* identity = frame.mutable_identity();
+  identity->set_group_name(identity_.group_name);
+  identity->set_pod_index(identity_.pod_index);
+  identity->set_pod_name(identity_.pod_name);
+  identity->set_node_name(identity_.node_name);
+  identity->set_address(identity_.address);
+  identity->set_version(identity_.version);
+  for (const auto& [key, value] : identity_.facts) (*identity->mutable_facts())[key] = value;
+  return frame;
+}
+
+FromMember JoinClient::ProgressFrame(const StatusSnapshot& snapshot) const {
+  FromMember frame;
+  Progress* progress = frame.mutable_progress();
+  progress->set_phase(WirePhase(snapshot.phase));
+  progress->set_bytes_done(snapshot.bytes_done);
+  progress->set_bytes_total(snapshot.bytes_total);
+  progress->set_message(snapshot.message);
+  progress->set_reason(snapshot.reason);
+  progress->set_digest(snapshot.digest);
+  *progress->add_ranks() = handlers_.rank_progress();
+  return frame;
+}
+
+void JoinClient::HandleMessages(grpc::ClientReaderWriter<FromMember, ToMember>& stream) {
+  ToMember message;
+  while (stream.Read(&message)) {
+    switch (message.kind_case()) {
+      case ToMember::kEpoch: {
+        {
+          absl::MutexLock lock(&mu_);
+          epoch_ = message.epoch().epoch();
+        }
+        handlers_.on_epoch(message.epoch().epoch());
+        break;
+      }
+      case ToMember::kDrain:
+        handlers_.on_drain(absl::Seconds(message.drain().deadline_seconds()));
+        break;
+      case ToMember::kAbort:
+        LogWarning("join", "epoch aborted",
+                   {{"epoch", message.abort().epoch()}, {"reason", message.abort().reason()}});
+        break;
+      case ToMember::kGo:  // a group of one pod is complete as soon as it runs
+      case ToMember::KIND_NOT_SET:
+        break;
+    }
+  }
+}
+
+bool JoinClient::RunStream(std::stop_token stop) {
+  grpc::ClientContext context;
+  FromMember identity = IdentityFrame();
+  {
+    absl::MutexLock lock(&mu_);
+    if (stopping_) return false;
+    context_ = &context;
+    identity.mutable_identity()->set_last_epoch(epoch_);
+  }
+  auto stub = group::v1::GroupControl::NewStub(channel_);
+  auto stream = stub->Join(&context);
+  bool alive = stream->Write(identity);
+  const bool carried = alive;
+  std::jthread reader([&] { HandleMessages(*stream); });
+  Phase last_phase = Phase::kStarting;
+  absl::Time next = absl::InfinitePast();
+  while (alive && !stop.stop_requested()) {
+    const StatusSnapshot snapshot = status_->snapshot();
+    if (snapshot.phase != last_phase || absl::Now() >= next) {
+      last_phase = snapshot.phase;
+      next = absl::Now() + kProgressPeriod;
+      alive = stream->Write(ProgressFrame(snapshot));
+      absl::MutexLock lock(&mu_);
+      if (alive) phase_sent_ = snapshot.phase;
+    }
+    absl::MutexLock lock(&mu_);
+    mu_.AwaitWithTimeout(absl::Condition(&stopping_), kLook);
+  }
+  if (alive) context.TryCancel();  // stopping; a broken stream ends by itself
+  reader.join();
+  const grpc::Status status = stream->Finish();
+  absl::MutexLock lock(&mu_);
+  context_ = nullptr;
+  if (!stopping_) LogWarning("join", "stream broke", {{"error", status.error_message()}});
+  return carried;
+}
+
+void JoinClient::Run(std::stop_token stop) {
+  absl::Duration pause = kFirstPause;
+  while (!stop.stop_requested()) {
+    pause = RunStream(stop) ? kFirstPause : std::min(pause * 2, kLongestPause);
+    absl::MutexLock lock(&mu_);
+    mu_.AwaitWithTimeout(absl::Condition(&stopping_), pause);
+  }
+}
+
+}  // namespace rempart::worker

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// The Join stream: tells the operator (or `rempart serve`) who this pod is and how far it has got,
+// every second and at each change of phase; hears epochs and the order to drain. A broken stream is
+// dialled again with growing pauses and changes nothing for what is served.
+//
+// Threads: one that dials and writes, one per stream that reads and calls the handlers.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "common/tls/tls.h"
+#include "proto/group/v1/group.grpc.pb.h"
+#include "worker/api/worker_status.h"
+
+namespace rempart::worker {
+
+struct JoinIdentity {
+  std::string group_name = {};
+  int32_t pod_index = 0;
+  std::string pod_name = {};
+  std::string node_name = {};
+  std::string address = {};
+  std::string version = {};
+  std::map<std::string, std::string> facts = {};
+};
+
+struct JoinHandlers {
+  std::function<void(int32_t epoch)> on_epoch;
+  std::function<void(absl::Duration deadline)> on_drain;
+  // What this rank last did; called with each progress.
+  std::function<group::v1::RankProgress()> rank_progress;
+};
+
+class JoinClient {
+ public:
+  // The status outlives the client.
+  static absl::StatusOr<std::unique_ptr<JoinClient>> Start(const std::string& control_address,
+                                                           const TlsConfig& tls,
+                                                           JoinIdentity identity,
+                                                           JoinHandlers handlers,
+                                                           const WorkerStatus* status);
+  ~JoinClient();
+
+  // Returns when the operator's side has been handed the current phase, or after `timeout`.
+  void Flush(absl::Duration timeout);
+
+ private:
+  JoinClient(std::shared_ptr<grpc::Channel> channel, JoinIdentity identity, JoinHandlers handlers,
+             const WorkerStatus* status);
+  void Run(std::stop_token stop);
+  // One stream, until it breaks. True when it carried anything.
+  bool RunStream(std::stop_token stop);
+  void HandleMessages(grpc::ClientReaderWriter<group::v1::FromMember, group::v1::ToMember>& stream);
+  group::v1::FromMember ProgressFrame(const StatusSnapshot& snapshot) const;
+  group::v1::FromMember IdentityFrame() const;
+
+  const std::shared_ptr<grpc::Channel> channel_;
+  const JoinIdentity identity_;
+  const JoinHandlers handlers_;
+  const WorkerStatus* const status_;
+
+  absl::Mutex mu_;
+  grpc::ClientContext* context_ ABSL_GUARDED_BY(mu_) = nullptr;  // of the stream in progress
+  int32_t epoch_ ABSL_GUARDED_BY(mu_) = 0;
+  Phase phase_sent_ ABSL_GUARDED_BY(mu_) = Phase::kStarting;
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+
+  std::jthread thread_;
+};
+
+}  // namespace rempart::worker

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "worker/api/worker_metrics.h"
+
+#include <prometheus/metric_family.h>
+#include <prometheus/text_serializer.h>
+
+#include <vector>
+
+namespace rempart::worker {
+namespace {
+
+using prometheus::ClientMetric;
+using prometheus::MetricFamily;
+using prometheus::MetricType;
+
+class Families {
+ public:
+  explicit Families(const std::string& model_name) : model_name_(model_name) {}
+
+  void Gauge(const char* name, const char* help, double value) {
+    Add(name, help, MetricType::Gauge).gauge.value = value;
+  }
+  void Counter(const char* name, const char* help, uint64_t value) {
+    Add(name, help, MetricType::Counter).counter.value = static_cast<double>(value);
+  }
+  void Info(const WorkerFacts& facts) {
+    ClientMetric& metric =
+        Add("rempart_worker_info", "Facts of this process; always 1.", MetricType::Gauge);
+    metric.label.push_back({"group", facts.group_name});
+    metric.label.push_back({"version", facts.version});
+    metric.label.push_back({"kernels", facts.kernel_tier});
+    metric.gauge.value = 1;
+  }
+  std::string Text() const { return prometheus::TextSerializer().Serialize(families_); }
+
+ private:
+  ClientMetric& Add(const char* name, const char* help, MetricType type) {
+    MetricFamily family;
+    family.name = name;
+    family.help = help;
+    family.type = type;
+    family.metric.resize(1);
+    family.metric[0].label.push_back({"model", model_name_});
+    families_.push_back(std::move(family));
+    return families_.back().metric[0];
+  }
+
+  const std::string model_name_;
+  std::vector<MetricFamily> families_;
+};
+
+}  // namespace
+
+std::string MetricsText(const EngineLoad& load, const StatusSnapshot& status,
+                        const WorkerFacts& facts) {
+  Families families(facts.model_name);
+  families.Info(facts);
+  families.Gauge("rempart_worker_ready", "1 when a real token has passed the group.",
+                 status.phase == Phase::kReady ? 1 : 0);
+  families.Gauge("rempart_worker_sequences_running", "Sequences that hold KV blocks.",
+                 load.running);
+  families.Gauge("rempart_worker_sequences_waiting", "Sequences that wait for a slot or blocks.",
+                 load.waiting);
+  families.Gauge("rempart_worker_queued_prefill_tokens", "Prompt tokens not yet computed.",
+                 static_cast<double>(load.queued_prefill_tokens));
+  families.Gauge("rempart_worker_kv_blocks_used", "KV blocks in use.", load.blocks_used);
+  families.Gauge("rempart_worker_kv_blocks_total", "KV blocks of the pool.", load.blocks_total);
+  families.Gauge("rempart_worker_step_seconds", "Moving average of a step's time.",
+                 load.step_ms / 1e3);
+  families.Gauge("rempart_worker_prefill_tokens_per_second", "Moving average over prefill steps.",
+                 load.prefill_tokens_per_second);
+  families.Counter("rempart_worker_steps_total", "Forward passes.", load.steps);
+  families.Counter("rempart_worker_prompt_tokens_total",
+                   "Prompt tokens computed, with those computed again after preemption.",
+                   load.prompt_tokens);
+  families.Counter("rempart_worker_generated_tokens_total", "Tokens sampled.",
+                   load.generated_tokens);
+  families.Counter("rempart_worker_preemptions_total", "Sequences that lost their blocks.",
+                   load.preemptions);
+  families.Counter("rempart_worker_sequences_finished_total", "Sequences that ended well.",
+                   load.requests_finished);
+  families.Counter("rempart_worker_sequences_failed_total", "Sequences refused or failed.",
+                   load.requests_failed);
+  return families.Text();
+}
+
+}  // namespace rempart::worker

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+// What /metrics shows, as a function of the engine's figures. Names: rempart_worker_*.
+#pragma once
+
+#include <string>
+
+#include "worker/api/worker_status.h"
+#include "worker/engine/engine.h"
+
+namespace rempart::worker {
+
+// Constant labels of rempart_worker_info.
+struct WorkerFacts {
+  std::string model_name = {};
+  std::string group_name = {};
+  std::string version = {};
+  std::string kernel_tier = {};
+};
+
+// Prometheus text format 0.0.4.
+std::string MetricsText(const EngineLoad& load, const StatusSnapshot& status,
+                        const WorkerFacts& facts);
+
+}  // namespace rempart::worker

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where a worker process stands between start and end, as the Join stream, /readyz and /metrics
+// tell it. Any thread.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+
+namespace rempart::worker {
+
+enum class Phase { kStarting, kLoading, kWarmingUp, kReady, kDraining, kFailed };
+
+const char* PhaseName(Phase phase);
+
+struct StatusSnapshot {
+  Phase phase = Phase::kStarting;
+  int64_t bytes_done = 0;
+  int64_t bytes_total = 0;
+  std::string message = {};
+  std::string reason = {};  // of kFailed, machine-readable
+  std::string digest = {};
+};
+
+class WorkerStatus {
+ public:
+  void SetPhase(Phase phase) {
+    absl::MutexLock lock(&mu_);
+    snapshot_.phase = phase;
+  }
+  void SetLoaded(int64_t bytes_done, int64_t bytes_total) {
+    absl::MutexLock lock(&mu_);
+    snapshot_.bytes_done = bytes_done;
+    snapshot_.bytes_total = bytes_total;
+  }
+  void SetDigest(std::string digest) {
+    absl::MutexLock lock(&mu_);
+    snapshot_.digest = std::move(digest);
+  }
+  void Fail(std::string reason, std::string message) {
+    absl::MutexLock lock(&mu_);
+    snapshot_.phase = Phase::kFailed;
+    snapshot_.reason = std::move(reason);
+    snapshot_.message = std::move(message);
+  }
+  StatusSnapshot snapshot() const {
+    absl::MutexLock lock(&mu_);
+    return snapshot_;
+  }
+
+ private:
+  mutable absl::Mutex mu_;
+  StatusSnapshot snapshot_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace rempart::worker
