@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+// One worker process from start to exit: opens its doors, loads, proves itself with a real token,
+// serves, drains. The order matters: ports are taken before gigabytes are read, and the operator
+// hears of a failure before the process ends.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "worker/api/request_reader.h"
+#include "worker/api/worker_status.h"
+#include "worker/config/worker_config.h"
+#include "worker/engine/engine.h"
+
+namespace rempart::worker {
+
+// What the exit status of the process means.
+enum ExitCode : int {
+  kExitOk = 0,
+  kExitRuntime = 1,
+  kExitConfig = 2,
+  kExitModel = 3,
+  kExitMemory = 4,
+  kExitAddress = 5,
+};
+
+// A model that can serve: computing, naming and encoding tokens.
+struct LoadedModel {
+  std::unique_ptr<ModelRunner> runner;
+  std::unique_ptr<Vocabulary> vocabulary;
+  std::unique_ptr<PromptEncoder> encoder;
+  EngineOptions engine;
+  std::string kernel_tier;
+};
+
+// NotFound: no such file. InvalidArgument: not a valid model file. Unimplemented: an architecture
+// that is not served. ResourceExhausted: not enough memory. FailedPrecondition: a setting that this
+// model cannot honour. May call the status's setters.
+using ModelLoader = std::function<absl::StatusOr<LoadedModel>(const WorkerSettings& settings,
+                                                              WorkerStatus& status)>;
+
+// The request to stop, from a signal or a test. Any thread.
+class StopRequest {
+ public:
+  // The first call asks to drain, the second to stop at once.
+  void Signal();
+  // 0, 1 or 2.
+  int signals() const;
+  // Returns when there are at least `signals`, or at `until`.
+  void Wait(int signals, absl::Time until) const;
+
+ private:
+  mutable absl::Mutex mu_;
+  int signals_ ABSL_GUARDED_BY(mu_) = 0;
+};
+
+// Runs to the end and returns the process's exit status; what went wrong has been logged.
+int RunWorker(const WorkerSettings& settings, const ModelLoader& load, const StopRequest& stop);
+
+}  // namespace rempart::worker
