@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <simdjson.h>
+
+#include <random>
+#include <string>
+#include <vector>
+
+#include "worker/text/text.h"
+
+namespace rempart::worker {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+std::string Text(simdjson::dom::element element) { return std::string(std::string_view(element)); }
+
+std::vector<int32_t> Ids(simdjson::dom::element element) {
+  std::vector<int32_t> ids;
+  for (int64_t id : element.get_array()) ids.push_back(static_cast<int32_t>(id));
+  return ids;
+}
+
+// The 512-token SentencePiece vocabulary of stories260K with llama.cpp's ids for its prompts.
+class StoriesTokenizer : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    fixture_ = parser_.load("tests/goldens/text/stories260K.vocabulary.json");
+    metadata_.model = Text(fixture_["model"]);
+    metadata_.add_space_prefix = bool(fixture_["add_space_prefix"]);
+    for (auto token : fixture_["tokens"].get_array()) metadata_.tokens.push_back(Text(token));
+    for (double score : fixture_["scores"].get_array()) metadata_.scores.push_back(score);
+    metadata_.types = Ids(fixture_["types"]);
+  }
+
+  simdjson::dom::parser parser_;
+  simdjson::dom::element fixture_;
+  TokenizerMetadata metadata_;
+};
+
+// A byte-level vocabulary small enough to follow by hand.
+TokenizerMetadata SmallByteLevel() {
+  TokenizerMetadata metadata;
+  metadata.model = "gpt2";
+  metadata.pre = "smollm";
+  metadata.tokens = {"<|end|>", "h",  "i", "Ġ", "hi", "Ġhi",   "1",
+                     "2",       "12", "Ã", "©", "Ã©", "<tool>"};
+  metadata.types = {3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 4};
+  metadata.merges = {"h i", "Ġ hi", "1 2", "Ã ©"};
+  return metadata;
+}
+
+TEST_F(StoriesTokenizer, GivesTheIdsOfLlamaCpp) {
+  auto tokenizer = Tokenizer::FromGguf(metadata_);
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  int cases = 0;
+  for (auto item : fixture_["cases"].get_array()) {
+    auto ids = (*tokenizer)->Encode(Text(item["text"]), SpecialTokens::kPlain);
+    ASSERT_TRUE(ids.ok());
+    EXPECT_EQ(*ids, Ids(item["ids"])) << Text(item["text"]);
+    ++cases;
+  }
+  EXPECT_EQ(cases, 4);
+}
+
+TEST_F(StoriesTokenizer, FallsBackToBytesAndReturnsEveryText) {
+  auto tokenizer = Tokenizer::FromGguf(metadata_);
+  ASSERT_TRUE(tokenizer.ok());
+  std::mt19937 random(7);
+  const std::vector<std::string> pieces = {"a",  " ",   "é",  "中",   "😀",
+                                           "\n", "Zog", "  ", "</s>", "\t"};
+  for (int round = 0; round < 500; ++round) {
+    std::string text;
+    for (int i = random() % 20; i >= 0; --i) text += pieces[random() % pieces.size()];
+    auto ids = (*tokenizer)->Encode(text, SpecialTokens::kPlain);
+    ASSERT_TRUE(ids.ok());
+    std::string back;
+    for (int32_t id : *ids) back += std::string((*tokenizer)->TokenBytes(id));
+    EXPECT_EQ(back, " " + text);  // the space that this vocabulary puts before a text
+  }
+}
+
+TEST_F(StoriesTokenizer, RefusesAScoreTableOfAnotherLength) {
+  metadata_.scores.pop_back();
+  auto tokenizer = Tokenizer::FromGguf(metadata_);
+  EXPECT_EQ(tokenizer.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(tokenizer.status().message()),
+              HasSubstr("tokenizer.ggml.scores has 511 entries for 512 tokens"));
+}
+
+TEST(ByteLevelTokenizer, MergesInTheOrderOfTheMergesAndSplitsDigits) {
+  auto tokenizer = Tokenizer::FromGguf(SmallByteLevel());
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  EXPECT_THAT(*(*tokenizer)->Encode("hi hi", SpecialTokens::kPlain), ElementsAre(4, 5));
+  EXPECT_THAT(*(*tokenizer)->Encode("12", SpecialTokens::kPlain), ElementsAre(6, 7));
+  EXPECT_THAT(*(*tokenizer)->Encode("é", SpecialTokens::kPlain), ElementsAre(11));
+  EXPECT_EQ((*tokenizer)->TokenBytes(11), "é");
+  EXPECT_EQ((*tokenizer)->TokenBytes(9), "\xC3");
+  EXPECT_EQ((*tokenizer)->vocabulary_size(), 13);
+}
+
+TEST(ByteLevelTokenizer, ReadsControlTokensOnlyWhenAskedAndUserDefinedOnesAlways) {
+  auto tokenizer = Tokenizer::FromGguf(SmallByteLevel());
+  ASSERT_TRUE(tokenizer.ok());
+  EXPECT_THAT(*(*tokenizer)->Encode("hi<|end|>", SpecialTokens::kParsed), ElementsAre(4, 0));
+  EXPECT_THAT(*(*tokenizer)->Encode("hi<tool>hi", SpecialTokens::kPlain), ElementsAre(4, 12, 4));
+  auto plain = (*tokenizer)->Encode("hi<|end|>", SpecialTokens::kPlain);
+  ASSERT_TRUE(plain.ok());
+  for (int32_t id : *plain) EXPECT_NE(id, 0);
+  EXPECT_TRUE((*tokenizer)->IsControl(0));
+  EXPECT_FALSE((*tokenizer)->IsControl(12));
+  EXPECT_EQ((*tokenizer)->TokenBytes(0), "");
+  EXPECT_EQ((*tokenizer)->TokenSpelling(0), "<|end|>");
+}
+
+TEST(ByteLevelTokenizer, TreatsAKnownEndingAsControlWhateverItsDeclaredType) {
+  TokenizerMetadata metadata = SmallByteLevel();
+  metadata.types[0] = 4;
+  auto tokenizer = Tokenizer::FromGguf(metadata);
+  ASSERT_TRUE(tokenizer.ok());
+  auto plain = (*tokenizer)->Encode("hi<|end|>", SpecialTokens::kPlain);
+  ASSERT_TRUE(plain.ok());
+  for (int32_t id : *plain) EXPECT_NE(id, 0);
+}
+
+TEST(ByteLevelTokenizer, ReportsInvalidUtf8WithItsPlace) {
+  auto tokenizer = Tokenizer::FromGguf(SmallByteLevel());
+  ASSERT_TRUE(tokenizer.ok());
+  auto ids = (*tokenizer)->Encode("hi\xFFhi", SpecialTokens::kPlain);
+  EXPECT_EQ(ids.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(ids.status().message(), "the text is not valid UTF-8 at byte 2");
+}
+
+TEST(ByteLevelTokenizer, KnowsNoTokensOutsideTheVocabulary) {
+  auto tokenizer = Tokenizer::FromGguf(SmallByteLevel());
+  ASSERT_TRUE(tokenizer.ok());
+  EXPECT_EQ((*tokenizer)->TokenBytes(13), "");
+  EXPECT_EQ((*tokenizer)->TokenBytes(-1), "");
+  EXPECT_FALSE((*tokenizer)->IsControl(-1));
+}
+
+TEST(ByteLevelTokenizer, EncodesLongRunsOfOneCharacter) {
+  auto tokenizer = Tokenizer::FromGguf(SmallByteLevel());
+  ASSERT_TRUE(tokenizer.ok());
+  for (const char* piece : {" ", "h", "\n", "1", "é"}) {
+    std::string text;
+    while (text.size() < 200000) text += piece;
+    EXPECT_TRUE((*tokenizer)->Encode(text, SpecialTokens::kPlain).ok());
+  }
+}
+
+struct Refusal {
+  std::string what;
+  void (*change)(TokenizerMetadata&);
+  std::string message;
+};
+
+TEST(TokenizerMetadata, RefusesWhatItCannotRun) {
+  const std::vector<Refusal> refusals = {
+      {"no tokens", [](TokenizerMetadata& m) { m.tokens.clear(); }, "tokenizer.ggml.tokens"},
+      {"no merges", [](TokenizerMetadata& m) { m.merges.clear(); }, "tokenizer.ggml.merges"},
+      {"a merge of one", [](TokenizerMetadata& m) { m.merges[1] = "hi"; },
+       "tokenizer.ggml.merges[1]"},
+      {"unknown model", [](TokenizerMetadata& m) { m.model = "rwkv"; },
+       "tokenizer.ggml.model is 'rwkv'"},
+      {"unknown pre", [](TokenizerMetadata& m) { m.pre = "klingon"; },
+       "tokenizer.ggml.pre is 'klingon'"},
+      {"misspelt byte", [](TokenizerMetadata& m) { m.types[1] = 6; },
+       "tokenizer.ggml.tokens[1] is of type byte"},
+  };
+  for (const Refusal& refusal : refusals) {
+    TokenizerMetadata metadata = SmallByteLevel();
+    refusal.change(metadata);
+    auto tokenizer = Tokenizer::FromGguf(metadata);
+    EXPECT_EQ(tokenizer.status().code(), absl::StatusCode::kInvalidArgument) << refusal.what;
+    EXPECT_THAT(std::string(tokenizer.status().message()), HasSubstr(refusal.message));
+  }
+}
+
+constexpr char kTokenizerJson[] = R"json({
+  "version": "1.0", "truncation": null, "padding": null,
+  "added_tokens": [
+    {"id": 0, "content": "<|end|>", "single_word": false, "lstrip": false, "rstrip": false,
+     "normalized": false, "special": true},
+    {"id": 8, "content": "<tool>", "single_word": false, "lstrip": false, "rstrip": false,
+     "normalized": false, "special": false}],
+  "normalizer": null,
+  "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+    {"type": "Digits", "individual_digits": true},
+    {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true}]},
+  "post_processor": null,
+  "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+  "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+    "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+    "vocab": {"<|end|>": 0, "h": 1, "i": 2, "Ġ": 3, "hi": 4, "Ġhi": 5, "1": 6, "2": 7},
+    "merges": ["h i", "Ġ hi"]}})json";
+
+TEST(TokenizerJson, EncodesAsTheGgufVocabularyDoes) {
+  auto tokenizer = Tokenizer::FromTokenizerJson(kTokenizerJson);
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  EXPECT_THAT(*(*tokenizer)->Encode("hi hi12", SpecialTokens::kPlain), ElementsAre(4, 5, 6, 7));
+  EXPECT_THAT(*(*tokenizer)->Encode("hi<|end|>", SpecialTokens::kParsed), ElementsAre(4, 0));
+  EXPECT_THAT(*(*tokenizer)->Encode("<tool>hi", SpecialTokens::kPlain), ElementsAre(8, 4));
+  EXPECT_EQ((*tokenizer)->TokenBytes(5), " hi");
+  EXPECT_EQ((*tokenizer)->TokenBytes(0), "");
+}
+
+TEST(TokenizerJson, RefusesWhatIsNotATokenizer) {
+  for (const char* json : {"", "{", "[]", "{\"model\": 3}"}) {
+    auto tokenizer = Tokenizer::FromTokenizerJson(json);
+    EXPECT_EQ(tokenizer.status().code(), absl::StatusCode::kInvalidArgument) << json;
+    EXPECT_THAT(std::string(tokenizer.status().message()), HasSubstr("tokenizer.json"));
+  }
+}
+
+}  // namespace
+}  // namespace rempart::worker
