@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+// A file mapped read-only into memory. Movable; the bytes live until it is destroyed. Pages are
+// shared with every other process that maps the file.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+
+namespace rempart::worker {
+
+class MappedFile {
+ public:
+  // NotFound when there is no such file; InvalidArgument when it is empty or not a regular file.
+  static absl::StatusOr<MappedFile> Open(const std::string& path);
+  MappedFile(MappedFile&& other) noexcept;
+  MappedFile& operator=(MappedFile&& other) noexcept;
+  ~MappedFile();
+
+  absl::Span<const uint8_t> bytes() const { return bytes_; }
+  const std::string& path() const { return path_; }
+  // Tells the kernel that resident pages are not needed soon; they can be read again at any time.
+  void DropResidentPages() const;
+
+ private:
+  MappedFile(std::string path, absl::Span<const uint8_t> bytes)
+      : path_(std::move(path)), bytes_(bytes) {}
+
+  std::string path_;
+  absl::Span<const uint8_t> bytes_;
+};
+
+}  // namespace rempart::worker
