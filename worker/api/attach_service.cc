@@ -33,20 +33,20 @@ AttachService::AttachService(AttachOptions options, const Clock* clock)
       heartbeat_([this](std::stop_token stop) { RunHeartbeat(stop); }) {}
 
 AttachService::~AttachService() {
-  absl::MutexLock lock(&mu_);
+  MutexLock lock(&mu_);
   CHECK(streams_.empty()) << "the server is shut down first";
 }
 
 void AttachService::Open(Engine* engine, const PromptEncoder* encoder,
                          const Vocabulary* vocabulary) {
-  absl::MutexLock lock(&mu_);
+  MutexLock lock(&mu_);
   engine_ = engine;
   encoder_ = encoder;
   vocabulary_ = vocabulary;
 }
 
 void AttachService::SetEpoch(int32_t epoch) {
-  absl::MutexLock lock(&mu_);
+  MutexLock lock(&mu_);
   epoch_ = epoch;
 }
 
@@ -60,7 +60,7 @@ grpc::ServerBidiReactor<v1::ToWorker, v1::FromWorker>* AttachService::Attach(
                                             std::string(caller.message())));
     }
   }
-  absl::MutexLock lock(&mu_);
+  MutexLock lock(&mu_);
   if (engine_ == nullptr) {
     return new RefusedStream(
         grpc::Status(grpc::StatusCode::UNAVAILABLE, "the model is still loading"));
@@ -76,7 +76,7 @@ grpc::ServerBidiReactor<v1::ToWorker, v1::FromWorker>* AttachService::Attach(
 v1::FromWorker AttachService::WelcomeFrame() const {
   v1::FromWorker frame;
   v1::Welcome* welcome = frame.mutable_welcome();
-  absl::MutexLock lock(&mu_);
+  MutexLock lock(&mu_);
   welcome->set_protocol(kAttachProtocol);
   welcome->set_group_name(options_.group_name);
   welcome->set_epoch(epoch_);
@@ -94,13 +94,13 @@ bool AttachService::HandleStart(AttachStream* stream, const v1::Start& start) {
   const Vocabulary* vocabulary = nullptr;
   uint64_t drawn_seed = 0;
   {
-    absl::MutexLock lock(&mu_);
+    MutexLock lock(&mu_);
     encoder = encoder_;
     vocabulary = vocabulary_;
     drawn_seed = seeds_() >> 1;  // positive as an int64
   }
   auto read = ReadStart(start, *encoder, *vocabulary, clock_->Now(), drawn_seed);
-  absl::MutexLock lock(&mu_);
+  MutexLock lock(&mu_);
   const auto found = streams_.find(stream);
   if (found == streams_.end()) return true;  // closed meanwhile
   Entry& entry = found->second;
@@ -131,7 +131,7 @@ bool AttachService::HandleStart(AttachStream* stream, const v1::Start& start) {
 }
 
 void AttachService::HandleCancel(AttachStream* stream, uint64_t request_id) {
-  absl::MutexLock lock(&mu_);
+  MutexLock lock(&mu_);
   const auto entry = streams_.find(stream);
   if (entry == streams_.end()) return;
   const auto found = entry->second.engine_ids.find(request_id);
@@ -139,7 +139,7 @@ void AttachService::HandleCancel(AttachStream* stream, uint64_t request_id) {
 }
 
 void AttachService::Forget(AttachStream* stream) {
-  absl::MutexLock lock(&mu_);
+  MutexLock lock(&mu_);
   const auto found = streams_.find(stream);
   if (found == streams_.end()) return;
   for (const auto& [request_id, engine_id] : found->second.engine_ids) {
@@ -151,7 +151,7 @@ void AttachService::Forget(AttachStream* stream) {
 
 void AttachService::Remove(AttachStream* stream) {
   std::shared_ptr<AttachStream> last;  // destroyed after the lock is released
-  absl::MutexLock lock(&mu_);
+  MutexLock lock(&mu_);
   const auto found = streams_.find(stream);
   if (found == streams_.end()) return;
   last = std::move(found->second.stream);
@@ -171,7 +171,7 @@ void AttachService::SendStep(Entry& entry, v1::Step step, const EngineLoad& load
 }
 
 void AttachService::Publish(const StepResult& result) {
-  absl::MutexLock lock(&mu_);
+  MutexLock lock(&mu_);
   std::map<AttachStream*, v1::Step> steps;
   for (const SequenceDelta& delta : result.deltas) {
     const auto found = routes_.find(delta.request_id);
@@ -192,7 +192,7 @@ void AttachService::RunHeartbeat(std::stop_token stop) {
   EngineLoad last;
   while (!stop.stop_requested()) {
     absl::SleepFor(kBeat);
-    absl::MutexLock lock(&mu_);
+    MutexLock lock(&mu_);
     if (engine_ == nullptr) continue;
     const EngineLoad load = engine_->load();
     const bool changed = load.running != last.running || load.waiting != last.waiting ||

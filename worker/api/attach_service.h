@@ -22,8 +22,8 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
-#include "absl/synchronization/mutex.h"
 #include "common/clock.h"
+#include "common/mutex.h"
 #include "proto/worker/v1/worker.grpc.pb.h"
 #include "worker/api/request_reader.h"
 #include "worker/engine/engine.h"
@@ -93,7 +93,7 @@ class AttachService : public v1::Worker::CallbackService {
   const AttachOptions options_;
   const Clock* const clock_;
 
-  mutable absl::Mutex mu_;
+  mutable Mutex mu_;
   Engine* engine_ ABSL_GUARDED_BY(mu_) = nullptr;
   const PromptEncoder* encoder_ ABSL_GUARDED_BY(mu_) = nullptr;
   const Vocabulary* vocabulary_ ABSL_GUARDED_BY(mu_) = nullptr;

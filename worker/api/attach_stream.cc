@@ -15,7 +15,7 @@ constexpr size_t kMaxPendingControl = 64;
 
 void AttachStream::SendControl(v1::FromWorker frame) {
   {
-    absl::MutexLock lock(&mu_);
+    MutexLock lock(&mu_);
     if (closing_) return;
     control_.push_back(std::move(frame));
     if (control_.size() <= kMaxPendingControl) {
@@ -27,7 +27,7 @@ void AttachStream::SendControl(v1::FromWorker frame) {
 }
 
 void AttachStream::SendStep(v1::Step step) {
-  absl::MutexLock lock(&mu_);
+  MutexLock lock(&mu_);
   if (closing_) return;
   if (step_) {
     step_->mutable_deltas()->MergeFrom(step.deltas());
@@ -44,7 +44,7 @@ void AttachStream::SendStep(v1::Step step) {
 
 void AttachStream::Close(grpc::Status status) {
   {
-    absl::MutexLock lock(&mu_);
+    MutexLock lock(&mu_);
     if (!closing_) closing_ = std::move(status);
     WriteNext();
   }
@@ -74,7 +74,7 @@ void AttachStream::WriteNext() {
 
 void AttachStream::OnWriteDone(bool ok) {
   {
-    absl::MutexLock lock(&mu_);
+    MutexLock lock(&mu_);
     writing_ = false;
     if (!ok && !closing_) closing_ = grpc::Status::CANCELLED;
     WriteNext();

@@ -8,7 +8,7 @@
 #include <optional>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
+#include "common/mutex.h"
 #include "proto/worker/v1/worker.grpc.pb.h"
 
 namespace rempart::worker {
@@ -45,7 +45,7 @@ class AttachStream : public grpc::ServerBidiReactor<v1::ToWorker, v1::FromWorker
   v1::ToWorker incoming_;
   bool said_hello_ = false;
 
-  absl::Mutex mu_;
+  Mutex mu_;
   v1::FromWorker outgoing_ ABSL_GUARDED_BY(mu_);  // while writing_: gRPC's
   bool writing_ ABSL_GUARDED_BY(mu_) = false;
   std::optional<grpc::Status> closing_ ABSL_GUARDED_BY(mu_);

@@ -84,7 +84,7 @@ JoinClient::JoinClient(std::shared_ptr<grpc::Channel> channel, JoinIdentity iden
 
 JoinClient::~JoinClient() {
   thread_.request_stop();
-  absl::MutexLock lock(&mu_);
+  MutexLock lock(&mu_);
   stopping_ = true;
   if (context_ != nullptr) context_->TryCancel();
 }
@@ -92,7 +92,7 @@ JoinClient::~JoinClient() {
 void JoinClient::Flush(absl::Duration timeout) {
   const Phase wanted = status_->snapshot().phase;
   const auto sent = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return phase_sent_ == wanted; };
-  absl::MutexLock lock(&mu_);
+  MutexLock lock(&mu_);
   mu_.AwaitWithTimeout(absl::Condition(&sent), timeout);
 }
 
@@ -128,7 +128,7 @@ void JoinClient::HandleMessages(grpc::ClientReaderWriter<FromMember, ToMember>& 
     switch (message.kind_case()) {
       case ToMember::kEpoch: {
         {
-          absl::MutexLock lock(&mu_);
+          MutexLock lock(&mu_);
           epoch_ = message.epoch().epoch();
         }
         handlers_.on_epoch(message.epoch().epoch());
@@ -152,7 +152,7 @@ bool JoinClient::RunStream(std::stop_token stop) {
   grpc::ClientContext context;
   FromMember identity = IdentityFrame();
   {
-    absl::MutexLock lock(&mu_);
+    MutexLock lock(&mu_);
     if (stopping_) return false;
     context_ = &context;
     identity.mutable_identity()->set_last_epoch(epoch_);
@@ -170,16 +170,16 @@ bool JoinClient::RunStream(std::stop_token stop) {
       last_phase = snapshot.phase;
       next = absl::Now() + kProgressPeriod;
       alive = stream->Write(ProgressFrame(snapshot));
-      absl::MutexLock lock(&mu_);
+      MutexLock lock(&mu_);
       if (alive) phase_sent_ = snapshot.phase;
     }
-    absl::MutexLock lock(&mu_);
+    MutexLock lock(&mu_);
     mu_.AwaitWithTimeout(absl::Condition(&stopping_), kLook);
   }
   if (alive) context.TryCancel();  // stopping; a broken stream ends by itself
   reader.join();
   const grpc::Status status = stream->Finish();
-  absl::MutexLock lock(&mu_);
+  MutexLock lock(&mu_);
   context_ = nullptr;
   if (!stopping_) LogWarning("join", "stream broke", {{"error", status.error_message()}});
   return carried;
@@ -189,7 +189,7 @@ void JoinClient::Run(std::stop_token stop) {
   absl::Duration pause = kFirstPause;
   while (!stop.stop_requested()) {
     pause = RunStream(stop) ? kFirstPause : std::min(pause * 2, kLongestPause);
-    absl::MutexLock lock(&mu_);
+    MutexLock lock(&mu_);
     mu_.AwaitWithTimeout(absl::Condition(&stopping_), pause);
   }
 }

@@ -14,8 +14,8 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "common/mutex.h"
 #include "common/tls/tls.h"
 #include "proto/group/v1/group.grpc.pb.h"
 #include "worker/api/worker_status.h"
@@ -67,7 +67,7 @@ class JoinClient {
   const JoinHandlers handlers_;
   const WorkerStatus* const status_;
 
-  absl::Mutex mu_;
+  Mutex mu_;
   grpc::ClientContext* context_ ABSL_GUARDED_BY(mu_) = nullptr;  // of the stream in progress
   int32_t epoch_ ABSL_GUARDED_BY(mu_) = 0;
   Phase phase_sent_ ABSL_GUARDED_BY(mu_) = Phase::kStarting;

@@ -151,20 +151,20 @@ class WorkerProcess {
     if (engine->load().requests_failed > 0) {
       return absl::InternalError("the model computed no first token; see the log above");
     }
-    absl::MutexLock lock(&mu_);
+    MutexLock lock(&mu_);
     engine_ = std::move(engine);
     if (draining_) engine_->Drain();
     return absl::OkStatus();
   }
 
   Engine* BeReady() {
-    absl::MutexLock lock(&mu_);
+    MutexLock lock(&mu_);
     if (!draining_) status_.SetPhase(Phase::kReady);
     return engine_.get();
   }
 
   void BeginDrain() {
-    absl::MutexLock lock(&mu_);
+    MutexLock lock(&mu_);
     draining_ = true;
     if (engine_ != nullptr) engine_->Drain();
     status_.SetPhase(Phase::kDraining);
@@ -192,7 +192,7 @@ class WorkerProcess {
   }
 
   EngineLoad Load() const {
-    absl::MutexLock lock(&mu_);
+    MutexLock lock(&mu_);
     return engine_ == nullptr ? EngineLoad{} : engine_->load();
   }
 
@@ -201,7 +201,7 @@ class WorkerProcess {
     facts.model_name = settings_.model_name;
     facts.group_name = settings_.group_name;
     facts.version = kVersion;
-    absl::MutexLock lock(&mu_);
+    MutexLock lock(&mu_);
     if (engine_ != nullptr) facts.kernel_tier = model_.kernel_tier;
     return facts;
   }
@@ -224,7 +224,7 @@ class WorkerProcess {
   WorkerStatus status_;
   LoadedModel model_;
   AttachService attach_;
-  mutable absl::Mutex mu_;
+  mutable Mutex mu_;
   std::unique_ptr<Engine> engine_ ABSL_GUARDED_BY(mu_);  // set once, when warm
   bool draining_ ABSL_GUARDED_BY(mu_) = false;
   std::unique_ptr<HealthServer> health_;
@@ -235,18 +235,18 @@ class WorkerProcess {
 }  // namespace
 
 void StopRequest::Signal() {
-  absl::MutexLock lock(&mu_);
+  MutexLock lock(&mu_);
   ++signals_;
 }
 
 int StopRequest::signals() const {
-  absl::MutexLock lock(&mu_);
+  MutexLock lock(&mu_);
   return signals_;
 }
 
 void StopRequest::Wait(int signals, absl::Time until) const {
   const auto enough = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return signals_ >= signals; };
-  absl::MutexLock lock(&mu_);
+  MutexLock lock(&mu_);
   mu_.AwaitWithDeadline(absl::Condition(&enough), until);
 }
 

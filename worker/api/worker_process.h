@@ -11,7 +11,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
+#include "common/mutex.h"
 #include "worker/api/request_reader.h"
 #include "worker/api/worker_status.h"
 #include "worker/config/worker_config.h"
@@ -55,7 +55,7 @@ class StopRequest {
   void Wait(int signals, absl::Time until) const;
 
  private:
-  mutable absl::Mutex mu_;
+  mutable Mutex mu_;
   int signals_ ABSL_GUARDED_BY(mu_) = 0;
 };
 

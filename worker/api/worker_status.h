@@ -7,7 +7,7 @@
 #include <string>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
+#include "common/mutex.h"
 
 namespace rempart::worker {
 
@@ -27,31 +27,31 @@ struct StatusSnapshot {
 class WorkerStatus {
  public:
   void SetPhase(Phase phase) {
-    absl::MutexLock lock(&mu_);
+    MutexLock lock(&mu_);
     snapshot_.phase = phase;
   }
   void SetLoaded(int64_t bytes_done, int64_t bytes_total) {
-    absl::MutexLock lock(&mu_);
+    MutexLock lock(&mu_);
     snapshot_.bytes_done = bytes_done;
     snapshot_.bytes_total = bytes_total;
   }
   void SetDigest(std::string digest) {
-    absl::MutexLock lock(&mu_);
+    MutexLock lock(&mu_);
     snapshot_.digest = std::move(digest);
   }
   void Fail(std::string reason, std::string message) {
-    absl::MutexLock lock(&mu_);
+    MutexLock lock(&mu_);
     snapshot_.phase = Phase::kFailed;
     snapshot_.reason = std::move(reason);
     snapshot_.message = std::move(message);
   }
   StatusSnapshot snapshot() const {
-    absl::MutexLock lock(&mu_);
+    MutexLock lock(&mu_);
     return snapshot_;
   }
 
  private:
-  mutable absl::Mutex mu_;
+  mutable Mutex mu_;
   StatusSnapshot snapshot_ ABSL_GUARDED_BY(mu_);
 };
 

@@ -79,25 +79,25 @@ Engine::Engine(const EngineOptions& options, ModelRunner* model, const Vocabular
 Engine::~Engine() = default;
 
 uint64_t Engine::Submit(SequenceRequest request) {
-  absl::MutexLock lock(&mu_);
+  MutexLock lock(&mu_);
   inbox_.push_back(std::move(request));
   return ++submissions_;
 }
 
 void Engine::Cancel(uint64_t request_id) {
-  absl::MutexLock lock(&mu_);
+  MutexLock lock(&mu_);
   cancels_.push_back(request_id);
 }
 
 void Engine::Drain() {
-  absl::MutexLock lock(&mu_);
+  MutexLock lock(&mu_);
   draining_ = true;
   published_.draining = true;
   woken_ = true;
 }
 
 void Engine::Wake() {
-  absl::MutexLock lock(&mu_);
+  MutexLock lock(&mu_);
   woken_ = true;
 }
 
@@ -105,13 +105,13 @@ void Engine::WaitForWork(absl::Time until) {
   const auto has_work = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     return woken_ || !inbox_.empty() || !cancels_.empty();
   };
-  absl::MutexLock lock(&mu_);
+  MutexLock lock(&mu_);
   mu_.AwaitWithDeadline(absl::Condition(&has_work), until);
   woken_ = false;
 }
 
 EngineLoad Engine::load() const {
-  absl::MutexLock lock(&mu_);
+  MutexLock lock(&mu_);
   return published_;
 }
 
@@ -119,7 +119,7 @@ void Engine::DrainInbox() {
   std::vector<SequenceRequest> requests;
   std::vector<uint64_t> cancels;
   {
-    absl::MutexLock lock(&mu_);
+    MutexLock lock(&mu_);
     requests.swap(inbox_);
     cancels.swap(cancels_);
     figures_.submissions_seen = submissions_;
@@ -386,7 +386,7 @@ bool Engine::Step() {
   figures_.blocks_used = pool_.blocks_total() - pool_.blocks_free();
   figures_.busy_since = sequences_.empty() ? absl::InfiniteFuture() : figures_.last_step;
   {
-    absl::MutexLock lock(&mu_);
+    MutexLock lock(&mu_);
     figures_.draining = draining_;
     published_ = figures_;
   }

@@ -19,9 +19,9 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "common/clock.h"
+#include "common/mutex.h"
 #include "worker/cache/block_pool.h"
 #include "worker/engine/model_runner.h"
 #include "worker/engine/sampler.h"
@@ -129,7 +129,7 @@ class Engine {
   std::vector<SequenceDelta> deltas_;
   EngineLoad figures_;
 
-  mutable absl::Mutex mu_;
+  mutable Mutex mu_;
   std::vector<SequenceRequest> inbox_ ABSL_GUARDED_BY(mu_);
   std::vector<uint64_t> cancels_ ABSL_GUARDED_BY(mu_);
   uint64_t submissions_ ABSL_GUARDED_BY(mu_) = 0;

@@ -26,7 +26,7 @@ class Recorder : public group::v1::GroupControl::Service {
     stream->Write(epoch);
     FromMember message;
     while (stream->Read(&message)) {
-      absl::MutexLock lock(&mu);
+      MutexLock lock(&mu);
       if (message.has_identity()) identities.push_back(message.identity());
       if (message.has_progress()) last = message.progress();
       if (break_next) {
@@ -45,11 +45,11 @@ class Recorder : public group::v1::GroupControl::Service {
 
   template <typename Condition>
   bool Wait(const Condition& condition) {
-    absl::MutexLock lock(&mu);
+    MutexLock lock(&mu);
     return mu.AwaitWithTimeout(absl::Condition(&condition), absl::Seconds(20));
   }
 
-  absl::Mutex mu;
+  Mutex mu;
   std::vector<group::v1::Identity> identities;
   Progress last;
   bool break_next = false;
@@ -67,14 +67,14 @@ TEST(JoinClient, TellsItsProgressSurvivesABreakAndHearsDrain) {
   WorkerStatus status;
   status.SetPhase(Phase::kLoading);
   status.SetLoaded(10, 100);
-  absl::Mutex mu;
+  Mutex mu;
   absl::Duration drain = absl::ZeroDuration();
   auto client = JoinClient::Start(
       address, {}, {.group_name = "ia/m-0", .pod_name = "m-0-0", .facts = {{"kernels", "avx2"}}},
       {.on_epoch = [](int32_t) {},
        .on_drain =
            [&](absl::Duration deadline) {
-             absl::MutexLock lock(&mu);
+             MutexLock lock(&mu);
              drain = deadline;
            },
        .rank_progress = [] { return group::v1::RankProgress(); }},
@@ -86,7 +86,7 @@ TEST(JoinClient, TellsItsProgressSurvivesABreakAndHearsDrain) {
   status.SetPhase(Phase::kReady);
   EXPECT_TRUE(recorder.Wait([&] { return recorder.last.phase() == Progress::READY; }));
   {
-    absl::MutexLock lock(&recorder.mu);
+    MutexLock lock(&recorder.mu);
     ASSERT_EQ(recorder.identities.size(), 1u);
     EXPECT_EQ(recorder.identities[0].facts().at("kernels"), "avx2");
     EXPECT_EQ(recorder.identities[0].last_epoch(), 0);
@@ -97,13 +97,13 @@ TEST(JoinClient, TellsItsProgressSurvivesABreakAndHearsDrain) {
   EXPECT_TRUE(recorder.Wait([&] { return recorder.identities.size() == 2; }));
   EXPECT_TRUE(recorder.Wait([&] { return recorder.last.phase() == Progress::READY; }));
   {
-    absl::MutexLock lock(&recorder.mu);
+    MutexLock lock(&recorder.mu);
     EXPECT_EQ(recorder.identities[1].last_epoch(), 4);
     recorder.drain_next = true;
   }
   {
     const auto drained = [&] { return drain == absl::Seconds(7); };
-    absl::MutexLock lock(&mu);
+    MutexLock lock(&mu);
     EXPECT_TRUE(mu.AwaitWithTimeout(absl::Condition(&drained), absl::Seconds(20)));
   }
   status.Fail("InvalidModelFile", "truncated");

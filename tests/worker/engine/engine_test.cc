@@ -329,14 +329,14 @@ TEST(Engine, LoadCountsSubmissionsThatItsFiguresInclude) {
 }
 
 TEST(EngineThread, AnswersFromItsOwnThreadAndStops) {
-  absl::Mutex mu;
+  Mutex mu;
   int finished = 0;
   FakeModel model(64, 4);
   FakeVocabulary vocabulary;
   SystemClock clock;
   Engine engine({.limits = {.block_size = 4}, .context_length = 64, .blocks_total = 64}, &model,
                 &vocabulary, &clock, [&](StepResult result) {
-                  absl::MutexLock lock(&mu);
+                  MutexLock lock(&mu);
                   for (const SequenceDelta& d : result.deltas) finished += d.finish ? 1 : 0;
                 });
   {
@@ -344,7 +344,7 @@ TEST(EngineThread, AnswersFromItsOwnThreadAndStops) {
     for (uint64_t id = 1; id <= 50; ++id) engine.Submit(Greedy(id, "p", 8));
     engine.Cancel(17);
     const auto all_finished = [&] { return finished == 50; };
-    absl::MutexLock lock(&mu);
+    MutexLock lock(&mu);
     EXPECT_TRUE(mu.AwaitWithTimeout(absl::Condition(&all_finished), absl::Seconds(30)));
   }
 }
