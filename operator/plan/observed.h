@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the operator knows about one Model when it plans: plain data, taken from the informer stores
+// and the Join streams. The clock is a field, so that planning is a pure function.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "proto/serving/v1alpha1/model.pb.h"
+
+namespace rempart::op {
+
+using serving::v1alpha1::Model;
+
+// What holds for every Model of this installation.
+struct Settings {
+  std::string worker_image;
+  std::string worker_pull_policy = "IfNotPresent";
+  // Where workers dial Join: "rempart-operator.NAMESPACE.svc.cluster.local:7080".
+  std::string control_address;
+  // Where clients inside the cluster reach the router.
+  std::string url;
+  // Chart value models.allowNodePaths: whether file:// is served.
+  bool allow_node_paths = false;
+  // Child processes of `rempart serve` instead of pods: file:// is a path of this machine, and
+  // pvc:// does not exist.
+  bool local = false;
+};
+
+// Another Model and the names it serves.
+struct NameClaim {
+  std::string model;  // "namespace/name"
+  std::vector<std::string> served_names;
+  std::string creation_timestamp;
+};
+
+// The phases of group/v1 Progress.
+enum class WorkerPhase { kUnknown, kStarting, kLoading, kWarmingUp, kReady, kDraining, kFailed };
+
+// The last word of a group's leader on its Join stream.
+struct WorkerProgress {
+  WorkerPhase phase = WorkerPhase::kUnknown;
+  int64_t bytes_done = 0;
+  int64_t bytes_total = 0;
+  std::string reason;   // of kFailed: "InvalidModelFile"...
+  std::string message;  // of kFailed
+  std::string digest;
+  int32_t step = 0;
+  int32_t last_step_age_seconds = 0;
+};
+
+struct PodObservation {
+  std::string name;
+  std::string node;
+  std::string phase;  // Pending, Running...
+  bool ready = false;
+  bool deleting = false;
+  int32_t restarts = 0;
+  std::string unschedulable;   // message of the scheduler
+  std::string waiting_reason;  // ImagePullBackOff, CrashLoopBackOff...
+  std::string waiting_message;
+  std::string last_termination;  // "exit code 3: ..."
+};
+
+// A StatefulSet of this Model, or what is left of it.
+struct GroupObservation {
+  int32_t index = 0;
+  bool exists = false;      // the StatefulSet is there and not being deleted
+  std::string config_hash;  // of the template that runs (annotation rempart.dev/config)
+  std::vector<PodObservation> pods;
+  WorkerProgress progress;
+};
+
+enum class ClaimState { kNotNeeded, kMissing, kFound };
+
+struct Observed {
+  Model model;
+  Settings settings;
+  std::vector<NameClaim> others;
+  ClaimState claim = ClaimState::kNotNeeded;
+  std::vector<GroupObservation> groups;
+  std::string now;  // RFC 3339, for last_transition_time
+};
+
+}  // namespace rempart::op

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+// The operator's pure function: what one Model asks for and what is there, to what shall be there.
+// Two executors carry a Plan out: the Kubernetes API (operator/reconcile) and child processes
+// (`rempart serve`).
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "operator/plan/observed.h"
+#include "proto/serving/v1alpha1/model.pb.h"
+#include "proto/worker/v1/config.pb.h"
+
+namespace rempart::op {
+
+using serving::v1alpha1::ModelStatus;
+
+// Where a group finds its weights.
+struct WeightsVolume {
+  std::string claim;      // of pvc://claim/path
+  std::string node_path;  // of file:///path
+};
+
+// One replica: the whole model in one group of workers.
+struct GroupPlan {
+  int32_t index = 0;
+  std::string name;  // "model-0": of the StatefulSet, its Service and its ConfigMap
+  worker::v1::WorkerConfig config;
+  WeightsVolume volume;
+  std::string config_hash;
+  // False: the group runs an older template and waits for its turn; leave it as it is.
+  bool apply = true;
+};
+
+struct PlannedEvent {
+  std::string type;  // Normal, Warning
+  std::string reason;
+  std::string message;
+};
+
+struct Plan {
+  std::vector<GroupPlan> groups;
+  // Names of groups to delete: StatefulSet, Service and ConfigMap.
+  std::vector<std::string> removed_groups;
+  ModelStatus status;
+  std::vector<PlannedEvent> events;
+  // Look again after so many seconds even if nothing is observed; 0: no need.
+  int32_t requeue_seconds = 0;
+};
+
+Plan MakePlan(const Observed& observed);
+
+// "namespace/name".
+std::string FullName(const Model& model);
+
+// The names that clients may use: servedNames, or the resource's name.
+std::vector<std::string> ServedNames(const Model& model);
+
+// A source that this version reads.
+struct ParsedSource {
+  std::string claim;
+  std::string path;  // inside the claim, or absolute on the node
+};
+// The claim of a pvc:// source; empty for any other.
+std::string ClaimOf(const Model& model);
+
+}  // namespace rempart::op

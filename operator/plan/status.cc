@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "operator/plan/status.h"
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "operator/plan/group_objects.h"
+
+namespace rempart::op {
+namespace {
+
+using serving::v1alpha1::Condition;
+using serving::v1alpha1::GroupStatus;
+
+constexpr int64_t kMiB = 1 << 20;
+constexpr int32_t kProgressSeconds = 2;
+
+// What stands in the way of a group, and which condition it belongs to.
+struct Trouble {
+  std::string condition;  // Fits, WeightsAvailable or Ready
+  std::string reason;
+  std::string message;
+};
+
+std::string ConditionOf(const std::string& reason) {
+  if (reason == "InsufficientMemory") return "Fits";
+  if (reason == "WeightsNotFound" || reason == "InvalidModelFile" ||
+      reason == "UnsupportedArchitecture") {
+    return "WeightsAvailable";
+  }
+  return "Ready";
+}
+
+std::optional<Trouble> PodTrouble(const PodObservation& pod) {
+  if (pod.deleting) return std::nullopt;
+  if (!pod.unschedulable.empty()) {
+    return Trouble{"Fits", "Unschedulable",
+                   absl::StrCat("pod ", pod.name, " finds no node: ", pod.unschedulable)};
+  }
+  const std::string& reason = pod.waiting_reason;
+  if (reason == "ImagePullBackOff" || reason == "ErrImagePull" || reason == "ErrImageNeverPull" ||
+      reason == "CreateContainerConfigError" || reason == "CreateContainerError") {
+    return Trouble{"Ready", reason, absl::StrCat("pod ", pod.name, ": ", pod.waiting_message)};
+  }
+  if (reason == "CrashLoopBackOff" && !pod.last_termination.empty()) {
+    return Trouble{"Ready", "WorkerExited",
+                   absl::StrCat("pod ", pod.name, " ends again and again: ", pod.last_termination)};
+  }
+  return std::nullopt;
+}
+
+// The worker's own word goes before what Kubernetes sees from outside.
+std::optional<Trouble> GroupTrouble(const GroupObservation& group) {
+  if (GroupIsReady(group)) return std::nullopt;
+  if (group.progress.phase == WorkerPhase::kFailed) {
+    return Trouble{ConditionOf(group.progress.reason), group.progress.reason,
+                   group.progress.message};
+  }
+  for (const PodObservation& pod : group.pods) {
+    if (auto trouble = PodTrouble(pod)) return trouble;
+  }
+  return std::nullopt;
+}
+
+std::string GroupPhase(const GroupObservation& group) {
+  if (GroupIsReady(group)) return "Ready";
+  switch (group.progress.phase) {
+    case WorkerPhase::kLoading:
+      return "Loading";
+    case WorkerPhase::kWarmingUp:
+      return "WarmingUp";
+    case WorkerPhase::kDraining:
+      return "Draining";
+    case WorkerPhase::kFailed:
+      return "Failed";
+    default:
+      return GroupTrouble(group).has_value() ? "Failed" : "Pending";
+  }
+}
+
+class Conditions {
+ public:
+  Conditions(const Observed& observed, Plan& plan) : observed_(observed), plan_(plan) {}
+
+  // Keeps the transition time while the status stays the same.
+  void Set(const std::string& type, const std::string& status, const std::string& reason,
+           const std::string& message) {
+    Condition& condition = *plan_.status.add_conditions();
+    condition.set_type(type);
+    condition.set_status(status);
+    condition.set_reason(reason);
+    condition.set_message(message);
+    condition.set_last_transition_time(observed_.now);
+    condition.set_observed_generation(observed_.model.metadata().generation());
+    const Condition* before = Before(type);
+    if (before != nullptr && before->status() == status) {
+      condition.set_last_transition_time(before->last_transition_time());
+    }
+    const bool changed =
+        before == nullptr || before->status() != status || before->reason() != reason;
+    if (!changed) return;
+    const bool proof = type == "Accepted" || type == "WeightsAvailable" || type == "Fits";
+    const bool trouble = (proof && status == "False") || (type == "Degraded" && status == "True") ||
+                         (type == "Ready" && reason == "WorkerFailed");
+    if (trouble) plan_.events.push_back({"Warning", reason, message});
+    if (type == "Ready" && status == "True") plan_.events.push_back({"Normal", reason, message});
+  }
+
+ private:
+  const Condition* Before(const std::string& type) const {
+    for (const Condition& condition : observed_.model.status().conditions()) {
+      if (condition.type() == type) return &condition;
+    }
+    return nullptr;
+  }
+
+  const Observed& observed_;
+  Plan& plan_;
+};
+
+void FillGroups(const Observed& observed, Plan& plan) {
+  int64_t done = 0;
+  int64_t total = 0;
+  for (const GroupObservation& seen : observed.groups) {
+    GroupStatus& group = *plan.status.add_groups();
+    group.set_name(absl::StrCat(observed.model.metadata().name(), "-", seen.index));
+    group.set_phase(GroupPhase(seen));
+    int32_t restarts = 0;
+    for (const PodObservation& pod : seen.pods) {
+      auto& member = *group.add_members();
+      member.set_pod(pod.name);
+      member.set_node(pod.node);
+      member.set_step(seen.progress.step);
+      member.set_last_step_age_seconds(seen.progress.last_step_age_seconds);
+      member.set_state(pod.deleting ? "Terminating" : pod.phase);
+      restarts += pod.restarts;
+      if (!pod.last_termination.empty()) group.set_last_failure(pod.last_termination);
+    }
+    group.set_restarts(restarts);
+    if (seen.progress.phase == WorkerPhase::kLoading) {
+      done += seen.progress.bytes_done;
+      total += seen.progress.bytes_total;
+    }
+    if (!seen.progress.digest.empty()) plan.status.set_digest(seen.progress.digest);
+  }
+  if (total > 0) {
+    plan.status.mutable_download()->set_mib_done(static_cast<int32_t>(done / kMiB));
+    plan.status.mutable_download()->set_mib_total(static_cast<int32_t>(total / kMiB));
+  }
+}
+
+std::optional<Trouble> FirstTrouble(const Observed& observed) {
+  if (observed.claim == ClaimState::kMissing) {
+    const std::string claim = ClaimOf(observed.model);
+    return Trouble{"WeightsAvailable", "ClaimNotFound",
+                   absl::StrCat("there is no PersistentVolumeClaim \"", claim, "\" in namespace ",
+                                observed.model.metadata().namespace_(),
+                                "; create it, or correct spec.source.uri")};
+  }
+  for (const GroupObservation& group : observed.groups) {
+    if (auto trouble = GroupTrouble(group)) return trouble;
+  }
+  return std::nullopt;
+}
+
+// A condition that a trouble may falsify: True once a group has proved it, Unknown before.
+void SetProved(Conditions& conditions, const std::string& type, bool proved,
+               const std::optional<Trouble>& trouble, const std::string& good) {
+  if (trouble.has_value() && trouble->condition == type) {
+    conditions.Set(type, "False", trouble->reason, trouble->message);
+  } else if (proved) {
+    conditions.Set(type, "True", good, "");
+  } else {
+    conditions.Set(type, "Unknown", "NotKnownYet", "no worker has got so far");
+  }
+}
+
+std::string ReadyMessage(int32_t ready, int32_t wanted) {
+  return absl::StrCat(ready, " of ", wanted, " groups answer requests");
+}
+
+void SetServing(Conditions& conditions, Plan& plan, int32_t ready, int32_t wanted,
+                const std::optional<Trouble>& trouble) {
+  const bool complete = ready >= wanted;
+  if (wanted == 0) {
+    plan.status.set_phase("Sleeping");
+    plan.status.set_message("replicas is 0; kubectl scale model NAME --replicas=1 starts it");
+    conditions.Set("Ready", "False", "NoReplicas", plan.status.message());
+  } else if (ready > 0) {
+    plan.status.set_phase(trouble.has_value() ? "Degraded" : "Ready");
+    plan.status.set_message(trouble.has_value() ? trouble->message : ReadyMessage(ready, wanted));
+    conditions.Set("Ready", "True", "Serving", ReadyMessage(ready, wanted));
+  } else {
+    const std::string phase = trouble.has_value() ? "Failed" : "Pending";
+    plan.status.set_phase(phase);
+    plan.status.set_message(trouble.has_value() ? trouble->message : "the workers are starting");
+    conditions.Set("Ready", "False", trouble.has_value() ? "WorkerFailed" : "Starting",
+                   plan.status.message());
+  }
+  conditions.Set("Progressing", !complete && !trouble.has_value() ? "True" : "False",
+                 complete ? "Complete" : "GroupsNotReady", ReadyMessage(ready, wanted));
+  const bool degraded = trouble.has_value() && ready > 0;
+  conditions.Set("Degraded", degraded ? "True" : "False", degraded ? trouble->reason : "AsExpected",
+                 degraded ? trouble->message : "");
+  const bool stalled = trouble.has_value() && ready == 0;
+  conditions.Set("Stalled", stalled ? "True" : "False", stalled ? trouble->reason : "AsExpected",
+                 stalled ? trouble->message : "");
+}
+
+void SetPhaseOfLoading(const Observed& observed, Plan& plan) {
+  if (plan.status.phase() != "Pending") return;
+  for (const GroupObservation& group : observed.groups) {
+    const WorkerPhase phase = group.progress.phase;
+    if (phase != WorkerPhase::kLoading && phase != WorkerPhase::kWarmingUp) continue;
+    plan.status.set_phase("Loading");
+    plan.status.set_message(
+        phase == WorkerPhase::kWarmingUp
+            ? std::string("the model warms up")
+            : absl::StrCat("loading the weights: ", group.progress.bytes_done / kMiB, " of ",
+                           group.progress.bytes_total / kMiB, " MiB"));
+  }
+}
+
+}  // namespace
+
+bool GroupIsReady(const GroupObservation& group) {
+  if (!group.exists) return false;
+  if (group.progress.phase == WorkerPhase::kReady) return true;
+  if (group.progress.phase != WorkerPhase::kUnknown) return false;
+  return std::any_of(group.pods.begin(), group.pods.end(),
+                     [](const PodObservation& pod) { return pod.ready && !pod.deleting; });
+}
+
+void MakeStatus(const Observed& observed, const std::optional<Refusal>& refusal, int32_t wanted,
+                Plan& plan) {
+  ModelStatus& status = plan.status;
+  status.set_observed_generation(observed.model.metadata().generation());
+  status.set_selector(PodSelector(observed.model));
+  status.set_url(observed.settings.url);
+  status.set_digest(observed.model.status().digest());
+  FillGroups(observed, plan);
+  int32_t ready = 0;
+  bool proved = false;
+  int32_t existing = 0;
+  for (const GroupObservation& group : observed.groups) {
+    existing += group.exists ? 1 : 0;
+    if (!GroupIsReady(group)) continue;
+    proved = true;
+    ready += group.index < wanted ? 1 : 0;
+  }
+  status.set_replicas(existing);
+  status.set_ready_replicas(ready);
+  status.set_groups_summary(absl::StrCat(ready, "/", wanted));
+
+  Conditions conditions(observed, plan);
+  std::optional<Trouble> trouble;
+  if (refusal.has_value()) {
+    conditions.Set("Accepted", "False", refusal->reason, refusal->message);
+    trouble = Trouble{"Accepted", refusal->reason, refusal->message};
+  } else {
+    conditions.Set("Accepted", "True", "Valid", "");
+    trouble = FirstTrouble(observed);
+  }
+  SetProved(conditions, "WeightsAvailable", proved, trouble, "Loaded");
+  SetProved(conditions, "Fits", proved, trouble, "Placed");
+  SetServing(conditions, plan, ready, wanted, trouble);
+  SetPhaseOfLoading(observed, plan);
+  if (ready < wanted && !refusal.has_value()) plan.requeue_seconds = kProgressSeconds;
+}
+
+}  // namespace rempart::op

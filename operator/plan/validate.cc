@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "operator/plan/validate.h"
+
+#include <algorithm>
+#include <tuple>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
+
+namespace rempart::op {
+namespace {
+
+using serving::v1alpha1::ModelSpec;
+
+// StatefulSets put "-<hash>" behind their name in a label of 63 characters; we add "-<index>".
+constexpr size_t kMaxNameLength = 46;
+
+std::optional<Refusal> NotSupported(absl::string_view field, absl::string_view advice) {
+  return Refusal{"NotSupported",
+                 absl::StrCat("spec.", field, " is not supported by this version: ", advice)};
+}
+
+bool HasParentStep(absl::string_view path) {
+  for (absl::string_view part : absl::StrSplit(path, '/')) {
+    if (part == "..") return true;
+  }
+  return false;
+}
+
+std::optional<Refusal> ParsePvc(absl::string_view rest, ParsedSource& source) {
+  const std::pair<std::string, std::string> parts = absl::StrSplit(rest, absl::MaxSplits('/', 1));
+  if (parts.first.empty() || parts.second.empty() || HasParentStep(parts.second)) {
+    return Refusal{"InvalidSource", absl::StrCat("spec.source.uri: \"pvc://", rest,
+                                                 "\" must be pvc://claim/path, without \"..\"")};
+  }
+  source.claim = parts.first;
+  source.path = parts.second;
+  return std::nullopt;
+}
+
+std::optional<Refusal> ParseSource(const Observed& observed, ParsedSource& source) {
+  absl::string_view uri = observed.model.spec().source().uri();
+  if (absl::ConsumePrefix(&uri, "pvc://")) {
+    if (observed.settings.local) {
+      return Refusal{"NotSupported",
+                     "spec.source.uri: there are no claims outside Kubernetes; use file:///path"};
+    }
+    return ParsePvc(uri, source);
+  }
+  if (absl::ConsumePrefix(&uri, "file://")) {
+    if (!observed.settings.local && !observed.settings.allow_node_paths) {
+      return Refusal{"NodePathsDisabled",
+                     "spec.source.uri: file:// is switched off; use pvc://claim/path, or install "
+                     "the chart with models.allowNodePaths=true"};
+    }
+    if (!absl::StartsWith(uri, "/") || HasParentStep(uri) || uri == "/") {
+      return Refusal{"InvalidSource",
+                     "spec.source.uri: file:// needs an absolute path without \"..\""};
+    }
+    source.path = std::string(uri);
+    return std::nullopt;
+  }
+  const std::string scheme(uri.substr(0, uri.find(':')));
+  return NotSupported("source.uri",
+                      absl::StrCat(scheme,
+                                   ":// cannot be fetched yet; copy the model to a volume "
+                                   "and use pvc://claim/path"));
+}
+
+std::optional<Refusal> UnsupportedFields(const ModelSpec& spec) {
+  if (spec.device() == "gpu") {
+    return NotSupported("device", "gpu cannot be computed on yet; set device: cpu");
+  }
+  if (spec.has_autoscaling()) {
+    return NotSupported("autoscaling", "set replicas instead of autoscaling");
+  }
+  if (spec.parallelism().tensor() > 1 || spec.parallelism().ranks_per_pod() > 1) {
+    return NotSupported("parallelism", "a group is one rank; set tensor: 1, or leave it out");
+  }
+  if (spec.parallelism().pipeline() > 1) {
+    return NotSupported("parallelism.pipeline", "leave it out");
+  }
+  if (spec.engine().prefix_cache()) {
+    return NotSupported("engine.prefixCache", "leave it out, or set it to false");
+  }
+  if (spec.source().has_digest()) {
+    return NotSupported("source.digest", "leave it out; status.digest shows what was read");
+  }
+  if (spec.source().has_public_key_secret()) {
+    return NotSupported("source.publicKeySecret", "signatures are not checked yet; leave it out");
+  }
+  if (spec.placement().jurisdictions_size() > 0) {
+    return NotSupported("placement.jurisdictions", "use placement.nodeSelector");
+  }
+  if (spec.placement().has_topology_key()) {
+    return NotSupported("placement.topologyKey", "a group is one pod; leave it out");
+  }
+  if (spec.rollout().strategy() == "SurgeThenDrain") {
+    return NotSupported("rollout.strategy", "use DrainThenReplace");
+  }
+  return std::nullopt;
+}
+
+// Of two Models with one name, the older keeps it; of two of the same second, the first by name.
+std::optional<Refusal> NameClash(const Observed& observed) {
+  const Model& model = observed.model;
+  const auto own = std::make_tuple(model.metadata().creation_timestamp(), FullName(model));
+  for (const std::string& name : ServedNames(model)) {
+    for (const NameClaim& other : observed.others) {
+      const auto& names = other.served_names;
+      if (std::find(names.begin(), names.end(), name) == names.end()) continue;
+      if (std::make_tuple(other.creation_timestamp, other.model) > own) continue;
+      return Refusal{"ServedNameTaken",
+                     absl::StrCat("spec.servedNames: \"", name, "\" is already served by Model ",
+                                  other.model, "; choose another name or delete that Model")};
+    }
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+std::optional<Refusal> Validate(const Observed& observed, ParsedSource& source) {
+  const Model& model = observed.model;
+  if (model.metadata().name().size() > kMaxNameLength) {
+    return Refusal{"NameTooLong", absl::StrCat("metadata.name has ", model.metadata().name().size(),
+                                               " characters; the limit is ", kMaxNameLength)};
+  }
+  if (auto refusal = UnsupportedFields(model.spec())) return refusal;
+  if (auto refusal = ParseSource(observed, source)) return refusal;
+  return NameClash(observed);
+}
+
+}  // namespace rempart::op

@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "operator/plan/plan.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "operator/plan/group_objects.h"
+#include "tests/operator/plan/observations.h"
+
+namespace rempart::op {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+TEST(MakePlan, AnAcceptedModelGetsOneGroup) {
+  const Plan plan = MakePlan(OneModel());
+  ASSERT_EQ(plan.groups.size(), 1u);
+  const GroupPlan& group = plan.groups[0];
+  EXPECT_EQ(group.name, "smollm2-0");
+  EXPECT_EQ(group.config.model_path(), "/models/a/smollm2.gguf");
+  EXPECT_EQ(group.config.group_name(), "ia/smollm2-0");
+  EXPECT_THAT(group.config.served_names(), ElementsAre("smollm2"));
+  EXPECT_EQ(group.volume.claim, "models");
+  EXPECT_TRUE(group.apply);
+  EXPECT_EQ(ConditionOf(plan, "Accepted").status(), "True");
+}
+
+TEST(MakePlan, IsTheSameForTheSameSnapshot) {
+  Observed observed = OneModel();
+  (*observed.model.mutable_spec()->mutable_placement()->mutable_node_selector())["b"] = "1";
+  (*observed.model.mutable_spec()->mutable_placement()->mutable_node_selector())["a"] = "2";
+  EXPECT_EQ(MakePlan(observed).groups[0].config_hash, MakePlan(observed).groups[0].config_hash);
+}
+
+TEST(MakePlan, ScalingUpAddsGroupsAndLeavesTheFirstAsItIs) {
+  Observed observed = OneModel();
+  observed.groups = {Serving(observed, 0)};
+  observed.model.mutable_spec()->set_replicas(3);
+  const Plan plan = MakePlan(observed);
+  ASSERT_EQ(plan.groups.size(), 3u);
+  EXPECT_EQ(plan.groups[0].config_hash, observed.groups[0].config_hash);
+  for (const GroupPlan& group : plan.groups) EXPECT_TRUE(group.apply);
+  EXPECT_THAT(plan.removed_groups, IsEmpty());
+  EXPECT_EQ(ConditionOf(plan, "Ready").status(), "True");
+  EXPECT_EQ(ConditionOf(plan, "Progressing").status(), "True");
+  EXPECT_EQ(plan.status.groups_summary(), "1/3");
+}
+
+TEST(MakePlan, ScalingDownRemovesTheLastGroups) {
+  Observed observed = OneModel();
+  observed.groups = {Serving(observed, 0), Serving(observed, 1), Serving(observed, 2)};
+  EXPECT_THAT(MakePlan(observed).removed_groups, ElementsAre("smollm2-1", "smollm2-2"));
+  observed.model.mutable_spec()->set_replicas(0);
+  const Plan asleep = MakePlan(observed);
+  EXPECT_EQ(asleep.removed_groups.size(), 3u);
+  EXPECT_EQ(asleep.status.phase(), "Sleeping");
+}
+
+TEST(MakePlan, AnEditReplacesOneServingGroupAtATime) {
+  Observed observed = OneModel();
+  observed.model.mutable_spec()->set_replicas(2);
+  observed.groups = {Serving(observed, 0), Serving(observed, 1)};
+  observed.model.mutable_spec()->mutable_engine()->set_context_length(4096);
+  Plan plan = MakePlan(observed);
+  EXPECT_TRUE(plan.groups[0].apply);
+  EXPECT_FALSE(plan.groups[1].apply);
+
+  // The first has its new template and loads: the second waits.
+  observed.groups[0].config_hash = plan.groups[0].config_hash;
+  observed.groups[0].progress.phase = WorkerPhase::kLoading;
+  EXPECT_FALSE(MakePlan(observed).groups[1].apply);
+
+  // The first serves again: it is the second's turn.
+  observed.groups[0].progress.phase = WorkerPhase::kReady;
+  EXPECT_TRUE(MakePlan(observed).groups[1].apply);
+}
+
+TEST(MakePlan, AnEditReachesAGroupThatDoesNotServeAtOnce) {
+  Observed observed = OneModel();
+  observed.model.mutable_spec()->set_replicas(2);
+  observed.groups = {Serving(observed, 0), Serving(observed, 1)};
+  observed.groups[1].progress.phase = WorkerPhase::kFailed;
+  observed.model.mutable_spec()->mutable_engine()->set_context_length(4096);
+  const Plan plan = MakePlan(observed);
+  EXPECT_FALSE(plan.groups[0].apply);
+  EXPECT_TRUE(plan.groups[1].apply);
+}
+
+TEST(MakePlan, ARefusedEditStopsNothingThatServes) {
+  Observed observed = OneModel();
+  observed.groups = {Serving(observed, 0)};
+  observed.model.mutable_spec()->set_device("gpu");
+  const Plan plan = MakePlan(observed);
+  EXPECT_THAT(plan.groups, IsEmpty());
+  EXPECT_THAT(plan.removed_groups, IsEmpty());
+  EXPECT_EQ(ConditionOf(plan, "Accepted").status(), "False");
+  EXPECT_EQ(ConditionOf(plan, "Ready").status(), "True");
+}
+
+struct RefusedRow {
+  std::string what;
+  void (*change)(Observed&);
+  std::string reason;
+  std::string words;
+};
+
+TEST(MakePlan, RefusesWhatThisVersionDoesNotDo) {
+  const std::vector<RefusedRow> rows = {
+      {"gpu", [](Observed& o) { o.model.mutable_spec()->set_device("gpu"); }, "NotSupported",
+       "set device: cpu"},
+      {"autoscaling",
+       [](Observed& o) { o.model.mutable_spec()->mutable_autoscaling()->set_max(2); },
+       "NotSupported", "set replicas instead of autoscaling"},
+      {"tensor parallel",
+       [](Observed& o) { o.model.mutable_spec()->mutable_parallelism()->set_tensor(2); },
+       "NotSupported", "tensor: 1"},
+      {"prefix cache",
+       [](Observed& o) { o.model.mutable_spec()->mutable_engine()->set_prefix_cache(true); },
+       "NotSupported", "engine.prefixCache"},
+      {"digest",
+       [](Observed& o) { o.model.mutable_spec()->mutable_source()->set_digest("sha256:0"); },
+       "NotSupported", "source.digest"},
+      {"oci", [](Observed& o) { o.model.mutable_spec()->mutable_source()->set_uri("oci://r/m:1"); },
+       "NotSupported", "oci:// cannot be fetched yet"},
+      {"node path",
+       [](Observed& o) { o.model.mutable_spec()->mutable_source()->set_uri("file:///m.gguf"); },
+       "NodePathsDisabled", "models.allowNodePaths=true"},
+      {"pvc without path",
+       [](Observed& o) { o.model.mutable_spec()->mutable_source()->set_uri("pvc://models"); },
+       "InvalidSource", "pvc://claim/path"},
+      {"pvc out of the claim",
+       [](Observed& o) { o.model.mutable_spec()->mutable_source()->set_uri("pvc://m/../x"); },
+       "InvalidSource", "without \"..\""},
+      {"jurisdictions",
+       [](Observed& o) { o.model.mutable_spec()->mutable_placement()->add_jurisdictions("FR"); },
+       "NotSupported", "placement.nodeSelector"},
+      {"surge",
+       [](Observed& o) {
+         o.model.mutable_spec()->mutable_rollout()->set_strategy("SurgeThenDrain");
+       },
+       "NotSupported", "DrainThenReplace"},
+      {"long name", [](Observed& o) { o.model.mutable_metadata()->set_name(std::string(47, 'a')); },
+       "NameTooLong", "the limit is 46"},
+      {"name of an older Model",
+       [](Observed& o) {
+         o.others = {{"ia/first", {"smollm2"}, "2026-01-01T00:00:00Z"}};
+       },
+       "ServedNameTaken", "\"smollm2\" is already served by Model ia/first"},
+      {"name of the same second",
+       [](Observed& o) {
+         o.others = {{"ia/a", {"smollm2"}, "2026-01-02T00:00:00Z"}};
+       },
+       "ServedNameTaken", "ia/a"},
+  };
+  for (const RefusedRow& row : rows) {
+    Observed observed = OneModel();
+    row.change(observed);
+    const Plan plan = MakePlan(observed);
+    EXPECT_THAT(plan.groups, IsEmpty()) << row.what;
+    EXPECT_EQ(ConditionOf(plan, "Accepted").status(), "False") << row.what;
+    EXPECT_EQ(ConditionOf(plan, "Accepted").reason(), row.reason) << row.what;
+    EXPECT_THAT(plan.status.message(), HasSubstr(row.words)) << row.what;
+    EXPECT_EQ(plan.status.phase(), "Failed") << row.what;
+  }
+}
+
+TEST(MakePlan, KeepsItsNameAgainstAYoungerModel) {
+  Observed observed = OneModel();
+  observed.others = {{"ia/second", {"smollm2"}, "2026-01-05T00:00:00Z"}};
+  EXPECT_EQ(ConditionOf(MakePlan(observed), "Accepted").status(), "True");
+}
+
+TEST(MakePlan, ServesNodePathsWhereTheChartAllowsThem) {
+  Observed observed = OneModel();
+  observed.settings.allow_node_paths = true;
+  observed.claim = ClaimState::kNotNeeded;
+  observed.model.mutable_spec()->mutable_source()->set_uri("file:///srv/models/a.gguf");
+  const Plan plan = MakePlan(observed);
+  ASSERT_EQ(plan.groups.size(), 1u);
+  EXPECT_EQ(plan.groups[0].volume.node_path, "/srv/models/a.gguf");
+  EXPECT_EQ(plan.groups[0].config.model_path(), "/models/a.gguf");
+}
+
+TEST(MakePlan, LocallyAPathIsAPathOfThisMachine) {
+  Observed observed = OneModel();
+  observed.settings.local = true;
+  EXPECT_THAT(MakePlan(observed).status.message(), HasSubstr("use file:///path"));
+  observed.model.mutable_spec()->mutable_source()->set_uri("file:///srv/a.gguf");
+  const Plan plan = MakePlan(observed);
+  ASSERT_EQ(plan.groups.size(), 1u);
+  EXPECT_EQ(plan.groups[0].config.model_path(), "/srv/a.gguf");
+  EXPECT_FALSE(plan.groups[0].config.has_tls());
+}
+
+TEST(MakeGroupObjects, RunsWithoutRightsAndBelongsToItsModel) {
+  const Observed observed = OneModel();
+  const Plan plan = MakePlan(observed);
+  const GroupObjects objects = MakeGroupObjects(observed, plan.groups[0]);
+  EXPECT_EQ(objects.stateful_set.metadata().owner_references(0).uid(), "u-1");
+  EXPECT_EQ(objects.service.spec().cluster_ip(), "None");
+  EXPECT_THAT(objects.config_map.data().at("worker.json"), HasSubstr("/models/a/smollm2.gguf"));
+  const auto& pod = objects.stateful_set.spec().template_().spec();
+  EXPECT_TRUE(pod.security_context().run_as_non_root());
+  EXPECT_FALSE(pod.automount_service_account_token());
+  const auto& container = pod.containers(0);
+  EXPECT_TRUE(container.security_context().read_only_root_filesystem());
+  EXPECT_THAT(container.security_context().capabilities().drop(), ElementsAre("ALL"));
+  for (const auto& mount : container.volume_mounts()) EXPECT_TRUE(mount.read_only());
+  EXPECT_EQ(objects.stateful_set.spec().template_().metadata().annotations().at(kConfigAnnotation),
+            plan.groups[0].config_hash);
+}
+
+}  // namespace
+}  // namespace rempart::op

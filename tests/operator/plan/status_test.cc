@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "operator/plan/status.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/operator/plan/observations.h"
+
+namespace rempart::op {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+GroupObservation Failing(const std::string& reason, const std::string& message) {
+  GroupObservation group;
+  group.exists = true;
+  group.progress.phase = WorkerPhase::kFailed;
+  group.progress.reason = reason;
+  group.progress.message = message;
+  return group;
+}
+
+struct FailureRow {
+  std::string reason;
+  std::string condition;
+};
+
+TEST(Status, TheWorkersFailureFalsifiesTheConditionItBelongsTo) {
+  for (const FailureRow& row :
+       std::vector<FailureRow>{{"InvalidModelFile", "WeightsAvailable"},
+                               {"WeightsNotFound", "WeightsAvailable"},
+                               {"UnsupportedArchitecture", "WeightsAvailable"},
+                               {"InsufficientMemory", "Fits"}}) {
+    Observed observed = OneModel();
+    observed.groups = {Failing(row.reason, "say what to do")};
+    const Plan plan = MakePlan(observed);
+    EXPECT_EQ(ConditionOf(plan, row.condition).status(), "False") << row.reason;
+    EXPECT_EQ(ConditionOf(plan, row.condition).reason(), row.reason);
+    EXPECT_EQ(ConditionOf(plan, "Ready").status(), "False");
+    EXPECT_EQ(ConditionOf(plan, "Stalled").status(), "True");
+    EXPECT_EQ(plan.status.phase(), "Failed");
+    EXPECT_EQ(plan.status.message(), "say what to do");
+  }
+}
+
+TEST(Status, AMissingClaimIsNamed) {
+  Observed observed = OneModel();
+  observed.claim = ClaimState::kMissing;
+  const Plan plan = MakePlan(observed);
+  EXPECT_EQ(ConditionOf(plan, "WeightsAvailable").reason(), "ClaimNotFound");
+  EXPECT_THAT(plan.status.message(), HasSubstr("\"models\" in namespace ia; create it"));
+}
+
+TEST(Status, APodWithoutNodeSaysWhatTheSchedulerSays) {
+  Observed observed = OneModel();
+  GroupObservation group;
+  group.exists = true;
+  PodObservation pod;
+  pod.name = "smollm2-0-0";
+  pod.unschedulable = "0/2 nodes are available: 2 Insufficient memory";
+  group.pods.push_back(pod);
+  observed.groups = {group};
+  const Plan plan = MakePlan(observed);
+  EXPECT_EQ(ConditionOf(plan, "Fits").reason(), "Unschedulable");
+  EXPECT_THAT(plan.status.message(), HasSubstr("Insufficient memory"));
+}
+
+TEST(Status, OneGroupOfTwoInTroubleIsDegradedButReady) {
+  Observed observed = OneModel();
+  observed.model.mutable_spec()->set_replicas(2);
+  observed.groups = {Serving(observed, 0), Failing("InsufficientMemory", "1024 MiB are missing")};
+  observed.groups[1].index = 1;
+  const Plan plan = MakePlan(observed);
+  EXPECT_EQ(ConditionOf(plan, "Ready").status(), "True");
+  EXPECT_EQ(ConditionOf(plan, "Degraded").status(), "True");
+  EXPECT_EQ(ConditionOf(plan, "Stalled").status(), "False");
+  EXPECT_EQ(plan.status.phase(), "Degraded");
+  EXPECT_EQ(plan.status.message(), "1024 MiB are missing");
+}
+
+TEST(Status, TellsHowFarLoadingIs) {
+  Observed observed = OneModel();
+  GroupObservation group;
+  group.exists = true;
+  group.progress.phase = WorkerPhase::kLoading;
+  group.progress.bytes_done = 50 << 20;
+  group.progress.bytes_total = 100 << 20;
+  observed.groups = {group};
+  const Plan plan = MakePlan(observed);
+  EXPECT_EQ(plan.status.phase(), "Loading");
+  EXPECT_EQ(plan.status.message(), "loading the weights: 50 of 100 MiB");
+  EXPECT_EQ(plan.status.download().mib_total(), 100);
+  EXPECT_GT(plan.requeue_seconds, 0);
+}
+
+TEST(Status, APodThatIsReadyCountsWhileNoStreamTells) {
+  Observed observed = OneModel();
+  observed.groups = {Serving(observed, 0)};
+  observed.groups[0].progress = {};
+  EXPECT_EQ(ConditionOf(MakePlan(observed), "Ready").status(), "True");
+  observed.groups[0].pods[0].deleting = true;
+  EXPECT_EQ(ConditionOf(MakePlan(observed), "Ready").status(), "False");
+}
+
+TEST(Status, KeepsTheTransitionTimeAndTellsAnEventOnce) {
+  Observed observed = OneModel();
+  observed.groups = {Serving(observed, 0)};
+  const Plan first = MakePlan(observed);
+  ASSERT_EQ(first.events.size(), 1u);
+  EXPECT_EQ(first.events[0].reason, "Serving");
+  *observed.model.mutable_status() = first.status;
+  observed.now = "2026-01-04T00:00:00Z";
+  const Plan second = MakePlan(observed);
+  EXPECT_THAT(second.events, IsEmpty());
+  EXPECT_EQ(ConditionOf(second, "Ready").last_transition_time(), "2026-01-03T00:00:00Z");
+}
+
+TEST(Status, ShowsReplicasForScale) {
+  Observed observed = OneModel();
+  observed.groups = {Serving(observed, 0)};
+  const Plan plan = MakePlan(observed);
+  EXPECT_EQ(plan.status.replicas(), 1);
+  EXPECT_EQ(plan.status.selector(), "rempart.dev/model=smollm2");
+  EXPECT_EQ(plan.status.observed_generation(), 3);
+}
+
+}  // namespace
+}  // namespace rempart::op
