@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+// Token ids, rendered prompts and decoded texts of the real models against llama.cpp's, on every
+// prompt and hostile string. REMPART_TEST_MODELS names the folder of the models.
+#include <gtest/gtest.h>
+#include <simdjson.h>
+
+#include <cstdlib>
+#include <string>
+
+#include "worker/api/model_text.h"
+#include "worker/model/gguf.h"
+#include "worker/model/mapped_file.h"
+#include "worker/text/text.h"
+
+namespace rempart::worker {
+namespace {
+
+std::string Text(simdjson::dom::element element) { return std::string(std::string_view(element)); }
+
+std::vector<int32_t> Ids(simdjson::dom::element element) {
+  std::vector<int32_t> ids;
+  for (int64_t id : element.get_array()) ids.push_back(static_cast<int32_t>(id));
+  return ids;
+}
+
+class TextGoldens : public ::testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    const char* folder = std::getenv("REMPART_TEST_MODELS");
+    ASSERT_NE(folder, nullptr);
+    auto file = MappedFile::Open(std::string(folder) + "/" + GetParam() + ".gguf");
+    ASSERT_TRUE(file.ok()) << file.status();
+    file_ = std::make_unique<MappedFile>(*std::move(file));
+    auto gguf = ParseGguf(GetParam(), file_->bytes());
+    ASSERT_TRUE(gguf.ok()) << gguf.status();
+    auto text = ModelText::FromGguf(gguf->metadata);
+    ASSERT_TRUE(text.ok()) << text.status();
+    text_ = *std::move(text);
+    goldens_ = parser_.load("tests/goldens/text/" + GetParam() + ".json");
+  }
+
+  std::unique_ptr<MappedFile> file_;
+  std::unique_ptr<ModelText> text_;
+  simdjson::dom::parser parser_;
+  simdjson::dom::element goldens_;
+};
+
+TEST_P(TextGoldens, HostileStringsHaveTheSameIds) {
+  int cases = 0;
+  for (auto item : goldens_["tokenize"].get_array()) {
+    auto ids = text_->EncodeText(Text(item["text"]));
+    ASSERT_TRUE(ids.ok()) << ids.status();
+    EXPECT_EQ(*ids, Ids(item["ids_special"])) << Text(item["text"]);
+    ++cases;
+  }
+  EXPECT_EQ(cases, 54);
+}
+
+TEST_P(TextGoldens, PromptsHaveTheSameIdsAndAnswersTheSameText) {
+  int cases = 0;
+  for (auto item : goldens_["prompts"].get_array()) {
+    auto ids = text_->EncodeText(Text(item["prompt_text"]));
+    ASSERT_TRUE(ids.ok()) << ids.status();
+    EXPECT_EQ(*ids, Ids(item["prompt_ids"]));
+    std::string answer;
+    for (int32_t id : Ids(item["greedy_ids"])) answer += text_->TokenBytes(id);
+    EXPECT_EQ(answer, Text(item["text"]));
+    ++cases;
+  }
+  EXPECT_EQ(cases, 32);
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, TextGoldens,
+                         ::testing::Values("smollm2-135m-instruct-q4_1", "gemma3-270m-q4_k_m"),
+                         [](const auto& info) {
+                           return std::string(info.param).substr(0, info.param.find('-'));
+                         });
+
+// SmolLM2 carries a chat template; the goldens hold what llama.cpp renders with it.
+class ChatGoldens : public TextGoldens {};
+
+TEST_P(ChatGoldens, TheTemplateRendersTheSamePrompt) {
+  for (auto item : goldens_["prompts"].get_array()) {
+    const std::string messages =
+        "[{\"role\":\"user\",\"content\":" + std::string(simdjson::minify(item["user"])) + "}]";
+    auto ids = text_->EncodeChat(messages, "", true);
+    ASSERT_TRUE(ids.ok()) << ids.status();
+    EXPECT_EQ(*ids, Ids(item["prompt_ids"])) << messages;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, ChatGoldens, ::testing::Values("smollm2-135m-instruct-q4_1"));
+
+}  // namespace
+}  // namespace rempart::worker

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a model file says about text, put to work: vocabulary, chat template, which token begins a
+// text and which end a generation. Immutable, any thread.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/container/flat_hash_set.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "worker/api/request_reader.h"
+#include "worker/engine/model_runner.h"
+#include "worker/model/gguf.h"
+#include "worker/text/text.h"
+
+namespace rempart::worker {
+
+class ModelText : public Vocabulary, public PromptEncoder {
+ public:
+  // InvalidArgument names the metadata key at fault.
+  static absl::StatusOr<std::unique_ptr<ModelText>> FromGguf(const GgufMetadata& metadata);
+
+  std::string TokenBytes(int32_t token_id) const override;
+  bool EndsGeneration(int32_t token_id) const override;
+
+  int32_t vocabulary_size() const override;
+  // Users' text is rendered into the template before it is encoded, as in every engine of the
+  // field: the spelling of a control token inside a message counts as that token.
+  absl::StatusOr<std::vector<int32_t>> EncodeChat(absl::string_view messages_json,
+                                                  absl::string_view variables_json,
+                                                  bool add_generation_prompt) const override;
+  absl::StatusOr<std::vector<int32_t>> EncodeText(absl::string_view text) const override;
+
+ private:
+  ModelText() = default;
+  absl::Status ReadSpecialTokens(const GgufMetadata& metadata, const TokenizerMetadata& tokenizer);
+
+  std::unique_ptr<Tokenizer> tokenizer_;
+  std::unique_ptr<ChatTemplate> template_;  // null: the model has none
+  int32_t begin_id_ = -1;
+  int32_t end_id_ = -1;
+  bool add_begin_ = false;
+  absl::flat_hash_set<int32_t> ends_;
+};
+
+}  // namespace rempart::worker
