@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "operator/kube/controller.h"
+
+#include "common/log.h"
+
+namespace rempart::op {
+
+void RunController(WorkQueue& queue, const Reconcile& reconcile, std::stop_token stop) {
+  while (const std::optional<ObjectKey> key = queue.Take(stop)) {
+    const absl::StatusOr<absl::Duration> again = reconcile(*key);
+    if (!again.ok()) {
+      LogWarning("controller", "reconcile failed, will retry",
+                 {{"object", key->ToString()}, {"error", again.status().message()}});
+      queue.Retry(*key);
+    } else {
+      queue.Forget(*key);
+      if (*again < absl::InfiniteDuration()) queue.Add(*key, *again);
+    }
+    queue.Done(*key);
+  }
+}
+
+}  // namespace rempart::op

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+// A Store kept equal to the cluster by a Reflector, and those who want to hear of changes. Handlers
+// run on the informer's thread: they name what to look at again (WorkQueue::Add), they decide
+// nothing.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "operator/kube/reflector.h"
+#include "operator/kube/store.h"
+
+namespace rempart::op {
+
+template <typename T>
+class Informer {
+ public:
+  // Called with an object that is new, changed or gone (its last known state).
+  using Handler = std::function<void(const T&)>;
+
+  explicit Informer(const Client* client, ReflectorOptions options = {})
+      : reflector_(client, ResourceOf<T>::Type(), std::move(options),
+                   {.replace = [this](const auto& items) { return Replace(items); },
+                    .change = [this](const WatchEvent& event) { return Change(event); },
+                    .resync = [this] { TellAll(); }}) {}
+
+  // Before Run.
+  void OnChange(Handler handler) { handlers_.push_back(std::move(handler)); }
+
+  void Run(std::stop_token stop) { reflector_.Run(stop); }
+
+  const Store<T>& store() const { return store_; }
+  bool synced() const { return reflector_.synced(); }
+  const Reflector& reflector() const { return reflector_; }
+
+ private:
+  // More deletions than this between two lists, and the oldest are forgotten.
+  static constexpr size_t kMaxDeletedVersions = 4096;
+
+  absl::Status Replace(const std::vector<std::string>& items) {
+    std::vector<T> list;
+    list.reserve(items.size());
+    for (const std::string& json : items) {
+      T object;
+      RETURN_IF_ERROR(FromJson(json, object));
+      list.push_back(std::move(object));
+    }
+    deleted_versions_.clear();
+    for (const auto& changed : store_.Replace(std::move(list))) Tell(*changed);
+    return absl::OkStatus();
+  }
+
+  absl::Status Change(const WatchEvent& event) {
+    T object;
+    RETURN_IF_ERROR(FromJson(event.object_json, object));
+    const ObjectKey key = KeyOf(object);
+    const std::string version = object.metadata().resource_version();
+    const auto current = store_.Get(key);
+    if (current != nullptr && IsOlderVersion(version, current->metadata().resource_version())) {
+      return absl::OkStatus();
+    }
+    if (event.kind == WatchKind::kDeleted) {
+      if (deleted_versions_.size() >= kMaxDeletedVersions) deleted_versions_.clear();
+      deleted_versions_[key] = version;
+      store_.Remove(key);
+      Tell(object);
+      return absl::OkStatus();
+    }
+    const auto deleted = deleted_versions_.find(key);
+    if (deleted != deleted_versions_.end()) {
+      if (IsOlderVersion(version, deleted->second)) return absl::OkStatus();
+      deleted_versions_.erase(deleted);
+    }
+    const auto stored = std::make_shared<const T>(object);
+    store_.Put(std::move(object));
+    Tell(*stored);
+    return absl::OkStatus();
+  }
+
+  void TellAll() {
+    for (const auto& object : store_.All()) Tell(*object);
+  }
+  void Tell(const T& object) const {
+    for (const Handler& handler : handlers_) handler(object);
+  }
+
+  Store<T> store_;
+  std::vector<Handler> handlers_;
+  std::map<ObjectKey, std::string> deleted_versions_;
+  Reflector reflector_;
+};
+
+}  // namespace rempart::op

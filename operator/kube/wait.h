@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+// A pause that a stop request ends.
+#pragma once
+
+#include <condition_variable>
+#include <mutex>
+#include <stop_token>
+
+#include "absl/time/time.h"
+
+namespace rempart::op {
+
+inline void PauseUnlessStopped(std::stop_token stop, absl::Duration pause) {
+  std::mutex mu;
+  std::condition_variable_any changed;
+  std::unique_lock<std::mutex> lock(mu);
+  changed.wait_for(lock, stop, absl::ToChronoNanoseconds(pause), [] { return false; });
+}
+
+}  // namespace rempart::op

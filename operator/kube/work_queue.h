@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+// The keys that wait to be reconciled. Any thread.
+// 1. An equal key waits once; of two times the earlier wins.
+// 2. A key is never with two takers; added while it is, it comes again after Done.
+// 3. Retry waits longer each time, until Forget.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <stop_token>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/time/time.h"
+#include "common/clock.h"
+#include "common/mutex.h"
+#include "operator/kube/resource.h"
+
+namespace rempart::op {
+
+struct WorkQueueOptions {
+  absl::Duration first_retry = absl::Milliseconds(50);
+  absl::Duration longest_retry = absl::Minutes(2);
+};
+
+class WorkQueue {
+ public:
+  explicit WorkQueue(const Clock* clock, WorkQueueOptions options = {})
+      : clock_(clock), options_(options) {}
+
+  void Add(const ObjectKey& key, absl::Duration delay = absl::ZeroDuration());
+  void Retry(const ObjectKey& key);
+  void Forget(const ObjectKey& key);
+
+  // The key that is due the longest; none if none is due.
+  std::optional<ObjectKey> TryTake();
+  // Waits for one; none after a stop.
+  std::optional<ObjectKey> Take(std::stop_token stop);
+  // The taker has finished with the key.
+  void Done(const ObjectKey& key);
+
+  // Keys that wait, due or not.
+  int waiting() const;
+  int failures(const ObjectKey& key) const;
+
+ private:
+  struct Entry {
+    std::optional<absl::Time> due;  // waits
+    bool taken = false;
+    int failures = 0;
+    bool idle() const { return !due.has_value() && !taken && failures == 0; }
+  };
+
+  void AddLocked(const ObjectKey& key, absl::Time due) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // The first entry to be due that nobody has taken.
+  std::map<ObjectKey, Entry>::iterator First() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  std::optional<ObjectKey> TryTakeLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  const Clock* const clock_;
+  const WorkQueueOptions options_;
+  mutable Mutex mu_;
+  std::map<ObjectKey, Entry> entries_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace rempart::op
