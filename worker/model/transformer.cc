@@ -1,0 +1,344 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "worker/model/transformer.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
+
+namespace rempart::worker {
+namespace {
+
+constexpr int64_t kRowsPerChunk = 64;       // of a matmul
+constexpr int64_t kTokensPerChunk = 8;      // of elementwise work
+constexpr int64_t kAttentionPerChunk = 64;  // queries of one head
+
+int64_t HalfDim(const RopeSpec& rope) {
+  return static_cast<int64_t>(rope.inverse_frequency.size());
+}
+
+}  // namespace
+
+int64_t KvBytesPerBlock(const ModelConfig& config, kernels::DType kv_type) {
+  const int64_t layer = kernels::KvBlockBytes(kv_type, config.kv_heads, config.head_dim);
+  return layer * static_cast<int64_t>(config.layers.size());
+}
+
+absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Create(
+    const ModelConfig& config, const Weights& weights, const kernels::Ops& ops, ThreadPool& pool,
+    const TransformerOptions& options) {
+  std::unique_ptr<Transformer> transformer(new Transformer(config, weights, ops, pool, options));
+  RETURN_IF_ERROR(transformer->Allocate());
+  return transformer;
+}
+
+Transformer::Transformer(const ModelConfig& config, const Weights& weights, const kernels::Ops& ops,
+                         ThreadPool& pool, const TransformerOptions& options)
+    : config_(config), weights_(weights), ops_(ops), pool_(pool), options_(options) {}
+
+absl::Status Transformer::Allocate() {
+  const int64_t bytes = options_.kv_blocks * KvBytesPerBlock(config_, options_.kv_type);
+  void* memory = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
+  if (memory == nullptr) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("no memory for a KV cache of ", bytes >> 20, " MiB"));
+  }
+  kv_.reset(memory);
+  // Lanes of a block that hold no token yet are read and masked: they must be numbers.
+  std::memset(memory, 0, bytes);
+  const int64_t tokens = options_.max_step_tokens;
+  const int64_t heads = config_.heads * config_.head_dim;
+  const int64_t widest = std::max({config_.hidden, heads, config_.ffn});
+  ids_.resize(tokens);
+  positions_.resize(tokens);
+  residual_.resize(tokens * config_.hidden);
+  normed_.resize(tokens * config_.hidden);
+  branch_.resize(tokens * config_.hidden);
+  qkv_.resize(tokens * (heads + 2 * config_.kv_heads * config_.head_dim));
+  attended_.resize(tokens * heads);
+  gate_up_.resize(tokens * 2 * config_.ffn);
+  last_.resize(options_.max_step_logits * config_.hidden);
+  quantized_.resize(std::max(tokens, options_.max_step_logits) *
+                    ((widest + kernels::kActivationGroup - 1) / kernels::kActivationGroup));
+  int64_t angles = 0;
+  for (const RopeSpec& rope : config_.ropes) angles += HalfDim(rope);
+  cos_.resize(tokens * angles);
+  sin_.resize(tokens * angles);
+  return absl::OkStatus();
+}
+
+kernels::KvView Transformer::KvOf(size_t layer) const {
+  const int64_t bytes = kernels::KvBlockBytes(options_.kv_type, config_.kv_heads, config_.head_dim);
+  kernels::KvView view;
+  view.data = static_cast<uint8_t*>(kv_.get()) + static_cast<int64_t>(layer) * bytes;
+  view.block_stride_bytes = KvBytesPerBlock(config_, options_.kv_type);
+  view.type = options_.kv_type;
+  view.kv_heads = config_.kv_heads;
+  view.head_dim = config_.head_dim;
+  return view;
+}
+
+absl::Status Transformer::Check(const StepBatch& batch, absl::Span<float> logits) const {
+  int64_t tokens = 0;
+  int64_t wanting = 0;
+  for (const SequenceSlice& slice : batch.slices) {
+    tokens += static_cast<int64_t>(slice.token_ids.size());
+    wanting += slice.wants_logits ? 1 : 0;
+    const int64_t end = slice.first_position + static_cast<int64_t>(slice.token_ids.size());
+    const int64_t blocks = (end + kernels::kKvBlockTokens - 1) / kernels::kKvBlockTokens;
+    if (slice.token_ids.empty() || slice.first_position < 0 ||
+        static_cast<int64_t>(slice.block_table.size()) < blocks) {
+      return absl::InvalidArgumentError("a slice has no tokens, or too short a block table");
+    }
+    for (const int32_t id : slice.token_ids) {
+      if (id < 0 || id >= config_.vocabulary) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("token ", id, " is outside the vocabulary of ", config_.vocabulary));
+      }
+    }
+    for (int64_t i = 0; i < blocks; ++i) {
+      if (slice.block_table[i] < 0 || slice.block_table[i] >= options_.kv_blocks) {
+        return absl::InvalidArgumentError(absl::StrCat("no KV block ", slice.block_table[i]));
+      }
+    }
+  }
+  if (tokens > options_.max_step_tokens || wanting > options_.max_step_logits) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a step of ", tokens, " tokens and ", wanting, " logits; the limits are ",
+                     options_.max_step_tokens, " and ", options_.max_step_logits));
+  }
+  if (static_cast<int64_t>(logits.size()) < wanting * config_.vocabulary) {
+    return absl::InvalidArgumentError("the logits have too little room");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Transformer::Forward(const StepBatch& batch, absl::Span<float> logits) {
+  RETURN_IF_ERROR(Check(batch, logits));
+  if (batch.slices.empty()) return absl::OkStatus();
+  Embed(batch);
+  for (size_t layer = 0; layer < weights_.layers.size(); ++layer) {
+    Attend(batch, layer);
+    FeedForward(layer);
+  }
+  Head(batch, logits);
+  return absl::OkStatus();
+}
+
+void Transformer::Embed(const StepBatch& batch) {
+  num_tokens_ = 0;
+  for (const SequenceSlice& slice : batch.slices) {
+    for (size_t i = 0; i < slice.token_ids.size(); ++i) {
+      ids_[num_tokens_] = slice.token_ids[i];
+      positions_[num_tokens_++] = slice.first_position + static_cast<int32_t>(i);
+    }
+  }
+  pool_.ParallelFor(num_tokens_, kTokensPerChunk, [&](int64_t begin, int64_t end) {
+    ops_.embed(weights_.embedding.view, ids_.data(), config_.embedding_scale, residual_.data(),
+               config_.hidden, begin, end);
+    int64_t offset = 0;
+    for (const RopeSpec& rope : config_.ropes) {
+      ops_.rope_angles(positions_.data(), rope.inverse_frequency.data(), HalfDim(rope), 1.0f,
+                       cos_.data() + offset, sin_.data() + offset, begin, end);
+      offset += options_.max_step_tokens * HalfDim(rope);
+    }
+  });
+}
+
+void Transformer::Norm(const float* x, const std::vector<float>& weight, int64_t num_tokens,
+                       float* out) {
+  pool_.ParallelFor(num_tokens, kTokensPerChunk, [&](int64_t begin, int64_t end) {
+    ops_.rms_norm(x, config_.hidden, weight.data(), config_.norm_epsilon, config_.hidden, out,
+                  config_.hidden, begin, end);
+  });
+}
+
+void Transformer::Multiply(const float* x, int64_t cols, int64_t num_tokens,
+                           absl::Span<const Product> products) {
+  const int64_t groups = cols / kernels::kActivationGroup;
+  const bool fast = !options_.exact && cols % kernels::kActivationGroup == 0;
+  if (fast) {
+    pool_.ParallelFor(num_tokens, kTokensPerChunk, [&](int64_t begin, int64_t end) {
+      ops_.quantize(x, cols, cols, quantized_.data(), groups, begin, end);
+    });
+  }
+  int64_t chunks = 0;
+  for (const Product& product : products) {
+    chunks += (product.matrix->view.rows + kRowsPerChunk - 1) / kRowsPerChunk;
+  }
+  pool_.ParallelFor(chunks, 1, [&](int64_t chunk, int64_t) {
+    const Product* product = products.data();
+    for (;; ++product) {
+      const int64_t own = (product->matrix->view.rows + kRowsPerChunk - 1) / kRowsPerChunk;
+      if (chunk < own) break;
+      chunk -= own;
+    }
+    kernels::MatmulArgs args;
+    args.w = product->matrix->view;
+    args.packed = product->matrix->packed.get();
+    args.x = x;
+    args.x_stride = cols;
+    args.xq = quantized_.data();
+    args.xq_stride = groups;
+    args.y = product->y;
+    args.y_stride = product->y_stride;
+    args.num_tokens = num_tokens;
+    const int64_t begin = chunk * kRowsPerChunk;
+    const int64_t end = std::min(begin + kRowsPerChunk, args.w.rows);
+    (fast ? ops_.matmul_fast : ops_.matmul_exact)(args, begin, end);
+  });
+}
+
+void Transformer::RotateAndStore(const StepBatch& batch, size_t layer) {
+  const LayerWeights& weights = weights_.layers[layer];
+  const RopeSpec& rope = config_.ropes[config_.layers[layer].rope];
+  int64_t angles = 0;
+  for (int32_t i = 0; i < config_.layers[layer].rope; ++i) {
+    angles += options_.max_step_tokens * HalfDim(config_.ropes[i]);
+  }
+  const int64_t dim = config_.head_dim;
+  const int64_t queries = config_.heads * dim;
+  const int64_t keys = config_.kv_heads * dim;
+  const int64_t stride = queries + 2 * keys;
+  pool_.ParallelFor(num_tokens_, kTokensPerChunk, [&](int64_t begin, int64_t end) {
+    if (config_.qk_norm) {
+      for (int64_t t = begin; t < end; ++t) {
+        float* token = qkv_.data() + t * stride;
+        ops_.rms_norm(token, dim, weights.query_norm.data(), config_.norm_epsilon, dim, token, dim,
+                      0, config_.heads);
+        ops_.rms_norm(token + queries, dim, weights.key_norm.data(), config_.norm_epsilon, dim,
+                      token + queries, dim, 0, config_.kv_heads);
+      }
+    }
+    kernels::RopeArgs args;
+    args.x = qkv_.data();
+    args.x_stride = stride;
+    args.cos = cos_.data() + angles;
+    args.sin = sin_.data() + angles;
+    args.num_heads = config_.heads;
+    args.head_dim = dim;
+    args.rotary_dim = 2 * HalfDim(rope);
+    args.layout = rope.layout;
+    ops_.rope(args, begin, end);
+    args.x = qkv_.data() + queries;
+    args.num_heads = config_.kv_heads;
+    ops_.rope(args, begin, end);
+  });
+  int64_t first = 0;
+  for (const SequenceSlice& slice : batch.slices) {
+    kernels::KvStoreArgs args;
+    args.kv = KvOf(layer);
+    args.k = qkv_.data() + first * stride + queries;
+    args.k_stride = stride;
+    args.v = args.k + keys;
+    args.v_stride = stride;
+    args.block_table = slice.block_table.data();
+    args.first_position = slice.first_position;
+    const int64_t count = static_cast<int64_t>(slice.token_ids.size());
+    ops_.kv_store(args, 0, count);
+    first += count;
+  }
+}
+
+void Transformer::Attend(const StepBatch& batch, size_t layer) {
+  const LayerWeights& weights = weights_.layers[layer];
+  const int64_t queries = config_.heads * config_.head_dim;
+  const int64_t keys = config_.kv_heads * config_.head_dim;
+  const int64_t stride = queries + 2 * keys;
+  Norm(residual_.data(), weights.attention_norm, num_tokens_, normed_.data());
+  const Product projections[] = {{&weights.query, qkv_.data(), stride},
+                                 {&weights.key, qkv_.data() + queries, stride},
+                                 {&weights.value, qkv_.data() + queries + keys, stride}};
+  Multiply(normed_.data(), config_.hidden, num_tokens_, projections);
+  RotateAndStore(batch, layer);
+
+  work_.clear();
+  for (size_t i = 0; i < batch.slices.size(); ++i) {
+    const int64_t count = static_cast<int64_t>(batch.slices[i].token_ids.size());
+    const int64_t items = count * config_.heads;
+    const int64_t step = count == 1 ? 1 : kAttentionPerChunk;
+    for (int64_t begin = 0; begin < items; begin += step) {
+      work_.push_back({static_cast<int32_t>(i), begin, std::min(begin + step, items)});
+    }
+  }
+  std::vector<int64_t>& firsts = slice_firsts_;
+  firsts.clear();
+  int64_t first = 0;
+  for (const SequenceSlice& slice : batch.slices) {
+    firsts.push_back(first);
+    first += static_cast<int64_t>(slice.token_ids.size());
+  }
+  pool_.ParallelFor(static_cast<int64_t>(work_.size()), 1, [&](int64_t index, int64_t) {
+    const AttentionWork& work = work_[index];
+    const SequenceSlice& slice = batch.slices[work.slice];
+    kernels::AttentionArgs args;
+    args.kv = KvOf(layer);
+    args.q = qkv_.data() + firsts[work.slice] * stride;
+    args.q_stride = stride;
+    args.out = attended_.data() + firsts[work.slice] * queries;
+    args.out_stride = queries;
+    args.block_table = slice.block_table.data();
+    args.first_position = slice.first_position;
+    args.num_tokens = static_cast<int64_t>(slice.token_ids.size());
+    args.num_heads = config_.heads;
+    args.scale = config_.attention_scale;
+    args.softcap = config_.attention_softcap;
+    args.window = config_.layers[layer].window;
+    ops_.attention(args, work.begin, work.end);
+  });
+  const Product output[] = {{&weights.output, branch_.data(), config_.hidden}};
+  Multiply(attended_.data(), queries, num_tokens_, output);
+  AddBranch(weights.post_attention_norm);
+}
+
+void Transformer::AddBranch(const std::vector<float>& post_norm) {
+  const int64_t hidden = config_.hidden;
+  pool_.ParallelFor(num_tokens_, kTokensPerChunk, [&](int64_t begin, int64_t end) {
+    if (!post_norm.empty()) {
+      ops_.rms_norm(branch_.data(), hidden, post_norm.data(), config_.norm_epsilon, hidden,
+                    branch_.data(), hidden, begin, end);
+    }
+    ops_.add(residual_.data(), branch_.data(), residual_.data(), begin * hidden, end * hidden);
+  });
+}
+
+void Transformer::FeedForward(size_t layer) {
+  const LayerWeights& weights = weights_.layers[layer];
+  const int64_t ffn = config_.ffn;
+  Norm(residual_.data(), weights.ffn_norm, num_tokens_, normed_.data());
+  float* gate = gate_up_.data();
+  float* up = gate + num_tokens_ * ffn;
+  const Product projections[] = {{&weights.gate, gate, ffn}, {&weights.up, up, ffn}};
+  Multiply(normed_.data(), config_.hidden, num_tokens_, projections);
+  pool_.ParallelFor(num_tokens_, kTokensPerChunk, [&](int64_t begin, int64_t end) {
+    const auto activate =
+        config_.activation == Activation::kSilu ? ops_.silu_mul : ops_.gelu_tanh_mul;
+    activate(gate, up, ffn, ffn, gate, ffn, begin, end);
+  });
+  const Product down[] = {{&weights.down, branch_.data(), config_.hidden}};
+  Multiply(gate, ffn, num_tokens_, down);
+  AddBranch(weights.post_ffn_norm);
+}
+
+void Transformer::Head(const StepBatch& batch, absl::Span<float> logits) {
+  int64_t wanting = 0;
+  int64_t end = 0;
+  for (const SequenceSlice& slice : batch.slices) {
+    end += static_cast<int64_t>(slice.token_ids.size());
+    if (!slice.wants_logits) continue;
+    std::copy_n(residual_.data() + (end - 1) * config_.hidden, config_.hidden,
+                last_.data() + wanting * config_.hidden);
+    ++wanting;
+  }
+  if (wanting == 0) return;
+  Norm(last_.data(), weights_.output_norm, wanting, last_.data());
+  const Product head[] = {{&weights_.head, logits.data(), config_.vocabulary}};
+  Multiply(last_.data(), config_.hidden, wanting, head);
+  if (config_.logit_softcap > 0) {
+    ops_.softcap(logits.data(), config_.logit_softcap, 0, wanting * config_.vocabulary);
+  }
+}
+
+}  // namespace rempart::worker

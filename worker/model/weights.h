@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+// The tensors of a model by their part in it, checked against its configuration, and the repacked
+// copies that fast kernels read. Views into the mapped file, which must outlive them.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/ops.h"
+#include "worker/device/thread_pool.h"
+#include "worker/model/gguf.h"
+#include "worker/model/model_config.h"
+
+namespace rempart::worker {
+
+struct FreeDeleter {
+  void operator()(void* memory) const { std::free(memory); }
+};
+
+struct Matrix {
+  kernels::WeightView view;
+  std::unique_ptr<void, FreeDeleter> packed;
+};
+
+struct LayerWeights {
+  std::vector<float> attention_norm, ffn_norm;
+  std::vector<float> query_norm, key_norm;                // of qk_norm
+  std::vector<float> post_attention_norm, post_ffn_norm;  // of post_norms
+  Matrix query, key, value, output;
+  Matrix gate, up, down;
+};
+
+struct Weights {
+  Matrix embedding;  // [vocabulary, hidden]
+  Matrix head;       // [vocabulary, hidden]; the embedding where the file has no output.weight
+  std::vector<float> output_norm;
+  std::vector<LayerWeights> layers;
+};
+
+// `pack`: make the copies for int8 arithmetic. InvalidArgument names a missing or misshapen tensor,
+// ResourceExhausted when memory is short.
+absl::StatusOr<Weights> BindWeights(const GgufFile& file, const ModelConfig& config,
+                                    const kernels::Ops& ops, bool pack, ThreadPool& pool);
+
+}  // namespace rempart::worker
