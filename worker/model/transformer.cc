@@ -2,7 +2,7 @@
 #include "worker/model/transformer.h"
 
 #include <algorithm>
-#include <cstring>
+#include <cstdlib>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
@@ -40,14 +40,16 @@ Transformer::Transformer(const ModelConfig& config, const Weights& weights, cons
 
 absl::Status Transformer::Allocate() {
   const int64_t bytes = options_.kv_blocks * KvBytesPerBlock(config_, options_.kv_type);
-  void* memory = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
+  // Zeroed, because lanes of a block that hold no token yet are read and masked; by calloc, so that
+  // pages are taken from the system only when a block is first used.
+  void* memory = std::calloc(bytes + 64, 1);
   if (memory == nullptr) {
     return absl::ResourceExhaustedError(
         absl::StrCat("no memory for a KV cache of ", bytes >> 20, " MiB"));
   }
   kv_.reset(memory);
-  // Lanes of a block that hold no token yet are read and masked: they must be numbers.
-  std::memset(memory, 0, bytes);
+  const auto address = reinterpret_cast<uintptr_t>(memory);
+  kv_base_ = static_cast<uint8_t*>(memory) + (64 - address % 64) % 64;
   const int64_t tokens = options_.max_step_tokens;
   const int64_t heads = config_.heads * config_.head_dim;
   const int64_t widest = std::max({config_.hidden, heads, config_.ffn});
@@ -72,7 +74,7 @@ absl::Status Transformer::Allocate() {
 kernels::KvView Transformer::KvOf(size_t layer) const {
   const int64_t bytes = kernels::KvBlockBytes(options_.kv_type, config_.kv_heads, config_.head_dim);
   kernels::KvView view;
-  view.data = static_cast<uint8_t*>(kv_.get()) + static_cast<int64_t>(layer) * bytes;
+  view.data = kv_base_ + static_cast<int64_t>(layer) * bytes;
   view.block_stride_bytes = KvBytesPerBlock(config_, options_.kv_type);
   view.type = options_.kv_type;
   view.kv_heads = config_.kv_heads;

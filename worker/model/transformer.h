@@ -82,7 +82,8 @@ class Transformer {
   const TransformerOptions options_;
 
   std::unique_ptr<void, FreeDeleter> kv_;
-  int64_t num_tokens_ = 0;  // of the step
+  uint8_t* kv_base_ = nullptr;  // kv_, aligned to 64 bytes
+  int64_t num_tokens_ = 0;      // of the step
   std::vector<int32_t> ids_, positions_;
   std::vector<float> residual_, normed_, qkv_, attended_, branch_, gate_up_, last_;
   std::vector<float> cos_, sin_;  // [ropes][max_step_tokens, half]

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+// From a model file and the settings to a model that can serve: reads and hashes every byte, checks
+// that all fits in memory before anything is allocated, and says the numbers when it does not.
+#pragma once
+
+#include <cstdint>
+
+#include "worker/api/worker_process.h"
+#include "worker/api/worker_status.h"
+#include "worker/config/worker_config.h"
+
+namespace rempart::worker {
+
+absl::StatusOr<LoadedModel> LoadModelFile(const WorkerSettings& settings, WorkerStatus& status);
+
+// Bytes that this process may still take: the free memory of the machine or what its cgroup leaves,
+// whichever is less. `root` is "" for the real file system.
+int64_t AvailableMemory(const std::string& root);
+
+}  // namespace rempart::worker
