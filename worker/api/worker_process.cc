@@ -123,7 +123,7 @@ class WorkerProcess {
     identity.pod_index = settings_.pod_index;
     identity.pod_name = settings_.pod_name;
     identity.node_name = settings_.node_name;
-    identity.address = settings_.listen_address;
+    identity.address = settings_.advertised_address;
     identity.version = kVersion;
     ASSIGN_OR_RETURN(join_,
                      JoinClient::Start(settings_.control_address, settings_.tls, identity,

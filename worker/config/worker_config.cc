@@ -13,6 +13,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
 #include "common/status_macros.h"
 #include "proto/worker/v1/config.pb.h"
 
@@ -123,6 +124,7 @@ absl::StatusOr<WorkerSettings> ParseWorkerSettings(absl::string_view json) {
   if (settings.served_names.empty() && !settings.model_name.empty()) {
     settings.served_names.push_back(settings.model_name);
   }
+  settings.advertised_address = settings.listen_address;
   CheckRequired("model_name", settings.model_name, problems);
   CheckRequired("model_path", settings.model_path, problems);
   CheckRequired("listen_address", settings.listen_address, problems);
@@ -137,6 +139,15 @@ absl::StatusOr<WorkerSettings> ParseWorkerSettings(absl::string_view json) {
   return settings;
 }
 
+std::string AdvertisedAddress(absl::string_view listen_address, absl::string_view pod_ip) {
+  absl::string_view port = listen_address;
+  const bool everywhere =
+      absl::ConsumePrefix(&port, "0.0.0.0:") || absl::ConsumePrefix(&port, "[::]:");
+  if (!everywhere || pod_ip.empty()) return std::string(listen_address);
+  if (absl::StrContains(pod_ip, ':')) return absl::StrCat("[", pod_ip, "]:", port);
+  return absl::StrCat(pod_ip, ":", port);
+}
+
 absl::StatusOr<WorkerSettings> ReadWorkerSettings(const std::string& path) {
   ASSIGN_OR_RETURN(std::string json, ReadFile(path));
   ASSIGN_OR_RETURN(WorkerSettings settings, ParseWorkerSettings(json));
@@ -145,6 +156,8 @@ absl::StatusOr<WorkerSettings> ReadWorkerSettings(const std::string& path) {
     return absl::InvalidArgumentError(
         absl::StrCat("REMPART_POD_INDEX is \"", pod_index, "\": it must be a number"));
   }
+  settings.advertised_address =
+      AdvertisedAddress(settings.listen_address, Environment("REMPART_POD_IP"));
   settings.pod_name = Environment("REMPART_POD_NAME");
   settings.node_name = Environment("REMPART_NODE_NAME");
   return settings;

@@ -35,7 +35,9 @@ struct WorkerSettings {
   std::string health_address;
   std::string control_address;
   TlsConfig tls;
-  // From the environment: REMPART_POD_INDEX, REMPART_POD_NAME, REMPART_NODE_NAME.
+  // From the environment: REMPART_POD_INDEX, REMPART_POD_NAME, REMPART_NODE_NAME, REMPART_POD_IP.
+  // Where others reach listen_address: the pod's own address in place of "all interfaces".
+  std::string advertised_address;
   int32_t pod_index = 0;
   std::string pod_name;
   std::string node_name;
@@ -43,6 +45,8 @@ struct WorkerSettings {
 
 // InvalidArgument with all problems at once, each naming its field and what to do.
 absl::StatusOr<WorkerSettings> ParseWorkerSettings(absl::string_view json);
+// `listen_address` with `pod_ip` for its host, where that is 0.0.0.0 or [::] and a pod IP is known.
+std::string AdvertisedAddress(absl::string_view listen_address, absl::string_view pod_ip);
 // The same for a file, plus what the environment says.
 absl::StatusOr<WorkerSettings> ReadWorkerSettings(const std::string& path);
 

@@ -46,6 +46,13 @@ TEST(WorkerConfig, RefusesPlainTextOutsideTheMachine) {
               HasSubstr("listen_address is 0.0.0.0:7070, which leaves this machine"));
 }
 
+TEST(WorkerConfig, AdvertisesThePodsAddressInsteadOfAllInterfaces) {
+  EXPECT_EQ(AdvertisedAddress("0.0.0.0:7070", "10.1.2.3"), "10.1.2.3:7070");
+  EXPECT_EQ(AdvertisedAddress("[::]:7070", "fd00::3"), "[fd00::3]:7070");
+  EXPECT_EQ(AdvertisedAddress("0.0.0.0:7070", ""), "0.0.0.0:7070");
+  EXPECT_EQ(AdvertisedAddress("unix:/run/w.sock", "10.1.2.3"), "unix:/run/w.sock");
+}
+
 TEST(WorkerConfig, SaysThatAFileIsMissing) {
   EXPECT_THAT(std::string(ReadWorkerSettings("/nowhere.json").status().message()),
               HasSubstr("/nowhere.json"));
