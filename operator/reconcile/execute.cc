@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "operator/reconcile/execute.h"
+
+#include <google/protobuf/io/coded_stream.h>
+#include <google/protobuf/io/zero_copy_stream_impl_lite.h>
+#include <google/protobuf/util/message_differencer.h>
+
+#include <algorithm>
+#include <type_traits>
+
+#include "absl/strings/str_cat.h"
+#include "common/log.h"
+
+namespace rempart::op {
+namespace {
+
+constexpr char kFieldOwner[] = "rempart-operator";
+constexpr char kStatusOwner[] = "rempart-operator-status";
+constexpr char kWorkerTls[] = "rempart-worker-tls";
+constexpr absl::Duration kTrustApplied = absl::Minutes(10);
+
+bool IsOwnedBy(const k8s::v1::ObjectMeta& metadata, const Model& owner) {
+  return std::any_of(metadata.owner_references().begin(), metadata.owner_references().end(),
+                     [&](const auto& o) { return o.uid() == owner.metadata().uid(); });
+}
+
+// What changes when somebody changes the object. A StatefulSet's version moves with its status; its
+// generation does not.
+template <typename T>
+std::string VersionOf(const T& object) {
+  if constexpr (std::is_same_v<T, k8s::v1::StatefulSet>) {
+    return absl::StrCat(object.metadata().uid(), " ", object.metadata().generation());
+  } else {
+    return object.metadata().resource_version();
+  }
+}
+
+k8s::v1::ObjectReference ReferenceTo(const Model& model) {
+  k8s::v1::ObjectReference reference;
+  reference.set_api_version(ResourceOf<Model>::Type().ApiVersion());
+  reference.set_kind("Model");
+  reference.set_name(model.metadata().name());
+  reference.set_namespace_(model.metadata().namespace_());
+  reference.set_uid(model.metadata().uid());
+  return reference;
+}
+
+// Equal bytes for equal messages (protobuf JSON orders maps at random).
+std::string BytesOf(const google::protobuf::Message& message) {
+  std::string bytes;
+  {
+    google::protobuf::io::StringOutputStream stream(&bytes);
+    google::protobuf::io::CodedOutputStream coded(&stream);
+    coded.SetSerializationDeterministic(true);
+    message.SerializeToCodedStream(&coded);
+  }
+  return bytes;
+}
+
+void ClearVolatile(ModelStatus& status) {
+  for (auto& group : *status.mutable_groups()) {
+    for (auto& member : *group.mutable_members()) {
+      member.clear_step();
+      member.clear_last_step_age_seconds();
+    }
+  }
+}
+
+}  // namespace
+
+bool StatusDiffers(ModelStatus a, ModelStatus b) {
+  ClearVolatile(a);
+  ClearVolatile(b);
+  return !google::protobuf::util::MessageDifferencer::Equals(a, b);
+}
+
+Executor::Executor(const Client* client, const Informers* informers, EventRecorder* events,
+                   const Clock* clock, std::string own_namespace)
+    : client_(client),
+      informers_(informers),
+      events_(events),
+      clock_(clock),
+      own_namespace_(std::move(own_namespace)) {}
+
+template <typename T>
+absl::Status Executor::Apply(const Model& owner, const Store<T>& store, const T& intent) {
+  const Api<T> api(client_);
+  const ObjectKey key = KeyOf(intent);
+  const std::string id = absl::StrCat(api.type().kind, " ", key.ToString());
+  const std::string bytes = BytesOf(intent);
+  const auto there = store.Get(key);
+  const auto before = applied_.find(id);
+  if (there != nullptr && before != applied_.end() && before->second.intent == bytes &&
+      before->second.version == VersionOf(*there) &&
+      clock_->Now() - before->second.at < kTrustApplied) {
+    return absl::OkStatus();
+  }
+  if (there == nullptr) {
+    // A stranger's object of this name is not in the store, and must not be taken over.
+    const absl::StatusOr<T> found = api.Get(key);
+    if (!found.ok() && !absl::IsNotFound(found.status())) return found.status();
+    if (found.ok() && !IsOwnedBy(found->metadata(), owner)) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("there is a ", api.type().kind, " \"", key.name, "\" in namespace ", key.ns,
+                       " that belongs to something else; rename it or the Model"));
+    }
+  }
+  ASSIGN_OR_RETURN(T applied, api.Apply(intent, kFieldOwner));
+  applied_[id] = {bytes, VersionOf(applied), clock_->Now()};
+  return absl::OkStatus();
+}
+
+template <typename T>
+absl::Status Executor::Remove(const Model& owner, const Store<T>& store, const ObjectKey& key) {
+  const Api<T> api(client_);
+  applied_.erase(absl::StrCat(api.type().kind, " ", key.ToString()));
+  const auto there = store.Get(key);
+  if (there == nullptr || !IsOwnedBy(there->metadata(), owner) ||
+      !there->metadata().deletion_timestamp().empty()) {
+    return absl::OkStatus();
+  }
+  const absl::Status status = api.Delete(key, there->metadata().uid());
+  // Another incarnation has the name: the next reconcile sees it.
+  return absl::IsAborted(status) ? absl::OkStatus() : status;
+}
+
+absl::Status Executor::ApplyGroup(const Observed& observed, const GroupPlan& group) {
+  const GroupObjects objects = MakeGroupObjects(observed, group);
+  const Model& owner = observed.model;
+  RETURN_IF_ERROR(Apply(owner, informers_->config_maps.store(), objects.config_map));
+  RETURN_IF_ERROR(Apply(owner, informers_->services.store(), objects.service));
+  return Apply(owner, informers_->stateful_sets.store(), objects.stateful_set);
+}
+
+absl::Status Executor::CopyWorkerTls(const std::string& ns) {
+  if (own_namespace_.empty() || ns == own_namespace_) return absl::OkStatus();
+  const Api<k8s::v1::Secret> secrets(client_);
+  const std::string id = absl::StrCat("Secret ", ns);
+  k8s::v1::Secret intent;
+  intent.mutable_metadata()->set_name(kWorkerTls);
+  intent.mutable_metadata()->set_namespace_(ns);
+  (*intent.mutable_metadata()->mutable_labels())["app.kubernetes.io/managed-by"] = kFieldOwner;
+  for (const auto& model : informers_->models.store().All()) {
+    if (model->metadata().namespace_() != ns || !model->metadata().deletion_timestamp().empty()) {
+      continue;
+    }
+    k8s::v1::OwnerReference& owner = *intent.mutable_metadata()->add_owner_references();
+    owner.set_api_version(ResourceOf<Model>::Type().ApiVersion());
+    owner.set_kind("Model");
+    owner.set_name(model->metadata().name());
+    owner.set_uid(model->metadata().uid());
+  }
+  const std::string owners = BytesOf(intent);
+  const auto before = applied_.find(id);
+  if (before != applied_.end() && before->second.intent == owners &&
+      clock_->Now() - before->second.at < kTrustApplied) {
+    return absl::OkStatus();
+  }
+  const absl::StatusOr<k8s::v1::Secret> original = secrets.Get({own_namespace_, kWorkerTls});
+  if (!original.ok()) {
+    return absl::Status(
+        original.status().code(),
+        absl::StrCat("Secret ", own_namespace_, "/", kWorkerTls,
+                     ", made by the chart, cannot be read: ", original.status().message()));
+  }
+  intent.set_type(original->type());
+  *intent.mutable_data() = original->data();
+  RETURN_IF_ERROR(secrets.Apply(intent, kFieldOwner).status());
+  applied_[id] = {owners, "", clock_->Now()};
+  return absl::OkStatus();
+}
+
+absl::Status Executor::WriteStatus(const Observed& observed, const Plan& plan) {
+  if (!StatusDiffers(observed.model.status(), plan.status)) return absl::OkStatus();
+  Model intent;
+  intent.mutable_metadata()->set_name(observed.model.metadata().name());
+  intent.mutable_metadata()->set_namespace_(observed.model.metadata().namespace_());
+  *intent.mutable_status() = plan.status;
+  const absl::Status status = Api<Model>(client_).ApplyStatus(intent, kStatusOwner).status();
+  if (absl::IsNotFound(status)) return absl::OkStatus();  // deleted meanwhile
+  RETURN_IF_ERROR(status);
+  for (const PlannedEvent& event : plan.events) {
+    events_->Record({ReferenceTo(observed.model), event.type, event.reason, event.message});
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Executor::Execute(const Observed& observed, const Plan& plan) {
+  absl::Status result;
+  const auto keep = [&](const absl::Status& status) {
+    if (!status.ok()) result.Update(status);
+    return status.ok();
+  };
+  const std::string& ns = observed.model.metadata().namespace_();
+  if (!plan.groups.empty()) keep(CopyWorkerTls(ns));
+  for (const GroupPlan& group : plan.groups) {
+    if (group.apply && !keep(ApplyGroup(observed, group))) break;
+  }
+  for (const std::string& name : plan.removed_groups) {
+    const ObjectKey key{ns, name};
+    keep(Remove(observed.model, informers_->stateful_sets.store(), key));
+    keep(Remove(observed.model, informers_->services.store(), key));
+    keep(Remove(observed.model, informers_->config_maps.store(), key));
+  }
+  if (!result.ok()) {
+    events_->Record(
+        {ReferenceTo(observed.model), "Warning", "CannotApply", std::string(result.message())});
+  }
+  // The status is written whatever went wrong, so that it stays true.
+  keep(WriteStatus(observed, plan));
+  return result;
+}
+
+}  // namespace rempart::op

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+// Carries a Plan out on the Kubernetes API: applies what is planned, deletes what is not, writes
+// the status, records events. One thread calls it.
+//
+// What this process has applied already and nobody has changed since is not applied again for ten
+// minutes; the plan states the whole intent each time all the same.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <string>
+
+#include "absl/status/status.h"
+#include "common/clock.h"
+#include "operator/kube/client.h"
+#include "operator/kube/events.h"
+#include "operator/plan/group_objects.h"
+#include "operator/plan/plan.h"
+#include "operator/reconcile/observe.h"
+
+namespace rempart::op {
+
+class Executor {
+ public:
+  // `own_namespace` holds the Secret rempart-worker-tls that is copied beside the workers; empty:
+  // the workers' namespaces have it already. All pointers outlive the executor.
+  Executor(const Client* client, const Informers* informers, EventRecorder* events,
+           const Clock* clock, std::string own_namespace);
+
+  absl::Status Execute(const Observed& observed, const Plan& plan);
+
+ private:
+  struct Applied {
+    std::string intent;
+    std::string version;  // of the object, as it came back
+    absl::Time at;
+  };
+
+  absl::Status ApplyGroup(const Observed& observed, const GroupPlan& group);
+  template <typename T>
+  absl::Status Apply(const Model& owner, const Store<T>& store, const T& intent);
+  template <typename T>
+  absl::Status Remove(const Model& owner, const Store<T>& store, const ObjectKey& key);
+  // The workers' certificate, owned by all Models of the namespace: it goes with the last of them.
+  absl::Status CopyWorkerTls(const std::string& ns);
+  absl::Status WriteStatus(const Observed& observed, const Plan& plan);
+
+  const Client* const client_;
+  const Informers* const informers_;
+  EventRecorder* const events_;
+  const Clock* const clock_;
+  const std::string own_namespace_;
+  std::map<std::string, Applied> applied_;  // by kind and key
+};
+
+// Whether two statuses differ in more than steps and ages, which change all the time.
+bool StatusDiffers(ModelStatus a, ModelStatus b);
+
+}  // namespace rempart::op

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "operator/reconcile/join_service.h"
+
+#include <deque>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/strings/str_cat.h"
+#include "common/log.h"
+#include "common/mutex.h"
+#include "common/tls/tls.h"
+
+namespace rempart::op {
+namespace {
+
+using group::v1::FromMember;
+using group::v1::ToMember;
+
+// One stream; deletes itself when gRPC is done with it.
+class JoinStream : public grpc::ServerBidiReactor<FromMember, ToMember> {
+ public:
+  JoinStream(JoinRegistry* registry, int64_t id) : registry_(registry), id_(id) {}
+
+  void Begin() { StartRead(&incoming_); }
+  void Refuse(const absl::Status& why) {
+    MutexLock lock(&mu_);
+    FinishOnce(grpc::Status(static_cast<grpc::StatusCode>(why.code()), std::string(why.message())));
+  }
+
+  void OnReadDone(bool ok) override {
+    if (!ok) {
+      MutexLock lock(&mu_);
+      FinishOnce(grpc::Status::OK);
+      return;
+    }
+    if (!TakeMessage()) return;
+    StartRead(&incoming_);
+  }
+
+  void OnWriteDone(bool ok) override {
+    MutexLock lock(&mu_);
+    outgoing_.pop_front();
+    if (ok && !outgoing_.empty() && !finished_) StartWrite(&outgoing_.front());
+  }
+
+  void OnCancel() override {
+    MutexLock lock(&mu_);
+    FinishOnce(grpc::Status::CANCELLED);
+  }
+
+  void OnDone() override {
+    registry_->Left(id_);
+    delete this;
+  }
+
+ private:
+  // False when the stream broke the protocol and has been ended.
+  bool TakeMessage() {
+    const bool is_identity = incoming_.kind_case() == FromMember::kIdentity;
+    if (is_identity == introduced_ || (is_identity && incoming_.identity().group_name().empty())) {
+      MutexLock lock(&mu_);
+      FinishOnce({grpc::StatusCode::INVALID_ARGUMENT,
+                  "Join: the first message, and only the first, is an identity with a group_name"});
+      return false;
+    }
+    if (incoming_.kind_case() == FromMember::kProgress) {
+      registry_->Progressed(id_, incoming_.progress());
+      return true;
+    }
+    introduced_ = true;
+    const int32_t epoch = registry_->Joined(id_, incoming_.identity());
+    LogInfo("join", "worker joined",
+            {{"group", incoming_.identity().group_name()},
+             {"pod", incoming_.identity().pod_name()},
+             {"version", incoming_.identity().version()},
+             {"epoch", epoch}});
+    ToMember welcome;
+    welcome.mutable_epoch()->set_epoch(epoch);
+    welcome.mutable_epoch()->add_addresses(incoming_.identity().address());
+    Send(std::move(welcome));
+    ToMember go;
+    go.mutable_go()->set_epoch(epoch);
+    Send(std::move(go));
+    return true;
+  }
+
+  void Send(ToMember message) {
+    MutexLock lock(&mu_);
+    if (finished_) return;
+    outgoing_.push_back(std::move(message));
+    if (outgoing_.size() == 1) StartWrite(&outgoing_.front());
+  }
+
+  void FinishOnce(const grpc::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    if (finished_) return;
+    finished_ = true;
+    Finish(status);
+  }
+
+  JoinRegistry* const registry_;
+  const int64_t id_;
+  // Owned by the read in progress.
+  FromMember incoming_;
+  bool introduced_ = false;
+
+  Mutex mu_;
+  std::deque<ToMember> outgoing_ ABSL_GUARDED_BY(mu_);  // the first is being written
+  bool finished_ ABSL_GUARDED_BY(mu_) = false;
+};
+
+}  // namespace
+
+grpc::ServerBidiReactor<FromMember, ToMember>* JoinService::Join(
+    grpc::CallbackServerContext* context) {
+  auto* stream = new JoinStream(registry_, ++streams_opened_);
+  if (!required_caller_.empty()) {
+    if (const absl::Status caller = CheckCallerName(*context, required_caller_); !caller.ok()) {
+      stream->Refuse(caller);
+      return stream;
+    }
+  }
+  stream->Begin();
+  return stream;
+}
+
+}  // namespace rempart::op

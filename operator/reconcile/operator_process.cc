@@ -1,0 +1,301 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "operator/reconcile/operator_process.h"
+
+#include <atomic>
+#include <map>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/health/health_server.h"
+#include "common/log.h"
+#include "common/tls/tls.h"
+#include "operator/kube/controller.h"
+#include "operator/kube/leader.h"
+#include "operator/kube/wait.h"
+#include "operator/reconcile/execute.h"
+#include "operator/reconcile/join_service.h"
+#include "operator/reconcile/metrics.h"
+#include "operator/reconcile/observe.h"
+#include "operator/reconcile/topology.h"
+#include "operator/reconcile/topology_service.h"
+
+namespace rempart::op {
+namespace {
+
+constexpr char kVersion[] = REMPART_VERSION;
+constexpr absl::Duration kLook = absl::Milliseconds(50);
+constexpr int kMaxMessageBytes = 4 << 20;
+
+TlsConfig TlsFrom(const std::string& folder) {
+  if (folder.empty()) return {};
+  return {absl::StrCat(folder, "/ca.crt"), absl::StrCat(folder, "/tls.crt"),
+          absl::StrCat(folder, "/tls.key"), ""};
+}
+
+LeaderOptions LeaderFrom(const OperatorOptions& options) {
+  LeaderOptions leader;
+  leader.lease = {options.own_namespace, "rempart-operator"};
+  leader.identity = options.identity;
+  leader.retry = options.lease_retry;
+  return leader;
+}
+
+ReflectorOptions ReflectorFrom(const OperatorOptions& options) {
+  ReflectorOptions reflector;
+  reflector.first_pause = options.informer_pause;
+  return reflector;
+}
+
+class OperatorProcess {
+ public:
+  OperatorProcess(const OperatorOptions& options, Transport* transport, const Clock* clock)
+      : options_(options),
+        clock_(clock),
+        client_(transport),
+        informers_(&client_, ReflectorFrom(options)),
+        queue_(clock),
+        events_(&client_, options.identity, clock),
+        executor_(&client_, &informers_, &events_, clock,
+                  options.copy_worker_tls ? options.own_namespace : ""),
+        joins_(clock, [this](const std::string& group) { OnJoinChange(group); }),
+        join_service_(&joins_, options.tls_dir.empty() ? "" : "rempart-worker"),
+        topology_service_(options.tls_dir.empty() ? "" : "rempart-router"),
+        elector_(&client_, LeaderFrom(options), clock) {
+    Connect();
+  }
+
+  int Run(std::stop_token stop, const std::function<void(int)>& on_serving) {
+    if (const absl::Status opened = OpenDoors(); !opened.ok()) {
+      LogError("operator", opened.message());
+      return absl::IsUnavailable(opened) ? kExitAddress : kExitConfig;
+    }
+    const std::stop_callback pass_on(stop, [this] { stopping_.request_stop(); });
+    StartThreads();
+    if (on_serving) on_serving(health_ == nullptr ? 0 : health_->port());
+    const bool released = elector_.Run(stopping_.get_token(), [this] { StartReconciling(); });
+    stopping_.request_stop();
+    threads_.clear();  // joins
+    server_->Shutdown(absl::ToChronoTime(absl::Now() + absl::Milliseconds(200)));
+    server_->Wait();
+    return released ? kExitOk : kExitRuntime;
+  }
+
+ private:
+  // Which change leads to which key.
+  void Connect() {
+    informers_.models.OnChange([this](const Model& model) { OnModelChange(model); });
+    const auto owned = [this](const auto& object) { AddOwner(object.metadata()); };
+    informers_.stateful_sets.OnChange(owned);
+    informers_.services.OnChange(owned);
+    informers_.config_maps.OnChange([this, owned](const k8s::v1::ConfigMap& config_map) {
+      owned(config_map);
+      topology_changed_ = true;
+    });
+    informers_.pods.OnChange([this, owned](const k8s::v1::Pod& pod) {
+      owned(pod);
+      topology_changed_ = true;
+    });
+    informers_.claims.OnChange([this](const k8s::v1::PersistentVolumeClaim& claim) {
+      const ObjectKey key = KeyOf(claim);
+      for (const auto& model : informers_.models.store().All()) {
+        if (model->metadata().namespace_() == key.ns && ClaimOf(*model) == key.name) {
+          queue_.Add(KeyOf(*model));
+        }
+      }
+    });
+  }
+
+  void AddOwner(const k8s::v1::ObjectMeta& metadata) {
+    const ObjectKey owner = OwnerOf(metadata);
+    if (!owner.name.empty()) queue_.Add(owner);
+  }
+
+  // On the thread of the models' informer. A Model that comes, goes or is edited may free or take a
+  // served name of any other, and is an owner of its namespace's copied Secret.
+  void OnModelChange(const Model& model) {
+    topology_changed_ = true;
+    const ObjectKey key = KeyOf(model);
+    queue_.Add(key);
+    const bool gone = informers_.models.store().Get(key) == nullptr;
+    const std::string version =
+        gone ? "" : absl::StrCat(model.metadata().uid(), " ", model.metadata().generation());
+    std::string& known = model_versions_[key];
+    if (known == version) return;
+    known = version;
+    if (gone) model_versions_.erase(key);
+    for (const auto& other : informers_.models.store().All()) queue_.Add(KeyOf(*other));
+  }
+
+  void OnJoinChange(const std::string& group) {
+    topology_changed_ = true;
+    const ObjectKey key = ModelOfGroup(group);
+    if (!key.name.empty()) queue_.Add(key);
+  }
+
+  absl::Status OpenDoors() {
+    const TlsConfig tls = TlsFrom(options_.tls_dir);
+    ASSIGN_OR_RETURN(std::shared_ptr<grpc::ServerCredentials> credentials,
+                     ServerCredentials(tls, options_.listen_address));
+    grpc::ServerBuilder builder;
+    int port = 0;
+    builder.AddListeningPort(options_.listen_address, credentials, &port);
+    builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 20'000);
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10'000);
+    // Workers and routers ping every 20 s.
+    builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10'000);
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+    builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
+    builder.RegisterService(&join_service_);
+    builder.RegisterService(&topology_service_);
+    server_ = builder.BuildAndStart();
+    if (server_ == nullptr || port == 0) {
+      return absl::UnavailableError(
+          absl::StrCat("cannot listen on --listen=", options_.listen_address,
+                       ": it is in use, or this process may not open it; choose another address"));
+    }
+    if (options_.health_address.empty()) return absl::OkStatus();
+    ASSIGN_OR_RETURN(health_, HealthServer::Start(options_.health_address,
+                                                  {.live = [this] { return Live(); },
+                                                   .ready = [this] { return Ready(); },
+                                                   .metrics = [this] { return Metrics(); }}));
+    return absl::OkStatus();
+  }
+
+  template <typename Work>
+  void StartThread(Work work) {
+    threads_.emplace_back([this, work] { work(stopping_.get_token()); });
+  }
+
+  void StartThreads() {
+    StartThread([this](std::stop_token stop) { informers_.models.Run(stop); });
+    StartThread([this](std::stop_token stop) { informers_.stateful_sets.Run(stop); });
+    StartThread([this](std::stop_token stop) { informers_.pods.Run(stop); });
+    StartThread([this](std::stop_token stop) { informers_.services.Run(stop); });
+    StartThread([this](std::stop_token stop) { informers_.config_maps.Run(stop); });
+    StartThread([this](std::stop_token stop) { informers_.claims.Run(stop); });
+    StartThread([this](std::stop_token stop) { events_.Run(stop); });
+    StartThread([this](std::stop_token stop) { PublishTopology(stop); });
+  }
+
+  // Plans need the whole picture: nothing is decided before every store has had its first list.
+  void WaitForStores(std::stop_token stop) const {
+    absl::Time told = clock_->Now();
+    while (!informers_.synced() && !stop.stop_requested()) {
+      PauseUnlessStopped(stop, kLook);
+      if (clock_->Now() - told < absl::Seconds(10)) continue;
+      told = clock_->Now();
+      LogWarning("operator", "waiting for the first lists", {{"missing", informers_.Unsynced()}});
+    }
+  }
+
+  void StartReconciling() {
+    StartThread([this](std::stop_token stop) {
+      WaitForStores(stop);
+      RunController(
+          queue_, [this](const ObjectKey& key) { return ReconcileModel(key); }, stop);
+    });
+  }
+
+  absl::StatusOr<absl::Duration> ReconcileModel(const ObjectKey& key) {
+    busy_since_ms_ = absl::ToUnixMillis(clock_->Now());
+    ++reconciles_;
+    const absl::StatusOr<absl::Duration> again = PlanAndExecute(key);
+    if (!again.ok()) ++reconcile_errors_;
+    busy_since_ms_ = 0;
+    return again;
+  }
+
+  absl::StatusOr<absl::Duration> PlanAndExecute(const ObjectKey& key) {
+    const std::optional<Observed> observed =
+        Observe(informers_, joins_, options_.settings, key, clock_->Now());
+    // A deleted Model takes everything with it: all that was made for it names it as owner.
+    if (!observed.has_value()) return absl::InfiniteDuration();
+    const Plan plan = MakePlan(*observed);
+    RETURN_IF_ERROR(executor_.Execute(*observed, plan));
+    if (plan.requeue_seconds == 0) return absl::InfiniteDuration();
+    return absl::Seconds(plan.requeue_seconds);
+  }
+
+  void PublishTopology(std::stop_token stop) {
+    WaitForStores(stop);
+    while (!stop.stop_requested()) {
+      if (topology_changed_.exchange(false)) {
+        topology_service_.Publish(MakeSnapshot(
+            {informers_.models.store().All(), informers_.pods.store().All(),
+             informers_.config_maps.store().All(),
+             [this](const std::string& group) { return joins_.Report(group).epoch; }}));
+      }
+      PauseUnlessStopped(stop, kLook);
+    }
+  }
+
+  HealthReply Live() const {
+    const int64_t since = busy_since_ms_;
+    const int64_t busy = since == 0 ? 0 : absl::ToUnixMillis(clock_->Now()) - since;
+    const bool stuck = busy > absl::ToInt64Milliseconds(absl::Minutes(10));
+    return {stuck ? 503 : 200, absl::StrCat("{\"reconciling_ms\":", busy, "}\n")};
+  }
+
+  HealthReply Ready() const {
+    return {informers_.synced() ? 200 : 503,
+            absl::StrCat("{\"leading\":", elector_.leading() ? "true" : "false",
+                         ",\"waiting_for\":\"", informers_.Unsynced(), "\"}\n")};
+  }
+
+  std::string Metrics() const {
+    OperatorFigures figures;
+    figures.leading = elector_.leading();
+    figures.reconciles = reconciles_;
+    figures.reconcile_errors = reconcile_errors_;
+    figures.queued = queue_.waiting();
+    for (const auto& model : informers_.models.store().All()) {
+      ++figures.models;
+      figures.models_ready += model->status().ready_replicas() > 0 ? 1 : 0;
+    }
+    figures.workers_joined = joins_.streams();
+    figures.routers_joined = topology_service_.streams();
+    for (const Reflector* reflector :
+         {&informers_.models.reflector(), &informers_.stateful_sets.reflector(),
+          &informers_.pods.reflector(), &informers_.services.reflector(),
+          &informers_.config_maps.reflector(), &informers_.claims.reflector()}) {
+      figures.lists += reflector->lists();
+      figures.watches += reflector->watches();
+    }
+    return MetricsText(figures, kVersion);
+  }
+
+  const OperatorOptions& options_;
+  const Clock* const clock_;
+  const Client client_;
+  Informers informers_;
+  WorkQueue queue_;
+  EventRecorder events_;
+  Executor executor_;
+  JoinRegistry joins_;
+  JoinService join_service_;
+  TopologyService topology_service_;
+  LeaderElector elector_;
+
+  std::map<ObjectKey, std::string> model_versions_;  // owned by the models' informer
+  std::atomic<bool> topology_changed_ = true;
+  std::atomic<int64_t> reconciles_ = 0;
+  std::atomic<int64_t> reconcile_errors_ = 0;
+  std::atomic<int64_t> busy_since_ms_ = 0;
+
+  std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<HealthServer> health_;
+  std::stop_source stopping_;
+  std::vector<std::jthread> threads_;
+};
+
+}  // namespace
+
+int RunOperator(const OperatorOptions& options, Transport* transport, const Clock* clock,
+                std::stop_token stop, const std::function<void(int)>& on_serving) {
+  return OperatorProcess(options, transport, clock).Run(stop, on_serving);
+}
+
+}  // namespace rempart::op

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "operator/reconcile/topology.h"
+
+#include <algorithm>
+#include <map>
+#include <set>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "operator/kube/client.h"
+#include "operator/plan/group_objects.h"
+#include "operator/plan/plan.h"
+#include "proto/worker/v1/config.pb.h"
+
+namespace rempart::op {
+namespace {
+
+constexpr char kAttachPort[] = ":7070";
+
+std::string Label(const k8s::v1::ObjectMeta& metadata, const char* name) {
+  const auto found = metadata.labels().find(name);
+  return found == metadata.labels().end() ? "" : found->second;
+}
+
+bool IsAccepted(const Model& model) {
+  for (const auto& condition : model.status().conditions()) {
+    if (condition.type() == "Accepted") return condition.status() == "True";
+  }
+  return false;
+}
+
+std::string Address(const std::string& ip) {
+  return absl::StrContains(ip, ':') ? absl::StrCat("[", ip, "]", kAttachPort)
+                                    : absl::StrCat(ip, kAttachPort);
+}
+
+int64_t UnixSeconds(const std::string& timestamp) {
+  absl::Time time;
+  std::string error;
+  return absl::ParseTime(absl::RFC3339_full, timestamp, &time, &error) ? absl::ToUnixSeconds(time)
+                                                                       : 0;
+}
+
+// The names in the configurations of the groups that exist, by "namespace/model".
+std::map<std::string, std::set<std::string>> NamesBeingServed(const TopologySources& sources) {
+  std::map<std::string, std::set<std::string>> names;
+  for (const auto& config_map : sources.config_maps) {
+    const auto text = config_map->data().find("worker.json");
+    worker::v1::WorkerConfig config;
+    if (text == config_map->data().end() || !FromJson(text->second, config).ok()) continue;
+    names[config.model_name()].insert(config.served_names().begin(), config.served_names().end());
+  }
+  return names;
+}
+
+}  // namespace
+
+bool PodIsReady(const k8s::v1::Pod& pod) {
+  if (!pod.metadata().deletion_timestamp().empty()) return false;
+  return std::any_of(pod.status().conditions().begin(), pod.status().conditions().end(),
+                     [](const auto& condition) {
+                       return condition.type() == "Ready" && condition.status() == "True";
+                     });
+}
+
+topology::v1::Snapshot MakeSnapshot(const TopologySources& sources) {
+  topology::v1::Snapshot snapshot;
+  const auto served = NamesBeingServed(sources);
+  for (const auto& model : sources.models) {
+    if (!model->metadata().deletion_timestamp().empty()) continue;
+    const std::string full_name = FullName(*model);
+    std::vector<std::string> names;
+    if (IsAccepted(*model)) {
+      names = ServedNames(*model);
+    } else if (const auto kept = served.find(full_name); kept != served.end()) {
+      names.assign(kept->second.begin(), kept->second.end());
+    }
+    if (names.empty()) continue;
+    topology::v1::ModelEntry& entry = *snapshot.add_models();
+    entry.set_model_name(full_name);
+    for (const std::string& name : names) entry.add_served_names(name);
+    entry.set_created_unix_seconds(UnixSeconds(model->metadata().creation_timestamp()));
+    entry.set_context_length(model->spec().engine().context_length());
+    for (const auto& pod : sources.pods) {
+      if (pod->metadata().namespace_() != model->metadata().namespace_() ||
+          Label(pod->metadata(), kModelLabel) != model->metadata().name() ||
+          pod->status().pod_ip().empty()) {
+        continue;
+      }
+      topology::v1::GroupEntry& group = *entry.add_groups();
+      group.set_group_name(
+          absl::StrCat(pod->metadata().namespace_(), "/", Label(pod->metadata(), kGroupLabel)));
+      group.set_address(Address(pod->status().pod_ip()));
+      group.set_epoch(sources.epoch(group.group_name()));
+      group.set_ready(PodIsReady(*pod));
+      group.set_draining(!pod->metadata().deletion_timestamp().empty());
+    }
+  }
+  return snapshot;
+}
+
+}  // namespace rempart::op
