@@ -18,6 +18,9 @@
 namespace rempart::op {
 namespace {
 
+// YAML's own mark of a scalar that was quoted.
+constexpr char kQuotedTag[] = "!";
+
 using google::protobuf::Descriptor;
 using google::protobuf::DescriptorPool;
 using google::protobuf::FieldDescriptor;
@@ -40,6 +43,32 @@ void AddRules(const Rules& rules, YAML::Node& node) {
     item["rule"] = rule.rule();
     item["message"] = rule.message();
     node["x-kubernetes-validations"].push_back(item);
+  }
+}
+
+// A text that YAML would otherwise read as something else ("True").
+YAML::Node Quoted(const std::string& text) {
+  YAML::Node node(text);
+  node.SetTag(kQuotedTag);
+  return node;
+}
+
+void Write(const YAML::Node& node, YAML::Emitter& out) {
+  if (node.IsMap() && node.size() > 0) {
+    out << YAML::BeginMap;
+    for (const auto& entry : node) {
+      out << YAML::Key << entry.first << YAML::Value;
+      Write(entry.second, out);
+    }
+    out << YAML::EndMap;
+  } else if (node.IsSequence() && node.size() > 0) {
+    out << YAML::BeginSeq;
+    for (const auto& entry : node) Write(entry, out);
+    out << YAML::EndSeq;
+  } else if (node.IsScalar() && node.Tag() == kQuotedTag) {
+    out << YAML::DoubleQuoted << node.Scalar();
+  } else {
+    out << node;
   }
 }
 
@@ -66,7 +95,7 @@ YAML::Node ValueSchema(const FieldDescriptor* field) {
   if (options.has_min_length()) node["minLength"] = options.min_length();
   if (options.has_max_length()) node["maxLength"] = options.max_length();
   if (options.has_pattern()) node["pattern"] = options.pattern();
-  for (const std::string& value : options.enum_values()) node["enum"].push_back(value);
+  for (const std::string& value : options.enum_values()) node["enum"].push_back(Quoted(value));
   return node;
 }
 
@@ -191,7 +220,7 @@ absl::StatusOr<std::string> GenerateCrd(absl::string_view descriptor_set,
   root["spec"]["names"] = Names(descriptor, kind);
   root["spec"]["versions"].push_back(Version(descriptor, kind));
   YAML::Emitter out;
-  out << root;
+  Write(root, out);
   return absl::StrCat(
       "# SPDX-License-Identifier: Apache-2.0\n"
       "# Generated from proto/serving/v1alpha1/model.proto: `cmake --build --preset dev --target "

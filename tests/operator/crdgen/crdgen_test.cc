@@ -52,6 +52,13 @@ TEST(Crdgen, MergesConditionsByTypeAndServedNamesAsASet) {
   EXPECT_TRUE(names["items"]["pattern"]);
 }
 
+TEST(Crdgen, QuotesWordsThatYamlWouldReadAsBooleans) {
+  const YAML::Node conditions = ModelSchema()["properties"]["status"]["properties"]["conditions"];
+  const YAML::Node values = conditions["items"]["properties"]["status"]["enum"];
+  ASSERT_EQ(values.size(), 3u);
+  for (const YAML::Node& value : values) EXPECT_EQ(value.Tag(), "!") << value.Scalar();
+}
+
 TEST(Crdgen, EveryFieldOfTheSpecIsDescribed) {
   const YAML::Node spec = ModelSchema()["properties"]["spec"]["properties"];
   for (const auto& field : spec) {
