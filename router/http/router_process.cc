@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "router/http/router_process.h"
+
+#include <boost/beast/core/tcp_stream.hpp>
+#include <boost/beast/http/empty_body.hpp>
+#include <boost/beast/http/read.hpp>
+#include <boost/beast/http/write.hpp>
+#include <condition_variable>
+#include <mutex>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/log.h"
+#include "common/status_macros.h"
+
+namespace rempart::router {
+namespace {
+
+namespace asio = boost::asio;
+namespace http = boost::beast::http;
+using Tcp = asio::ip::tcp;
+using Error = boost::system::error_code;
+constexpr auto kKeyReload = std::chrono::milliseconds(1000);
+
+}  // namespace
+
+RouterProcess::RouterProcess(RouterSettings settings, const Clock* clock)
+    : settings_(std::move(settings)) {
+  context_ = {&settings_, clock, &metrics_, nullptr, &stopping_};
+}
+
+RouterProcess::~RouterProcess() {
+  feed_.reset();
+  key_reload_ = {};
+  shards_.clear();
+}
+
+absl::StatusOr<std::unique_ptr<RouterProcess>> RouterProcess::Start(RouterSettings settings,
+                                                                    const Clock* clock) {
+  std::unique_ptr<RouterProcess> process(new RouterProcess(std::move(settings), clock));
+  RETURN_IF_ERROR(process->Open());
+  return process;
+}
+
+absl::Status RouterProcess::Open() {
+  // In dev mode a key file is not needed, but what is given counts.
+  if (!settings_.api_keys_file.empty()) {
+    ASSIGN_OR_RETURN(keys_, ApiKeyFile::Open(settings_.api_keys_file));
+    context_.keys = keys_.get();
+  }
+  RETURN_IF_ERROR(OpenShards());
+  for (const auto& shard : shards_) shard->Start();
+  if (keys_ != nullptr) {
+    key_reload_ = std::jthread([this](std::stop_token stop) { ReloadKeys(stop); });
+  }
+  TopologyFeedOptions options{settings_.topology_file, settings_.topology_address,
+                              settings_.topology_tls, settings_.router_id};
+  feed_ = std::make_unique<TopologyFeed>(
+      std::move(options),
+      [this](const TopologyPtr& topology) {
+        for (const auto& shard : shards_) shard->SetTopology(topology);
+      },
+      [this] { return Demand(); });
+  return absl::OkStatus();
+}
+
+absl::Status RouterProcess::OpenShards() {
+  ASSIGN_OR_RETURN(Tcp::endpoint endpoint, ParseEndpoint("httpAddress", settings_.http_address));
+  const PortUse use = settings_.shards > 1 ? PortUse::kShared : PortUse::kAlone;
+  if (use == PortUse::kShared && endpoint.port() != 0) {
+    // A shared port would let a second router slip in beside us; this one says that it is taken.
+    asio::io_context probe;
+    RETURN_IF_ERROR(OpenAcceptor(probe, "httpAddress", endpoint, PortUse::kAlone).status());
+  }
+  for (int32_t index = 0; index < settings_.shards; ++index) {
+    auto shard = std::make_unique<Shard>(context_, index);
+    ASSIGN_OR_RETURN(Tcp::acceptor acceptor,
+                     OpenAcceptor(shard->io_context(), "httpAddress", endpoint, use));
+    endpoint = acceptor.local_endpoint();
+    shard->Serve(std::move(acceptor));
+    shards_.push_back(std::move(shard));
+  }
+  port_ = endpoint.port();
+  if (settings_.health_address.empty()) return absl::OkStatus();
+  ASSIGN_OR_RETURN(Tcp::endpoint health, ParseEndpoint("healthAddress", settings_.health_address));
+  ASSIGN_OR_RETURN(Tcp::acceptor acceptor, OpenAcceptor(shards_[0]->io_context(), "healthAddress",
+                                                        health, PortUse::kAlone));
+  health_port_ = acceptor.local_endpoint().port();
+  shards_[0]->ServeHealth(std::move(acceptor), [this] { return MetricsText(); });
+  return absl::OkStatus();
+}
+
+void RouterProcess::ReloadKeys(std::stop_token stop) {
+  std::mutex mu;
+  std::condition_variable_any wake;
+  std::string last_problem;
+  while (!stop.stop_requested()) {
+    const absl::Status status = keys_->Refresh();
+    if (!status.ok() && status.message() != last_problem) {
+      LogWarning("auth", "keeping the last API keys", {{"reason", status.message()}});
+    }
+    last_problem = std::string(status.message());
+    std::unique_lock<std::mutex> lock(mu);
+    wake.wait_for(lock, stop, kKeyReload, [] { return false; });
+  }
+}
+
+std::vector<ModelDemandFigures> RouterProcess::Demand() {
+  std::map<std::string, ModelDemandFigures> sums;
+  for (const auto& shard : shards_) {
+    for (const auto& [name, figures] : shard->figures().demand) {
+      ModelDemandFigures& sum = sums[name];
+      sum.model_name = name;
+      sum.requests_held += figures.requests_held;
+      sum.requests_running += figures.requests_running;
+      sum.prompt_tokens_total += figures.prompt_tokens_total;
+      sum.completion_tokens_total += figures.completion_tokens_total;
+    }
+  }
+  std::vector<ModelDemandFigures> demand;
+  for (auto& [name, figures] : sums) demand.push_back(std::move(figures));
+  return demand;
+}
+
+std::string RouterProcess::MetricsText() {
+  Metrics::Levels sum;
+  for (const auto& shard : shards_) {
+    const Metrics::Levels levels = shard->figures().levels;
+    sum.connections += levels.connections;
+    sum.requests_running += levels.requests_running;
+    sum.requests_held += levels.requests_held;
+    sum.groups_ready += levels.groups_ready;
+    sum.moves_total += levels.moves_total;
+  }
+  return metrics_.Text(sum);
+}
+
+void RouterProcess::Stop() {
+  stopping_ = true;
+  for (const auto& shard : shards_) shard->Stop();
+  for (const auto& shard : shards_) shard->Join();
+}
+
+absl::Status Probe(const std::string& address, const std::string& what, absl::Duration timeout) {
+  if (what != "ready" && what != "live") {
+    return absl::InvalidArgumentError(absl::StrCat("\"", what, "\" is neither ready nor live"));
+  }
+  ASSIGN_OR_RETURN(Tcp::endpoint endpoint, ParseEndpoint("--address", address));
+  asio::io_context context;
+  boost::beast::tcp_stream stream(context);
+  stream.expires_after(absl::ToChronoMilliseconds(timeout));
+  http::request<http::empty_body> request(http::verb::get, what == "ready" ? "/readyz" : "/healthz",
+                                          11);
+  request.set(http::field::host, address);
+  http::response<http::string_body> response;
+  boost::beast::flat_buffer buffer;
+  Error result;
+  stream.async_connect(endpoint, [&](Error connected) {
+    result = connected;
+    if (connected) return;
+    http::async_write(stream, request, [&](Error written, size_t) {
+      result = written;
+      if (written) return;
+      http::async_read(stream, buffer, response, [&](Error read, size_t) { result = read; });
+    });
+  });
+  context.run();
+  if (result) return absl::UnavailableError(absl::StrCat(address, ": ", result.message()));
+  if (response.result_int() == 200) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat(address, " answers ", response.result_int(), ": ", response.body()));
+}
+
+}  // namespace rempart::router

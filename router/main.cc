@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+// rempart-router --config FILE [--dev]: serves clients until SIGTERM or SIGINT, then drains.
+// rempart-router probe --address HOST:PORT ready|live: exit 0 when the router there says so.
+// Exit codes: 0 done, 1 failure at run time, 2 flags or configuration, 5 address not to be had.
+#include <csignal>
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/clock.h"
+#include "common/log.h"
+#include "router/config/router_config.h"
+#include "router/http/router_process.h"
+
+namespace rempart::router {
+namespace {
+
+constexpr char kUsage[] =
+    "usage: rempart-router --config FILE [--dev]\n"
+    "       rempart-router probe --address HOST:PORT ready|live\n"
+    "       rempart-router version\n"
+    "  --config FILE  configuration, proto/router/v1/config.proto as JSON\n"
+    "  --dev          serve without API keys; only on a loopback address\n";
+
+int ExitCode(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kOk:
+      return 0;
+    case absl::StatusCode::kInvalidArgument:
+    case absl::StatusCode::kNotFound:
+      return 2;
+    case absl::StatusCode::kUnavailable:
+    case absl::StatusCode::kPermissionDenied:
+      return 5;
+    default:
+      return 1;
+  }
+}
+
+int Complain(const absl::Status& status) {
+  std::fprintf(stderr, "rempart-router: %s\n", std::string(status.message()).c_str());
+  return ExitCode(status);
+}
+
+int UsageError(const std::string& problem) {
+  std::fprintf(stderr, "rempart-router: %s\n%s", problem.c_str(), kUsage);
+  return 2;
+}
+
+int RunProbe(const std::vector<std::string>& args) {
+  if (args.size() != 4 || args[1] != "--address") return UsageError("probe needs --address");
+  const absl::Status status = Probe(args[2], args[3], absl::Seconds(2));
+  if (!status.ok()) std::fprintf(stderr, "%s\n", std::string(status.message()).c_str());
+  if (status.ok()) return 0;
+  return status.code() == absl::StatusCode::kInvalidArgument ? 2 : 1;
+}
+
+int Serve(const std::string& config_path, bool dev) {
+  // Blocked before any thread starts, so that only sigwait sees them.
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  std::signal(SIGPIPE, SIG_IGN);
+  auto settings = ReadRouterSettings(config_path, dev);
+  if (!settings.ok()) return Complain(settings.status());
+  SystemClock clock;
+  auto process = RouterProcess::Start(*std::move(settings), &clock);
+  if (!process.ok()) return Complain(process.status());
+  LogInfo("router", "serving",
+          {{"port", (*process)->port()}, {"health_port", (*process)->health_port()}});
+  int signal = 0;
+  sigwait(&signals, &signal);
+  LogInfo("router", "stopping: finishing what runs", {{"signal", signal}});
+  // A second signal ends the process at once.
+  std::signal(SIGTERM, SIG_DFL);
+  std::signal(SIGINT, SIG_DFL);
+  pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
+  (*process)->Stop();
+  LogInfo("router", "stopped");
+  return 0;
+}
+
+int Main(const std::vector<std::string>& args) {
+  if (!args.empty() && args[0] == "probe") return RunProbe(args);
+  if (args.size() == 1 && (args[0] == "version" || args[0] == "--version")) {
+    std::printf("rempart-router %s\n", REMPART_VERSION);
+    return 0;
+  }
+  if (args.size() == 1 && (args[0] == "help" || args[0] == "--help")) {
+    std::fputs(kUsage, stdout);
+    return 0;
+  }
+  std::string config_path;
+  bool dev = false;
+  for (size_t i = 0; i < args.size(); ++i) {
+    if (args[i] == "--dev") {
+      dev = true;
+    } else if (args[i] == "--config" && i + 1 < args.size()) {
+      config_path = args[++i];
+    } else {
+      return UsageError(absl::StrCat("unknown argument ", args[i]));
+    }
+  }
+  if (config_path.empty()) return UsageError("--config FILE is missing");
+  return Serve(config_path, dev);
+}
+
+}  // namespace
+}  // namespace rempart::router
+
+int main(int argc, char** argv) {
+  return rempart::router::Main(std::vector<std::string>(argv + 1, argv + argc));
+}
