@@ -186,8 +186,8 @@ class Bench {
     const double seconds =
         Seconds([&] { ops_.attention(args, 0, tokens * model.heads); }) * model.layers;
     const double keys = tokens == 1 ? context : context / 2;
-    Print(model, "attention", tokens, seconds,
-          static_cast<double>(stride * context / kKvBlockTokens * model.layers),
+    const int64_t kv_bytes = stride * context / kKvBlockTokens * model.layers;
+    Print(model, "attention", tokens, seconds, static_cast<double>(kv_bytes),
           2 * keys * static_cast<double>(tokens * width * model.layers));
     return seconds;
   }

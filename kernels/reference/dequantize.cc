@@ -87,7 +87,8 @@ void Block(const BlockQ6_K& b, float* y) {
     const int lane = i % 32;
     const int low = (b.ql[64 * half + 32 * (group % 2) + lane] >> (4 * (group / 2))) & 15;
     const int high = (b.qh[32 * half + lane] >> (2 * group)) & 3;
-    y[i] = d * static_cast<float>(b.scales[i / 16]) * static_cast<float>((low | (high << 4)) - 32);
+    const int scale = b.scales[i / 16];
+    y[i] = d * static_cast<float>(scale) * static_cast<float>((low | (high << 4)) - 32);
   }
 }
 

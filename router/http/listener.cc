@@ -62,7 +62,7 @@ Listener::Listener(asio::io_context& shard, Tcp::acceptor acceptor, ConnectionOp
     : shard_(shard),
       acceptor_(std::move(acceptor)),
       retry_(shard),
-      options_(std::move(options)),
+      options_(options),
       max_connections_(max_connections),
       handler_(std::move(handler)) {}
 

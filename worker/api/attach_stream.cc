@@ -89,8 +89,8 @@ void AttachStream::OnReadDone(bool ok) {
 }
 
 bool AttachStream::HandleMessage() {
-  const auto refuse = [this](grpc::StatusCode code, std::string message) {
-    Close(grpc::Status(code, std::move(message)));
+  const auto refuse = [this](grpc::StatusCode code, const std::string& message) {
+    Close(grpc::Status(code, message));
     return false;
   };
   if (!said_hello_) {

@@ -223,10 +223,10 @@ class WorkerProcess {
   SystemClock clock_;
   WorkerStatus status_;
   LoadedModel model_;
-  AttachService attach_;
   mutable Mutex mu_;
   std::unique_ptr<Engine> engine_ ABSL_GUARDED_BY(mu_);  // set once, when warm
   bool draining_ ABSL_GUARDED_BY(mu_) = false;
+  AttachService attach_;  // after the engine, whose load its heartbeat reads until it is destroyed
   std::unique_ptr<HealthServer> health_;
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<JoinClient> join_;
