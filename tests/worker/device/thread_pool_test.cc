@@ -19,7 +19,8 @@ namespace {
 class ThreadPoolShapes : public testing::TestWithParam<std::tuple<int, int, int, int>> {};
 
 TEST_P(ThreadPoolShapes, EveryItemRunsExactlyOnce) {
-  const auto [threads, spin_us, n, chunk] = GetParam();
+  const auto [threads, spin_us, n, chunk_items] = GetParam();
+  const int chunk = chunk_items;  // a binding cannot be captured
   ThreadPool pool({.threads = threads, .spin_us = spin_us});
   EXPECT_EQ(pool.threads(), threads);
   std::vector<int> runs(n, 0);
