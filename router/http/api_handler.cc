@@ -119,6 +119,10 @@ std::unique_ptr<Exchange> Generate(const ShardContext& shard, Connection& connec
   }
   ApiRequest& api_request = std::get<ApiRequest>(read);
   if (shard.dispatcher->topology()->FindServed(api_request.served_name) == nullptr) {
+    if (!shard.topology_known->load()) {
+      return Refuse(shard, connection, std::move(record),
+                    Unavailable("This server has just started and knows no models yet.", 1));
+    }
     // Not recorded as a model: clients may make up any name.
     return Refuse(shard, connection, std::move(record), ModelNotFound(api_request.served_name));
   }
