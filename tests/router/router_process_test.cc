@@ -48,6 +48,7 @@ class RouterProcessTest : public ::testing::Test {
     auto process = RouterProcess::Start(settings_, &clock_);
     ASSERT_TRUE(process.ok()) << process.status();
     process_ = *std::move(process);
+    ASSERT_TRUE(Eventually([&] { return Ask(Get("/readyz")).status == 200; }));
     ASSERT_TRUE(Eventually([&] { return Level("rempart_router_groups_ready") == workers.size(); }));
   }
   std::string Metrics() {
