@@ -218,7 +218,6 @@ HttpResponse FakeApiServer::Answer(const HttpRequest& request) {
     if (found == objects_.end()) return Refuse(404, "NotFound", target.name + " not found");
     return {200, ToText(found->second.json)};
   }
-  ++writes_;
   const Json body = FromText(request.body);
   if (HasWrongMicroTime(body)) return Refuse(422, "Invalid", "renewTime: not a MicroTime");
   if (request.method == "POST") return Create(target, body);
@@ -293,7 +292,9 @@ HttpResponse FakeApiServer::Commit(const ObjectId& id, Json json, int code) {
   object.json = WithVersion(std::move(json), ++version_);
   history_.push_back(
       {version_, id, before.fields().empty() ? "ADDED" : "MODIFIED", before, object.json});
-  return {code, ToText(object.json)};
+  HttpResponse response = {code, ToText(object.json)};
+  CollectGarbage();
+  return response;
 }
 
 HttpResponse FakeApiServer::Create(Target target, Json json) {
@@ -365,15 +366,22 @@ void FakeApiServer::Erase(const ObjectId& id) {
   objects_.erase(found);
   ++version_;
   history_.push_back({version_, id, "DELETED", last, WithVersion(last, version_)});
-  // As the garbage collector does: what names only this owner goes, too.
-  std::vector<ObjectId> dependents;
-  for (const auto& [other, object] : objects_) {
+  CollectGarbage();
+}
+
+void FakeApiServer::CollectGarbage() {
+  std::set<std::string> uids;
+  for (const auto& [id, object] : objects_) uids.insert(TextAt(object.json, {"metadata", "uid"}));
+  for (const auto& [id, object] : objects_) {
     const Value* owners = Find(object.json, {"metadata", "ownerReferences"});
-    if (owners == nullptr || owners->list_value().values_size() != 1) continue;
-    const Struct& owner = owners->list_value().values(0).struct_value();
-    if (TextAt(owner, {"uid"}) == TextAt(last, {"metadata", "uid"})) dependents.push_back(other);
+    if (owners == nullptr || owners->list_value().values_size() == 0) continue;
+    bool owned = false;
+    for (const Value& owner : owners->list_value().values()) {
+      owned |= uids.count(TextAt(owner.struct_value(), {"uid"})) > 0;
+    }
+    // Erase comes back here for the rest.
+    if (!owned) return Erase(ObjectId(id));
   }
-  for (const ObjectId& dependent : dependents) Erase(dependent);
 }
 
 std::vector<std::string> FakeApiServer::Lines(const Target& target, int64_t& version) {
@@ -475,11 +483,6 @@ void FakeApiServer::SendGarbage() {
   const std::lock_guard lock(mu_);
   ++garbage_epoch_;
   changed_.notify_all();
-}
-
-int64_t FakeApiServer::writes() const {
-  const std::lock_guard lock(mu_);
-  return writes_;
 }
 
 }  // namespace rempart::op

@@ -51,8 +51,6 @@ class FakeApiServer : public Transport {
   // The next line of every stream is not JSON.
   void SendGarbage();
 
-  int64_t writes() const;
-
  private:
   using Json = google::protobuf::Struct;
   using FieldPath = std::vector<std::string>;
@@ -98,6 +96,8 @@ class FakeApiServer : public Transport {
   // Stores `json` if it differs from what is there, under a new version.
   HttpResponse Commit(const ObjectId& id, Json json, int code);
   void Erase(const ObjectId& id);
+  // As the garbage collector does: what names owners of which none is there goes.
+  void CollectGarbage();
 
   // The lines that a watch has to send next, and the version it has then reached.
   std::vector<std::string> Lines(const Target& target, int64_t& version);
@@ -114,7 +114,6 @@ class FakeApiServer : public Transport {
   int64_t garbage_epoch_ = 0;
   int64_t next_uid_ = 1;
   int64_t next_page_ = 0;
-  int64_t writes_ = 0;
   Faults faults_;
   std::mt19937_64 random_;
 };

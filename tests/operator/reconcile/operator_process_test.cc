@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+// A whole operator against the fake API server: what it makes of Models, and that its death at any
+// moment does no harm.
+#include "operator/reconcile/operator_process.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <string>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "operator/kube/client.h"
+#include "tests/operator/kube/eventually.h"
+#include "tests/operator/kube/fake_api_server.h"
+
+namespace rempart::op {
+namespace {
+
+using k8s::v1::ConfigMap;
+using k8s::v1::Service;
+using k8s::v1::StatefulSet;
+
+constexpr char kNs[] = "ia";
+
+class OperatorProcessTest : public testing::Test {
+ protected:
+  OperatorProcessTest() {
+    folder_ = std::filesystem::temp_directory_path() / absl::StrCat("operator-", getpid());
+    std::filesystem::create_directories(folder_);
+    k8s::v1::PersistentVolumeClaim claim;
+    claim.mutable_metadata()->set_namespace_(kNs);
+    claim.mutable_metadata()->set_name("models");
+    EXPECT_TRUE(Api<k8s::v1::PersistentVolumeClaim>(&client_).Create(claim).ok());
+  }
+  ~OperatorProcessTest() override {
+    StopOperator();
+    std::filesystem::remove_all(folder_);
+  }
+
+  void StartOperator() {
+    stop_ = std::stop_source();
+    thread_ = std::thread([this] {
+      OperatorOptions options;
+      options.settings.worker_image = "worker:1";
+      options.settings.control_address = "operator:7080";
+      options.listen_address = absl::StrCat("unix:", (folder_ / "operator.sock").string());
+      options.copy_worker_tls = false;
+      options.lease_retry = absl::Milliseconds(5);
+      options.informer_pause = absl::Milliseconds(1);
+      SystemClock clock;
+      exit_code_ = RunOperator(options, &server_, &clock, stop_.get_token());
+    });
+  }
+
+  void StopOperator() {
+    if (!thread_.joinable()) return;
+    stop_.request_stop();
+    thread_.join();
+    EXPECT_EQ(exit_code_, kExitOk);
+  }
+
+  void ApplyModel(const std::string& name, int replicas, const std::string& uri) {
+    Model model;
+    model.mutable_metadata()->set_namespace_(kNs);
+    model.mutable_metadata()->set_name(name);
+    model.mutable_spec()->mutable_source()->set_uri(uri);
+    model.mutable_spec()->set_device("cpu");
+    model.mutable_spec()->set_replicas(replicas);
+    const auto applied = Api<Model>(&client_).Apply(model, "kubectl");
+    ASSERT_TRUE(applied.ok()) << applied.status();
+  }
+
+  // "llama-0 llama-1 "
+  template <typename T>
+  std::string Names() {
+    std::string names;
+    const auto list = Api<T>(&client_).List(kNs);
+    if (!list.ok()) return std::string(list.status().message());
+    for (const T& object : *list) absl::StrAppend(&names, object.metadata().name(), " ");
+    return names;
+  }
+
+  bool HasGroups(const std::string& names) {
+    return Names<StatefulSet>() == names && Names<Service>() == names &&
+           Names<ConfigMap>() == names;
+  }
+
+  std::string Accepted(const std::string& name) {
+    const auto model = Api<Model>(&client_).Get({kNs, name});
+    if (!model.ok()) return "";
+    for (const auto& condition : model->status().conditions()) {
+      if (condition.type() == "Accepted") return condition.status();
+    }
+    return "";
+  }
+
+  std::filesystem::path folder_;
+  FakeApiServer server_;
+  Client client_{&server_};
+  std::stop_source stop_;
+  std::thread thread_;
+  int exit_code_ = -1;
+};
+
+constexpr char kUri[] = "pvc://models/a.gguf";
+
+TEST_F(OperatorProcessTest, AModelBecomesItsGroupsAndTakesThemAlongWhenItGoes) {
+  StartOperator();
+  ApplyModel("llama", 2, kUri);
+  EXPECT_TRUE(Eventually([&] { return HasGroups("llama-0 llama-1 "); })) << Names<StatefulSet>();
+  EXPECT_TRUE(Eventually([&] { return Accepted("llama") == "True"; }));
+  ApplyModel("llama", 1, kUri);
+  EXPECT_TRUE(Eventually([&] { return HasGroups("llama-0 "); })) << Names<StatefulSet>();
+  ASSERT_TRUE(Api<Model>(&client_).Delete({kNs, "llama"}).ok());
+  EXPECT_TRUE(Eventually([&] { return HasGroups(""); })) << Names<StatefulSet>();
+}
+
+TEST_F(OperatorProcessTest, WhatIsRemovedByHandComesBack) {
+  StartOperator();
+  ApplyModel("llama", 1, kUri);
+  ASSERT_TRUE(Eventually([&] { return HasGroups("llama-0 "); }));
+  ASSERT_TRUE(Api<Service>(&client_).Delete({kNs, "llama-0"}).ok());
+  EXPECT_TRUE(Eventually([&] { return HasGroups("llama-0 "); }));
+}
+
+TEST_F(OperatorProcessTest, AStrangersObjectIsNotTakenOver) {
+  ConfigMap theirs;
+  theirs.mutable_metadata()->set_namespace_(kNs);
+  theirs.mutable_metadata()->set_name("llama-0");
+  (*theirs.mutable_data())["theirs"] = "x";
+  ASSERT_TRUE(Api<ConfigMap>(&client_).Create(theirs).ok());
+  StartOperator();
+  ApplyModel("llama", 1, kUri);
+  EXPECT_TRUE(Eventually([&] {
+    const auto events = Api<k8s::v1::Event>(&client_).List(kNs);
+    return events.ok() && !events->empty() && (*events)[0].reason() == "CannotApply";
+  }));
+  EXPECT_EQ(Api<ConfigMap>(&client_).Get({kNs, "llama-0"})->data().size(), 1u);
+}
+
+TEST_F(OperatorProcessTest, ARefusedModelGetsNoGroupAndAnEditHealsIt) {
+  StartOperator();
+  ApplyModel("llama", 1, "oci://registry.intra/models/a:1");
+  EXPECT_TRUE(Eventually([&] { return Accepted("llama") == "False"; }));
+  EXPECT_EQ(Names<StatefulSet>(), "");
+  ApplyModel("llama", 1, kUri);
+  EXPECT_TRUE(Eventually([&] { return HasGroups("llama-0 "); }));
+  EXPECT_TRUE(Eventually([&] { return Accepted("llama") == "True"; }));
+}
+
+// What changed while no operator ran is carried out; what did not change is left as it is.
+TEST_F(OperatorProcessTest, ARestartedOperatorFinishesTheWorkAndRepeatsNothing) {
+  StartOperator();
+  ApplyModel("kept", 1, kUri);
+  ApplyModel("llama", 1, kUri);
+  ASSERT_TRUE(Eventually([&] { return HasGroups("kept-0 llama-0 "); }));
+  StopOperator();
+  const auto before = Api<StatefulSet>(&client_).Get({kNs, "kept-0"});
+  ApplyModel("llama", 2, kUri);
+  StartOperator();
+  EXPECT_TRUE(Eventually([&] { return HasGroups("kept-0 llama-0 llama-1 "); }));
+  const auto after = Api<StatefulSet>(&client_).Get({kNs, "kept-0"});
+  EXPECT_EQ(after->metadata().resource_version(), before->metadata().resource_version());
+}
+
+TEST_F(OperatorProcessTest, AServerThatFailsOftenOnlyDelaysTheWork) {
+  ApplyModel("llama", 3, kUri);
+  server_.SetFaults({.fail = 0.2, .break_stream = 0.2, .seed = 8});
+  StartOperator();
+  const bool done = Eventually([&] { return Names<StatefulSet>() == "llama-0 llama-1 llama-2 "; });
+  server_.SetFaults({});
+  EXPECT_TRUE(done) << Names<StatefulSet>();
+  EXPECT_TRUE(Eventually([&] { return HasGroups("llama-0 llama-1 llama-2 "); }));
+}
+
+}  // namespace
+}  // namespace rempart::op
