@@ -415,7 +415,7 @@ absl::StatusOr<HttpResponse> FakeApiServer::Stream(
       !absl::SimpleAtoi(target.query.at("timeoutSeconds"), &seconds)) {
     return Refuse(400, "BadRequest", "resourceVersion and timeoutSeconds must be numbers");
   }
-  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(seconds);
+  const auto end = std::chrono::system_clock::now() + std::chrono::seconds(seconds);
   std::unique_lock lock(mu_);
   const int64_t epoch = stream_epoch_;
   int64_t garbage = garbage_epoch_;
@@ -436,7 +436,7 @@ absl::StatusOr<HttpResponse> FakeApiServer::Stream(
     }
     if (!lines.empty() && Chance(faults_.repeat)) lines.push_back(lines.back());
     const bool breaks = Chance(lines.empty() ? 0 : faults_.break_stream);
-    if (lines.empty() && std::chrono::steady_clock::now() >= end) break;
+    if (lines.empty() && std::chrono::system_clock::now() >= end) break;
     if (!lines.empty()) {
       lock.unlock();
       for (const std::string& line : lines) {
