@@ -11,7 +11,7 @@
 #include "absl/time/time.h"
 #include "operator/kube/informer.h"
 #include "operator/plan/observed.h"
-#include "operator/reconcile/join_registry.h"
+#include "operator/streams/join_registry.h"
 
 namespace rempart::op {
 

@@ -66,9 +66,11 @@ MAY = {
                             ("abseil", "protobuf", "yaml")),
     "operator/kube/": May(("operator/kube/", "common/", "proto/k8s/", "proto/serving/"),
                           ("abseil", "protobuf", "curl", "simdjson", "yaml", "openssl")),
+    "operator/streams/": May(("operator/streams/", "operator/plan/", "common/", "proto/"),
+                             ("abseil", "protobuf", "grpc")),
     "operator/reconcile/": May(("operator/", "common/", "proto/"),
                                ("abseil", "protobuf", "grpc", "prometheus")),
-    "cli/": May(("cli/", "operator/plan/", "common/", "proto/"),
+    "cli/": May(("cli/", "operator/plan/", "operator/streams/", "common/", "proto/"),
                 ("abseil", "protobuf", "grpc", "yaml", "boost", "openssl", "curl", "simdjson")),
 }
 INCLUDE = re.compile(r'^\s*#\s*include\s*(["<])([^">]+)[">]')

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "operator/reconcile/topology_service.h"
+#include "operator/streams/topology_service.h"
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"

@@ -6,7 +6,7 @@
 #include <atomic>
 #include <string>
 
-#include "operator/reconcile/join_registry.h"
+#include "operator/streams/join_registry.h"
 #include "proto/group/v1/group.grpc.pb.h"
 
 namespace rempart::op {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "operator/reconcile/join_registry.h"
+#include "operator/streams/join_registry.h"
 
 #include <algorithm>
 

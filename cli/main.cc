@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+// rempart: commands and flags.
+#include <google/protobuf/util/json_util.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdio>
+#include <filesystem>
+#include <string>
+#include <system_error>
+#include <vector>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "cli/doctor.h"
+#include "cli/manifest.h"
+#include "cli/serve.h"
+
+namespace rempart::cli {
+namespace {
+
+constexpr char kUsage[] =
+    "rempart serves language models of a manifest on this machine, without Kubernetes.\n\n"
+    "  rempart serve -f MODEL.yaml [--port 8000] [--host 127.0.0.1] [--dev | --api-keys FILE]\n"
+    "  rempart plan -f MODEL.yaml     show what serve would start\n"
+    "  rempart doctor                 show what this machine has and lacks\n"
+    "  rempart version\n\n"
+    "  -f FILE          manifest, the same as for kubectl apply; source.uri is file:///path.\n"
+    "                   \"-\" reads standard input\n"
+    "  --dev            serve without API keys, on loopback only\n"
+    "  --api-keys FILE  lines NAME:SHA256 of the keys that may call. Without it and without\n"
+    "                   --dev, a key is drawn for this run and shown once\n\n"
+    "Exit status: 0 stopped, 1 failed, 2 a wrong flag or manifest, 3 a model file is missing or\n"
+    "not valid, 4 not enough memory, 5 the address is in use or not permitted.\n";
+
+int UsageError(const std::string& problem) {
+  std::fprintf(stderr, "rempart: %s\nTry `rempart help`.\n", problem.c_str());
+  return kExitConfig;
+}
+
+std::string FolderOfThisBinary() {
+  std::error_code error;
+  const auto path = std::filesystem::read_symlink("/proc/self/exe", error);
+  return error ? "." : path.parent_path().string();
+}
+
+// The problem, or nothing.
+std::string ParseFlags(const std::vector<std::string>& arguments, ServeOptions& options) {
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    const std::string& flag = arguments[i];
+    if (flag == "--dev") {
+      options.dev = true;
+      continue;
+    }
+    const bool takes_value =
+        flag == "-f" || flag == "--port" || flag == "--host" || flag == "--api-keys";
+    if (!takes_value) return absl::StrCat("unknown argument ", flag);
+    if (i + 1 == arguments.size()) return absl::StrCat(flag, " needs a value");
+    const std::string& value = arguments[++i];
+    if (flag == "-f") options.manifest_path = value;
+    if (flag == "--host") options.host = value;
+    if (flag == "--api-keys") options.api_keys_file = value;
+    if (flag == "--port" &&
+        (!absl::SimpleAtoi(value, &options.port) || options.port < 1 || options.port > 65535)) {
+      return absl::StrCat("--port ", value, " must be from 1 to 65535");
+    }
+  }
+  if (options.manifest_path.empty()) return "-f MODEL.yaml is missing";
+  if (options.dev && !options.api_keys_file.empty()) {
+    return "--dev and --api-keys exclude each other";
+  }
+  return "";
+}
+
+int RunServe(const std::vector<std::string>& arguments) {
+  // Blocked before any thread starts, so that only the main thread sees them.
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  std::signal(SIGPIPE, SIG_IGN);
+  ServeOptions options;
+  options.binaries = FolderOfThisBinary();
+  const std::string problem = ParseFlags(arguments, options);
+  return problem.empty() ? Serve(options) : UsageError(problem);
+}
+
+int RunPlan(const std::vector<std::string>& arguments) {
+  ServeOptions options;
+  const std::string problem = ParseFlags(arguments, options);
+  if (!problem.empty()) return UsageError(problem);
+  const auto models = ReadManifests(options.manifest_path);
+  if (!models.ok()) return UsageError(std::string(models.status().message()));
+  const auto plans = PlanLocally(*models);
+  if (!plans.ok()) return UsageError(std::string(plans.status().message()));
+  google::protobuf::util::JsonPrintOptions pretty;
+  pretty.add_whitespace = true;
+  for (const op::Plan& plan : *plans) {
+    for (const op::GroupPlan& group : plan.groups) {
+      std::string json;
+      (void)google::protobuf::util::MessageToJsonString(group.config, &json, pretty);
+      std::printf("# group %s: one rempart-worker process\n%s", group.config.group_name().c_str(),
+                  json.c_str());
+    }
+  }
+  return kExitOk;
+}
+
+int Main(const std::vector<std::string>& arguments) {
+  const std::string command = arguments.empty() ? "help" : arguments[0];
+  const std::vector<std::string> rest(arguments.begin() + (arguments.empty() ? 0 : 1),
+                                      arguments.end());
+  if (command == "serve") return RunServe(rest);
+  if (command == "plan") return RunPlan(rest);
+  if (command == "doctor") return RunDoctor();
+  if (command == "version" || command == "--version") {
+    std::printf("rempart %s\n", REMPART_VERSION);
+    return kExitOk;
+  }
+  if (command == "help" || command == "--help" || command == "-h") {
+    std::fputs(kUsage, stdout);
+    return kExitOk;
+  }
+  return UsageError(absl::StrCat("unknown command ", command));
+}
+
+}  // namespace
+}  // namespace rempart::cli
+
+int main(int argc, char** argv) {
+  return rempart::cli::Main(std::vector<std::string>(argv + 1, argv + argc));
+}

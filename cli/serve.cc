@@ -1,0 +1,334 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cli/serve.h"
+
+#include <google/protobuf/util/json_util.h>
+#include <grpcpp/grpcpp.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "cli/child.h"
+#include "cli/manifest.h"
+#include "cli/run_folder.h"
+#include "common/clock.h"
+#include "common/log.h"
+#include "common/status_macros.h"
+#include "operator/streams/join_registry.h"
+#include "operator/streams/join_service.h"
+#include "operator/streams/topology_service.h"
+#include "proto/router/v1/config.pb.h"
+
+namespace rempart::cli {
+namespace {
+
+using op::WorkerPhase;
+constexpr absl::Duration kLook = absl::Milliseconds(100);
+constexpr absl::Duration kStopTime = absl::Seconds(15);
+constexpr int32_t kRouterDrainMs = 8000;
+constexpr char kRouterLog[] = "router.log";
+
+template <typename... Args>
+void Say(const Args&... args) {
+  std::fprintf(stderr, "rempart: %s\n", absl::StrCat(args...).c_str());
+}
+
+int ExitCodeOf(const absl::Status& status) {
+  const bool is_config = status.code() == absl::StatusCode::kInvalidArgument ||
+                         status.code() == absl::StatusCode::kNotFound;
+  return is_config ? kExitConfig : kExitRuntime;
+}
+
+absl::StatusOr<std::string> ToJson(const google::protobuf::Message& message) {
+  std::string json;
+  const auto status = google::protobuf::util::MessageToJsonString(message, &json);
+  if (status.ok()) return json;
+  return absl::InternalError(std::string(status.message()));
+}
+
+// One worker group and what was last said about it.
+struct Group {
+  op::GroupPlan plan;
+  std::string model_name;
+  std::vector<std::string> served_names;
+  std::unique_ptr<Child> child;
+  WorkerPhase phase = WorkerPhase::kUnknown;
+  int64_t percent = -1;
+  bool was_ready = false;
+  absl::Time started;
+};
+
+class Server {
+ public:
+  explicit Server(const ServeOptions& options)
+      : options_(options), joins_(&clock_, [](const std::string&) {}), join_service_(&joins_, "") {}
+  ~Server() {
+    if (control_ == nullptr) return;
+    control_->Shutdown(absl::ToChronoTime(absl::Now() + absl::Milliseconds(200)));
+    control_->Wait();
+  }
+
+  absl::Status Prepare() {
+    ASSIGN_OR_RETURN(const std::vector<op::Model> models, ReadManifests(options_.manifest_path));
+    ASSIGN_OR_RETURN(std::vector<op::Plan> plans, PlanLocally(models));
+    ASSIGN_OR_RETURN(folder_, RunFolder::Create());
+    RETURN_IF_ERROR(OpenControl());
+    for (size_t i = 0; i < plans.size(); ++i) {
+      for (op::GroupPlan& plan : plans[i].groups) {
+        RETURN_IF_ERROR(AddGroup(models[i], std::move(plan)));
+      }
+    }
+    RETURN_IF_ERROR(PrepareRouter());
+    PublishTopology();
+    return absl::OkStatus();
+  }
+
+  // Until a signal, or until something cannot be started at all.
+  int Run() {
+    int exit_code = StartAll();
+    sigset_t signals;
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGTERM);
+    sigaddset(&signals, SIGINT);
+    const timespec look = absl::ToTimespec(kLook);
+    while (exit_code == kGoOn) {
+      const int signal = sigtimedwait(&signals, nullptr, &look);
+      if (signal > 0) {
+        Say("stopping (press Ctrl-C again to stop at once)");
+        exit_code = kExitOk;
+      } else {
+        exit_code = Look();
+      }
+    }
+    StopAll(signals);
+    return exit_code;
+  }
+
+ private:
+  static constexpr int kGoOn = -1;
+
+  absl::Status OpenControl() {
+    const std::string address = absl::StrCat("unix:", folder_->Path("control.sock"));
+    grpc::ServerBuilder builder;
+    builder.AddListeningPort(address, grpc::InsecureServerCredentials());
+    builder.RegisterService(&join_service_);
+    builder.RegisterService(&topology_service_);
+    control_ = builder.BuildAndStart();
+    if (control_ == nullptr) return absl::InternalError("cannot listen on " + address);
+    return absl::OkStatus();
+  }
+
+  absl::Status AddGroup(const op::Model& model, op::GroupPlan plan) {
+    const std::string number = absl::StrCat("worker-", groups_.size());
+    plan.config.set_listen_address(absl::StrCat("unix:", folder_->Path(number + ".sock")));
+    plan.config.set_control_address(absl::StrCat("unix:", folder_->Path("control.sock")));
+    ASSIGN_OR_RETURN(const std::string json, ToJson(plan.config));
+    RETURN_IF_ERROR(folder_->Write(number + ".json", json));
+    auto group = std::make_unique<Group>();
+    group->model_name = op::FullName(model);
+    group->served_names = op::ServedNames(model);
+    group->child = std::make_unique<Child>(
+        plan.config.group_name(),
+        std::vector<std::string>{options_.binaries + "/rempart-worker", "--config",
+                                 folder_->Path(number + ".json")},
+        folder_->Path(number + ".log"));
+    group->plan = std::move(plan);
+    groups_.push_back(std::move(group));
+    return absl::OkStatus();
+  }
+
+  absl::Status PrepareRouter() {
+    router::v1::RouterConfig config;
+    config.set_http_address(absl::StrCat(options_.host, ":", options_.port));
+    config.set_health_address("off");
+    config.set_topology_address(absl::StrCat("unix:", folder_->Path("control.sock")));
+    config.set_dev(options_.dev);
+    config.set_router_id("local");
+    config.mutable_limits()->set_drain_timeout_ms(kRouterDrainMs);
+    if (!options_.api_keys_file.empty()) {
+      config.set_api_keys_file(options_.api_keys_file);
+    } else if (!options_.dev) {
+      ASSIGN_OR_RETURN(const NewKey drawn, DrawKey("local"));
+      RETURN_IF_ERROR(folder_->Write("keys", drawn.line));
+      config.set_api_keys_file(folder_->Path("keys"));
+      drawn_key_ = drawn.key;
+    }
+    ASSIGN_OR_RETURN(const std::string json, ToJson(config));
+    RETURN_IF_ERROR(folder_->Write("router.json", json));
+    router_ =
+        std::make_unique<Child>("the router",
+                                std::vector<std::string>{options_.binaries + "/rempart-router",
+                                                         "--config", folder_->Path("router.json")},
+                                folder_->Path(kRouterLog));
+    return absl::OkStatus();
+  }
+
+  int StartAll() {
+    begun_ = absl::Now();
+    std::vector<Child*> children{router_.get()};
+    for (const auto& group : groups_) children.push_back(group->child.get());
+    for (Child* child : children) {
+      if (const absl::Status started = child->Start(begun_); !started.ok()) {
+        Say(started.message());
+        return kExitRuntime;
+      }
+    }
+    for (const auto& group : groups_) {
+      group->started = begun_;
+      Say(group->child->name(), ": loading ", group->plan.config.model_path());
+    }
+    return kGoOn;
+  }
+
+  int Look() {
+    const absl::Time now = absl::Now();
+    if (const auto ending = router_->Poll(now)) {
+      const int exit_code = Report(*router_, *ending, now - begun_ < absl::Seconds(10) && !told_);
+      if (exit_code != kGoOn) return exit_code;
+    }
+    Revive(*router_, now);
+    bool all_ready = true;
+    for (const auto& group : groups_) {
+      if (const auto ending = group->child->Poll(now)) {
+        group->phase = WorkerPhase::kUnknown;
+        const int exit_code = Report(*group->child, *ending, !group->was_ready);
+        if (exit_code != kGoOn) return exit_code;
+      }
+      if (Revive(*group->child, now)) group->started = now;
+      ReportProgress(*group, now);
+      all_ready = all_ready && group->phase == WorkerPhase::kReady;
+    }
+    PublishTopology();
+    if (all_ready && !told_ && router_->running()) TellReady(now);
+    return kGoOn;
+  }
+
+  // A process that cannot run as it was asked to ends everything; any other is started again.
+  int Report(const Child& child, const Child::Ending& ending, bool is_first) {
+    if (is_first && ending.exit_status >= kExitConfig && ending.exit_status <= kExitAddress) {
+      std::fputs(child.LastWords().c_str(), stderr);
+      Say(child.name(), " could not start (", ending.words, ")");
+      return ending.exit_status;
+    }
+    std::fputs(child.LastWords().c_str(), stderr);
+    Say(child.name(), " ended with ", ending.words, "; starting it again in ",
+        absl::FormatDuration(ending.pause));
+    return kGoOn;
+  }
+
+  bool Revive(Child& child, absl::Time now) {
+    if (!child.IsDue(now)) return false;
+    const absl::Status started = child.Start(now);
+    if (!started.ok()) Say(started.message());
+    return started.ok();
+  }
+
+  void ReportProgress(Group& group, absl::Time now) {
+    if (!group.child->running()) return;
+    const op::WorkerProgress said = joins_.Report(group.child->name()).progress;
+    const absl::Duration elapsed = now - group.started;
+    const std::string after = absl::StrFormat(" after %.1f s", absl::ToDoubleSeconds(elapsed));
+    if (said.phase == WorkerPhase::kLoading && said.bytes_total > 0) {
+      const int64_t percent = said.bytes_done * 100 / said.bytes_total;
+      if (percent >= group.percent + 10) {
+        group.percent = percent;
+        Say(group.child->name(), ": ", percent, " % of ", said.bytes_total >> 20, " MiB", after);
+      }
+    }
+    if (said.phase == group.phase) return;
+    group.phase = said.phase;
+    if (said.phase == WorkerPhase::kWarmingUp) Say(group.child->name(), ": warming up", after);
+    if (said.phase != WorkerPhase::kReady) return;
+    Say(group.child->name(), ": ready", after);
+    group.was_ready = true;
+    group.percent = -1;
+  }
+
+  void PublishTopology() {
+    std::map<std::string, topology::v1::ModelEntry> models;
+    for (const auto& group : groups_) {
+      topology::v1::ModelEntry& model = models[group->model_name];
+      model.set_model_name(group->model_name);
+      model.clear_served_names();
+      for (const std::string& name : group->served_names) model.add_served_names(name);
+      model.set_created_unix_seconds(absl::ToUnixSeconds(begun_));
+      model.set_context_length(group->plan.config.engine().context_length());
+      topology::v1::GroupEntry& entry = *model.add_groups();
+      entry.set_group_name(group->child->name());
+      entry.set_address(group->plan.config.listen_address());
+      entry.set_ready(group->phase == WorkerPhase::kReady);
+      entry.set_epoch(joins_.Report(group->child->name()).epoch);
+    }
+    topology::v1::Snapshot snapshot;
+    for (auto& [name, model] : models) *snapshot.add_models() = std::move(model);
+    topology_service_.Publish(std::move(snapshot));
+  }
+
+  void TellReady(absl::Time now) {
+    told_ = true;
+    const std::string url = absl::StrCat("http://", options_.host, ":", options_.port, "/v1");
+    Say("ready after ", absl::StrFormat("%.1f s", absl::ToDoubleSeconds(now - begun_)), ": ", url);
+    const std::string header =
+        options_.dev ? ""
+                     : absl::StrCat(" -H 'Authorization: Bearer ",
+                                    drawn_key_.empty() ? "YOUR_KEY" : drawn_key_, "'");
+    if (!drawn_key_.empty()) Say("API key of this run (shown once): ", drawn_key_);
+    if (groups_.empty()) return;
+    Say("try: curl ", url, "/chat/completions", header, " -d '{\"model\": \"",
+        groups_[0]->served_names[0],
+        "\", \"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}]}'");
+  }
+
+  void StopAll(const sigset_t& signals) {
+    const absl::Time deadline = absl::Now() + kStopTime;
+    // The router first: it finishes what runs while the workers still serve.
+    StopChild(*router_, deadline, signals);
+    for (const auto& group : groups_) group->child->Signal(SIGTERM);
+    for (const auto& group : groups_) StopChild(*group->child, deadline, signals);
+  }
+
+  void StopChild(Child& child, absl::Time deadline, const sigset_t& signals) {
+    child.Signal(SIGTERM);
+    const timespec look = absl::ToTimespec(kLook / 10);
+    while (child.running()) {
+      const absl::Time now = absl::Now();
+      if (child.Poll(now).has_value()) return;
+      const bool at_once = sigtimedwait(&signals, nullptr, &look) > 0;
+      if (at_once || now > deadline) child.Signal(SIGKILL);
+    }
+  }
+
+  const ServeOptions& options_;
+  SystemClock clock_;
+  op::JoinRegistry joins_;
+  op::JoinService join_service_;
+  op::TopologyService topology_service_{""};
+  std::unique_ptr<RunFolder> folder_;
+  std::unique_ptr<grpc::Server> control_;
+  std::vector<std::unique_ptr<Group>> groups_;
+  std::unique_ptr<Child> router_;
+  std::string drawn_key_;
+  absl::Time begun_ = absl::Now();
+  bool told_ = false;
+};
+
+}  // namespace
+
+int Serve(const ServeOptions& options) {
+  SetLogLevel(LogLevel::kWarning);
+  Server server(options);
+  if (const absl::Status prepared = server.Prepare(); !prepared.ok()) {
+    Say(prepared.message());
+    return ExitCodeOf(prepared);
+  }
+  return server.Run();
+}
+
+}  // namespace rempart::cli

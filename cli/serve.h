@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+// `rempart serve`: the operator's plan carried out by child processes on one machine. Workers and
+// the router meet on unix sockets in a folder that only the user may enter.
+#pragma once
+
+#include <csignal>
+#include <string>
+
+namespace rempart::cli {
+
+struct ServeOptions {
+  std::string manifest_path;
+  std::string host = "127.0.0.1";
+  int port = 8000;
+  // Serve without API keys; the router refuses that outside loopback.
+  bool dev = false;
+  // Key file of the router; empty without `dev`: a key is drawn and shown once.
+  std::string api_keys_file;
+  // Folder of rempart-worker and rempart-router.
+  std::string binaries;
+};
+
+// Exit status of `rempart`, and of its children.
+enum ExitCode : int {
+  kExitOk = 0,
+  kExitRuntime = 1,
+  kExitConfig = 2,
+  kExitModel = 3,
+  kExitMemory = 4,
+  kExitAddress = 5,
+};
+
+// Runs until SIGINT or SIGTERM, which the caller has blocked in all threads.
+int Serve(const ServeOptions& options);
+
+}  // namespace rempart::cli

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`rempart serve` as a process: what it starts, what it says, what it leaves behind."""
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+
+import openai
+import pytest
+
+from conftest import BINARY, MODELS, Served, free_port, manifest, wait_until
+
+QUESTION = [{"role": "user", "content": "Hello"}]
+
+
+def run(*words, stdin: str = "", seconds: float = 60) -> subprocess.CompletedProcess:
+    return subprocess.run([BINARY, *words], input=stdin, capture_output=True, text=True, timeout=seconds, check=False)
+
+
+def test_a_worker_that_dies_is_started_again(tmp_path):
+    served = Served(tmp_path, manifest(), "--dev")
+    client = served.client()
+    before = served.children("rempart-worker")
+    assert len(before) == 1
+    os.kill(before[0], signal.SIGKILL)
+    wait_until("said so", lambda: served.said("ended with signal 9"))
+    # Held by the router until the worker is back.
+    answer = client.chat.completions.create(model="smollm2", messages=QUESTION, max_tokens=2)
+    assert answer.usage.completion_tokens == 2
+    assert served.children("rempart-worker") != before
+    assert served.stop() == 0
+
+
+def test_two_replicas_outlive_one_without_a_failed_request(tmp_path):
+    served = Served(tmp_path, manifest(replicas=2), "--dev")
+    client = served.client()
+    workers = served.children("rempart-worker")
+    assert len(workers) == 2
+    for victim in workers:
+        stream = client.chat.completions.create(model="smollm2", messages=QUESTION, max_tokens=200, temperature=0,
+                                                stream=True, extra_body={"ignore_eos": True})
+        chunks = [next(stream)]
+        os.kill(victim, signal.SIGKILL)
+        chunks += list(stream)
+        assert chunks[-1].choices[0].finish_reason == "length"
+        wait_until("two again", lambda: len(served.children("rempart-worker")) == 2)
+        wait_until("ready again", lambda: served.log.read_text().count(": ready after") >= 3 + workers.index(victim))
+    assert served.stop() == 0
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_stopping_leaves_nothing(tmp_path, how):
+    served = Served(tmp_path, manifest(), "--dev")
+    children = served.children("rempart-")
+    assert len(children) == 2
+    assert served.stop(how) == 0
+    assert not [pid for pid in children if pathlib.Path(f"/proc/{pid}").exists()]
+    assert not list(served.folder.iterdir())
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.1", served.port), timeout=2)
+
+
+def test_children_die_with_a_killed_parent(tmp_path):
+    served = Served(tmp_path, manifest(), "--dev")
+    children = served.children("rempart-")
+    served.process.kill()
+    served.process.wait()
+    wait_until("children gone", lambda: not [pid for pid in children if alive(pid)])
+
+
+def alive(pid: int) -> bool:
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_key_file_of_ones_own(tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("team:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad\n")  # "abc"
+    served = Served(tmp_path, manifest(), "--api-keys", str(keys))
+    assert served.client(key="abc").models.list().data
+    with pytest.raises(openai.AuthenticationError):
+        served.client(key="abd").models.list()
+    assert served.stop() == 0
+
+
+def test_model_files_that_cannot_be_served(tmp_path):
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes((MODELS / "smollm2-135m-instruct-q4_1.gguf").read_bytes()[:1_000_000])
+    for path in (tmp_path / "missing.gguf", broken):
+        done = run("serve", "-f", "-", "--dev", "--port", str(free_port()), stdin=manifest(path))
+        assert done.returncode == 3, done.stderr
+        assert path.name in done.stderr
+
+
+def test_a_port_in_use(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = run("serve", "-f", "-", "--dev", "--port", str(taken.getsockname()[1]), stdin=manifest())
+    assert done.returncode == 5
+    assert "in use" in done.stderr
+
+
+@pytest.mark.parametrize("change, field", [
+    (("contextLength", "contextLenght"), "spec.engine.contextLenght: no such field"),
+    (("replicas: 1", "replicas: -1"), "spec.replicas: -1 must be from 0 to 1024"),
+    (("replicas: 1", "replicas: one"), "spec.replicas"),
+    (("kind: Model", "kind: Modle"), "kind"),
+    (("file://", "ftp://"), "spec.source.uri"),
+    (("file://", "pvc://"), "use file:///path"),
+    (("name: smollm2", "name: Smol LM"), "metadata.name"),
+    (("maxSequences: 8", "prefixCache: true"), "spec.engine.prefixCache"),
+    (("spec:", "spec: ["), "not YAML"),
+])
+def test_wrong_manifests(change, field):
+    done = run("serve", "-f", "-", "--dev", stdin=manifest().replace(*change))
+    assert done.returncode == 2
+    assert field in done.stderr
+
+
+def test_wrong_flags():
+    assert run("serve").returncode == 2
+    assert run("serve", "-f", "/nowhere.yaml").returncode == 2
+    assert run("serve", "-f", "-", "--port", "0").returncode == 2
+    assert run("dance").returncode == 2
+    everywhere = run("serve", "-f", "-", "--dev", "--host", "0.0.0.0", "--port", str(free_port()), stdin=manifest())
+    assert everywhere.returncode == 2 and "API keys" in everywhere.stderr
+
+
+def test_plan_doctor_version_help():
+    assert "smollm2-135m" in run("plan", "-f", "-", stdin=manifest()).stdout
+    assert "processor" in run("doctor").stdout
+    assert run("version").stdout.startswith("rempart ")
+    assert "serve" in run("help").stdout
