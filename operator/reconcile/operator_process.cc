@@ -15,10 +15,10 @@
 #include "operator/kube/leader.h"
 #include "operator/kube/wait.h"
 #include "operator/reconcile/execute.h"
-#include "operator/streams/join_service.h"
 #include "operator/reconcile/metrics.h"
 #include "operator/reconcile/observe.h"
 #include "operator/reconcile/topology.h"
+#include "operator/streams/join_service.h"
 #include "operator/streams/topology_service.h"
 
 namespace rempart::op {
