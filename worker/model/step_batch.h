@@ -17,7 +17,16 @@ struct SequenceSlice {
   bool wants_logits = false;              // of the slice's last token
 };
 
+// One KV block copied to another, in all layers: a fork gets its own copy of a partly filled block
+// before it writes there.
+struct BlockCopy {
+  int32_t source = 0;
+  int32_t destination = 0;
+  bool operator==(const BlockCopy&) const = default;
+};
+
 struct StepBatch {
+  std::vector<BlockCopy> copies;  // done in this order, before the slices
   std::vector<SequenceSlice> slices;
 };
 

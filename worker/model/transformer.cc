@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
@@ -83,6 +84,13 @@ kernels::KvView Transformer::KvOf(size_t layer) const {
 }
 
 absl::Status Transformer::Check(const StepBatch& batch, absl::Span<float> logits) const {
+  for (const BlockCopy& copy : batch.copies) {
+    for (const int32_t block : {copy.source, copy.destination}) {
+      if (block < 0 || block >= options_.kv_blocks) {
+        return absl::InvalidArgumentError(absl::StrCat("no KV block ", block, " to copy"));
+      }
+    }
+  }
   int64_t tokens = 0;
   int64_t wanting = 0;
   for (const SequenceSlice& slice : batch.slices) {
@@ -119,6 +127,7 @@ absl::Status Transformer::Check(const StepBatch& batch, absl::Span<float> logits
 
 absl::Status Transformer::Forward(const StepBatch& batch, absl::Span<float> logits) {
   RETURN_IF_ERROR(Check(batch, logits));
+  CopyBlocks(batch);
   if (batch.slices.empty()) return absl::OkStatus();
   Embed(batch);
   for (size_t layer = 0; layer < weights_.layers.size(); ++layer) {
@@ -127,6 +136,15 @@ absl::Status Transformer::Forward(const StepBatch& batch, absl::Span<float> logi
   }
   Head(batch, logits);
   return absl::OkStatus();
+}
+
+// A block's memory is contiguous over all layers.
+void Transformer::CopyBlocks(const StepBatch& batch) {
+  const int64_t bytes = KvBytesPerBlock(config_, options_.kv_type);
+  for (const BlockCopy& copy : batch.copies) {
+    if (copy.source == copy.destination) continue;
+    std::memcpy(kv_base_ + copy.destination * bytes, kv_base_ + copy.source * bytes, bytes);
+  }
 }
 
 void Transformer::Embed(const StepBatch& batch) {

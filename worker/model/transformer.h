@@ -41,8 +41,9 @@ class Transformer {
                                                              ThreadPool& pool,
                                                              const TransformerOptions& options);
 
-  // Row i of `logits` [num_wanting, vocabulary] is for the i-th slice that wants logits.
-  // InvalidArgument when the batch exceeds the options or names tokens or blocks that do not exist.
+  // Does the batch's copies, then computes its slices. Row i of `logits` [num_wanting, vocabulary]
+  // is for the i-th slice that wants logits. InvalidArgument, and nothing done, when the batch
+  // exceeds the options or names tokens or blocks that do not exist.
   absl::Status Forward(const StepBatch& batch, absl::Span<float> logits);
 
   const ModelConfig& config() const { return config_; }
@@ -62,6 +63,7 @@ class Transformer {
               ThreadPool& pool, const TransformerOptions& options);
   absl::Status Allocate();
   absl::Status Check(const StepBatch& batch, absl::Span<float> logits) const;
+  void CopyBlocks(const StepBatch& batch);
   void Embed(const StepBatch& batch);
   void Attend(const StepBatch& batch, size_t layer);
   void RotateAndStore(const StepBatch& batch, size_t layer);

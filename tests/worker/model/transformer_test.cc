@@ -83,6 +83,39 @@ TEST(Transformer, LogitsDoNotDependOnTheBatchNorOnTheCut) {
   EXPECT_EQ(whole, std::vector<float>(mixed.begin() + vocabulary, mixed.end()));
 }
 
+// A fork shares the full blocks of a prompt and has a copy of the last, partly filled one.
+//   prompt: [ block 5 | block 6, 4 tokens ]   fork: [ block 5 | block 8, copied from 6 ]
+TEST(Transformer, AForkOverACopiedBlockSaysWhatTheWholeSequenceSays) {
+  WholeModel model(kStories, kernels::BestOps(), /*exact=*/false);
+  ASSERT_TRUE(model.ok());
+  const int64_t vocabulary = model.vocabulary();
+  std::vector<int32_t> ids = {1,   403, 407, 261, 378, 432, 383, 286, 261, 376,
+                              298, 315, 421, 395, 317, 426, 338, 401, 396, 267};
+  const std::vector<int32_t> own = {5, 6}, forked = {5, 8}, left = {261}, right = {376};
+  StepBatch prompt;
+  prompt.slices.push_back({ids, 0, own, false});
+  ASSERT_TRUE(model.transformer().Forward(prompt, {}).ok());
+  std::vector<float> logits(2 * vocabulary), whole(vocabulary);
+  StepBatch both;
+  both.copies.push_back({6, 8});
+  both.slices.push_back({left, 20, own, true});
+  both.slices.push_back({right, 20, forked, true});
+  ASSERT_TRUE(model.transformer().Forward(both, absl::MakeSpan(logits)).ok());
+  for (const int32_t last : {left[0], right[0]}) {
+    ids.push_back(last);
+    StepBatch alone;
+    alone.slices.push_back({ids, 0, model.table(), true});
+    ASSERT_TRUE(model.transformer().Forward(alone, absl::MakeSpan(whole)).ok());
+    const auto row = logits.begin() + (last == left[0] ? 0 : vocabulary);
+    EXPECT_EQ(whole, std::vector<float>(row, row + vocabulary)) << last;
+    ids.pop_back();
+  }
+  StepBatch wrong;
+  wrong.copies.push_back({6, 64});
+  EXPECT_THAT(std::string(model.transformer().Forward(wrong, {}).message()),
+              HasSubstr("no KV block 64 to copy"));
+}
+
 TEST(Transformer, RefusesABatchThatItCannotHold) {
   WholeModel model(kStories, kernels::BestOps(), /*exact=*/true);
   ASSERT_TRUE(model.ok());
