@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "operator/plan/worker_phase.h"
 #include "proto/serving/v1alpha1/model.pb.h"
 
 namespace rempart::op {
@@ -34,9 +35,6 @@ struct NameClaim {
   std::vector<std::string> served_names;
   std::string creation_timestamp;
 };
-
-// The phases of group/v1 Progress.
-enum class WorkerPhase { kUnknown, kStarting, kLoading, kWarmingUp, kReady, kDraining, kFailed };
 
 // The last word of a group's leader on its Join stream.
 struct WorkerProgress {
