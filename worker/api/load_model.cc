@@ -185,7 +185,7 @@ absl::Status Prepare(const WorkerSettings& settings, const kernels::Ops& ops, Mo
   engine.limits.max_sequences = wanted.max_sequences;
   engine.limits.block_size = static_cast<int32_t>(kernels::kKvBlockTokens);
   ASSIGN_OR_RETURN(model.weights_,
-                   BindWeights(model.gguf_, model.config_, ops, !options.exact, model.pool_));
+                   BindWeights(model.gguf_.tensors, model.config_, ops, !options.exact, model.pool_));
   ASSIGN_OR_RETURN(model.transformer_,
                    Transformer::Create(model.config_, model.weights_, ops, model.pool_, options));
   return absl::OkStatus();

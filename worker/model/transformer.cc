@@ -160,7 +160,7 @@ void Transformer::Embed(const StepBatch& batch) {
                config_.hidden, begin, end);
     int64_t offset = 0;
     for (const RopeSpec& rope : config_.ropes) {
-      ops_.rope_angles(positions_.data(), rope.inverse_frequency.data(), HalfDim(rope), 1.0f,
+      ops_.rope_angles(positions_.data(), rope.inverse_frequency.data(), HalfDim(rope), rope.scale,
                        cos_.data() + offset, sin_.data() + offset, begin, end);
       offset += options_.max_step_tokens * HalfDim(rope);
     }
@@ -198,6 +198,7 @@ void Transformer::Multiply(const float* x, int64_t cols, int64_t num_tokens,
     kernels::MatmulArgs args;
     args.w = product->matrix->view;
     args.packed = product->matrix->packed.get();
+    args.bias = product->matrix->bias.empty() ? nullptr : product->matrix->bias.data();
     args.x = x;
     args.x_stride = cols;
     args.xq = quantized_.data();

@@ -3,7 +3,9 @@
 
 #include <string>
 
+#include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 
@@ -12,17 +14,33 @@ namespace {
 
 constexpr int64_t kPackChunk = 256;
 
+// A run of rows of a named tensor.
+struct Rows {
+  std::string name;
+  int64_t first = 0;
+  int64_t count = 0;
+  int64_t total = 0;  // that the tensor must have
+};
+
 class Binder {
  public:
-  Binder(const GgufFile& file, const kernels::Ops& ops, bool pack, ThreadPool& pool)
-      : file_(file), ops_(ops), pack_(pack), pool_(pool) {}
+  Binder(const TensorMap& tensors, const kernels::Ops& ops, ThreadPool& pool)
+      : tensors_(tensors), ops_(ops), pool_(pool) {}
 
-  bool Has(const std::string& name) const { return file_.tensors.contains(name); }
+  bool Has(const std::string& name) const { return tensors_.contains(name); }
 
+  absl::Status Bind(const Rows& rows, int64_t cols, Matrix& matrix) {
+    ASSIGN_OR_RETURN(const TensorView* tensor, Find(rows.name, rows.total, cols));
+    const int64_t offset = rows.first * kernels::RowBytes(tensor->type, cols);
+    matrix.view = {tensor->data + offset, tensor->type, rows.count, cols};
+    return absl::OkStatus();
+  }
   absl::Status Bind(const std::string& name, int64_t rows, int64_t cols, Matrix& matrix) {
-    ASSIGN_OR_RETURN(const TensorView* tensor, Find(name, rows, cols));
-    matrix.view = {tensor->data, tensor->type, rows, cols};
-    if (!pack_) return absl::OkStatus();
+    return Bind({name, 0, rows, rows}, cols, matrix);
+  }
+
+  // The copy of a bound matrix for int8 arithmetic.
+  absl::Status Pack(Matrix& matrix) {
     const int64_t bytes = ops_.packed_bytes(matrix.view);
     if (bytes == 0) return absl::OkStatus();
     void* memory = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
@@ -31,23 +49,39 @@ class Binder {
           absl::StrCat("no memory for ", bytes >> 20, " MiB of repacked weights"));
     }
     matrix.packed.reset(memory);
-    pool_.ParallelFor(rows, kPackChunk, [&](int64_t begin, int64_t end) {
+    pool_.ParallelFor(matrix.view.rows, kPackChunk, [&](int64_t begin, int64_t end) {
       ops_.pack_rows(matrix.view, memory, begin, end);
     });
     return absl::OkStatus();
   }
 
   absl::Status BindVector(const std::string& name, int64_t size, std::vector<float>& vector) {
-    ASSIGN_OR_RETURN(const TensorView* tensor, Find(name, 1, size));
-    vector.resize(size);
-    ops_.dequantize({tensor->data, tensor->type, 1, size}, vector.data(), 0, 1);
+    return BindVector({name, 0, size, size}, vector);
+  }
+  absl::Status BindVector(const Rows& range, std::vector<float>& vector) {
+    ASSIGN_OR_RETURN(const TensorView* tensor, Find(range.name, 1, range.total));
+    std::vector<float> whole(range.total);
+    ops_.dequantize({tensor->data, tensor->type, 1, range.total}, whole.data(), 0, 1);
+    vector.assign(whole.begin() + range.first, whole.begin() + range.first + range.count);
+    return absl::OkStatus();
+  }
+
+  // A tensor that nothing has asked for would change what the model computes.
+  absl::Status CheckAllUsed() const {
+    for (const auto& [name, tensor] : tensors_) {
+      // Factors of the rotary embedding were read with the configuration.
+      if (used_.contains(name) || absl::StartsWith(name, "rope_")) continue;
+      return absl::UnimplementedError(
+          absl::StrCat("the tensor ", name, " ", tensor.ShapeText(),
+                       " is not part of this architecture as this version computes it"));
+    }
     return absl::OkStatus();
   }
 
  private:
   absl::StatusOr<const TensorView*> Find(const std::string& name, int64_t rows, int64_t cols) {
-    const auto found = file_.tensors.find(name);
-    if (found == file_.tensors.end()) {
+    const auto found = tensors_.find(name);
+    if (found == tensors_.end()) {
       return absl::InvalidArgumentError(absl::StrCat("the tensor ", name, " is missing"));
     }
     const TensorView& tensor = found->second;
@@ -55,66 +89,123 @@ class Binder {
       return absl::InvalidArgumentError(absl::StrCat(
           "the tensor ", name, " is ", tensor.ShapeText(), " instead of [", rows, ", ", cols, "]"));
     }
+    used_.insert(name);
     return &tensor;
   }
 
-  const GgufFile& file_;
+  const TensorMap& tensors_;
   const kernels::Ops& ops_;
-  const bool pack_;
   ThreadPool& pool_;
+  absl::flat_hash_set<std::string> used_;
 };
 
-absl::Status BindLayer(Binder& binder, const ModelConfig& config, size_t index,
-                       LayerWeights& layer) {
-  const std::string prefix = absl::StrCat("blk.", index, ".");
+// Matrix and bias of one of a layer's products; `name` without ".weight".
+absl::Status BindLinear(Binder& binder, Rows rows, int64_t cols, bool bias, Matrix& matrix) {
+  const std::string name = rows.name;
+  rows.name = name + ".weight";
+  RETURN_IF_ERROR(binder.Bind(rows, cols, matrix));
+  if (!bias) return absl::OkStatus();
+  rows.name = name + ".bias";
+  return binder.BindVector(rows, matrix.bias);
+}
+
+absl::Status BindAttention(Binder& binder, const ModelConfig& config, const std::string& prefix,
+                           LayerWeights& layer) {
   const int64_t hidden = config.hidden;
   const int64_t queries = config.heads * config.head_dim;
   const int64_t keys = config.kv_heads * config.head_dim;
-  for (const char* name : {"attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias"}) {
-    if (binder.Has(prefix + name)) {
-      return absl::UnimplementedError(absl::StrCat(prefix, name, ": biases are not served yet"));
-    }
-  }
+  const bool bias = config.qkv_bias;
   RETURN_IF_ERROR(binder.BindVector(prefix + "attn_norm.weight", hidden, layer.attention_norm));
-  RETURN_IF_ERROR(binder.BindVector(prefix + "ffn_norm.weight", hidden, layer.ffn_norm));
-  RETURN_IF_ERROR(binder.Bind(prefix + "attn_q.weight", queries, hidden, layer.query));
-  RETURN_IF_ERROR(binder.Bind(prefix + "attn_k.weight", keys, hidden, layer.key));
-  RETURN_IF_ERROR(binder.Bind(prefix + "attn_v.weight", keys, hidden, layer.value));
-  RETURN_IF_ERROR(binder.Bind(prefix + "attn_output.weight", hidden, queries, layer.output));
-  RETURN_IF_ERROR(binder.Bind(prefix + "ffn_gate.weight", config.ffn, hidden, layer.gate));
-  RETURN_IF_ERROR(binder.Bind(prefix + "ffn_up.weight", config.ffn, hidden, layer.up));
-  RETURN_IF_ERROR(binder.Bind(prefix + "ffn_down.weight", hidden, config.ffn, layer.down));
+  if (binder.Has(prefix + "attn_qkv.weight")) {
+    const std::string name = prefix + "attn_qkv";
+    const int64_t all = queries + 2 * keys;
+    RETURN_IF_ERROR(BindLinear(binder, {name, 0, queries, all}, hidden, bias, layer.query));
+    RETURN_IF_ERROR(BindLinear(binder, {name, queries, keys, all}, hidden, bias, layer.key));
+    RETURN_IF_ERROR(
+        BindLinear(binder, {name, queries + keys, keys, all}, hidden, bias, layer.value));
+  } else {
+    RETURN_IF_ERROR(
+        BindLinear(binder, {prefix + "attn_q", 0, queries, queries}, hidden, bias, layer.query));
+    RETURN_IF_ERROR(
+        BindLinear(binder, {prefix + "attn_k", 0, keys, keys}, hidden, bias, layer.key));
+    RETURN_IF_ERROR(
+        BindLinear(binder, {prefix + "attn_v", 0, keys, keys}, hidden, bias, layer.value));
+  }
+  RETURN_IF_ERROR(BindLinear(binder, {prefix + "attn_output", 0, hidden, hidden}, queries,
+                             config.output_bias, layer.output));
   if (config.qk_norm) {
     RETURN_IF_ERROR(
         binder.BindVector(prefix + "attn_q_norm.weight", config.head_dim, layer.query_norm));
     RETURN_IF_ERROR(
         binder.BindVector(prefix + "attn_k_norm.weight", config.head_dim, layer.key_norm));
   }
-  if (config.post_norms) {
-    RETURN_IF_ERROR(binder.BindVector(prefix + "post_attention_norm.weight", hidden,
-                                      layer.post_attention_norm));
-    RETURN_IF_ERROR(
-        binder.BindVector(prefix + "post_ffw_norm.weight", hidden, layer.post_ffn_norm));
-  }
   return absl::OkStatus();
+}
+
+absl::Status BindFfn(Binder& binder, const ModelConfig& config, const std::string& prefix,
+                     LayerWeights& layer) {
+  const int64_t hidden = config.hidden;
+  const int64_t ffn = config.ffn;
+  const bool bias = config.ffn_bias;
+  RETURN_IF_ERROR(binder.BindVector(prefix + "ffn_norm.weight", hidden, layer.ffn_norm));
+  if (binder.Has(prefix + "ffn_gate.weight")) {
+    RETURN_IF_ERROR(
+        BindLinear(binder, {prefix + "ffn_gate", 0, ffn, ffn}, hidden, bias, layer.gate));
+    RETURN_IF_ERROR(BindLinear(binder, {prefix + "ffn_up", 0, ffn, ffn}, hidden, bias, layer.up));
+  } else {
+    const std::string name = prefix + "ffn_up";
+    RETURN_IF_ERROR(BindLinear(binder, {name, 0, ffn, 2 * ffn}, hidden, bias, layer.gate));
+    RETURN_IF_ERROR(BindLinear(binder, {name, ffn, ffn, 2 * ffn}, hidden, bias, layer.up));
+  }
+  RETURN_IF_ERROR(
+      BindLinear(binder, {prefix + "ffn_down", 0, hidden, hidden}, ffn, bias, layer.down));
+  if (!config.post_norms) return absl::OkStatus();
+  RETURN_IF_ERROR(
+      binder.BindVector(prefix + "post_attention_norm.weight", hidden, layer.post_attention_norm));
+  return binder.BindVector(prefix + "post_ffw_norm.weight", hidden, layer.post_ffn_norm);
+}
+
+void AddToNorms(float offset, Weights& weights) {
+  const auto add = [&](std::vector<float>& norm) {
+    for (float& weight : norm) weight += offset;
+  };
+  add(weights.output_norm);
+  for (LayerWeights& layer : weights.layers) {
+    for (std::vector<float>* norm :
+         {&layer.attention_norm, &layer.ffn_norm, &layer.query_norm, &layer.key_norm,
+          &layer.post_attention_norm, &layer.post_ffn_norm}) {
+      add(*norm);
+    }
+  }
 }
 
 }  // namespace
 
-absl::StatusOr<Weights> BindWeights(const GgufFile& file, const ModelConfig& config,
+absl::StatusOr<Weights> BindWeights(const TensorMap& tensors, const ModelConfig& config,
                                     const kernels::Ops& ops, bool pack, ThreadPool& pool) {
-  Binder binder(file, ops, pack, pool);
-  // The embedding is looked up by rows: no packed copy.
-  Binder plain(file, ops, false, pool);
+  Binder binder(tensors, ops, pool);
   Weights weights;
   RETURN_IF_ERROR(
-      plain.Bind("token_embd.weight", config.vocabulary, config.hidden, weights.embedding));
+      binder.Bind("token_embd.weight", config.vocabulary, config.hidden, weights.embedding));
   const char* head = binder.Has("output.weight") ? "output.weight" : "token_embd.weight";
   RETURN_IF_ERROR(binder.Bind(head, config.vocabulary, config.hidden, weights.head));
   RETURN_IF_ERROR(binder.BindVector("output_norm.weight", config.hidden, weights.output_norm));
   weights.layers.resize(config.layers.size());
   for (size_t i = 0; i < weights.layers.size(); ++i) {
-    RETURN_IF_ERROR(BindLayer(binder, config, i, weights.layers[i]));
+    const std::string prefix = absl::StrCat("blk.", i, ".");
+    RETURN_IF_ERROR(BindAttention(binder, config, prefix, weights.layers[i]));
+    RETURN_IF_ERROR(BindFfn(binder, config, prefix, weights.layers[i]));
+  }
+  RETURN_IF_ERROR(binder.CheckAllUsed());
+  AddToNorms(config.norm_offset, weights);
+  if (!pack) return weights;
+  // The embedding is looked up by rows: no packed copy.
+  RETURN_IF_ERROR(binder.Pack(weights.head));
+  for (LayerWeights& layer : weights.layers) {
+    for (Matrix* matrix : {&layer.query, &layer.key, &layer.value, &layer.output, &layer.gate,
+                           &layer.up, &layer.down}) {
+      RETURN_IF_ERROR(binder.Pack(*matrix));
+    }
   }
   return weights;
 }

@@ -11,8 +11,8 @@
 #include "absl/status/statusor.h"
 #include "kernels/ops.h"
 #include "worker/device/thread_pool.h"
-#include "worker/model/gguf.h"
 #include "worker/model/model_config.h"
+#include "worker/model/tensor_view.h"
 
 namespace rempart::worker {
 
@@ -23,6 +23,7 @@ struct FreeDeleter {
 struct Matrix {
   kernels::WeightView view;
   std::unique_ptr<void, FreeDeleter> packed;
+  std::vector<float> bias;  // [rows], or empty
 };
 
 struct LayerWeights {
@@ -40,9 +41,11 @@ struct Weights {
   std::vector<LayerWeights> layers;
 };
 
-// `pack`: make the copies for int8 arithmetic. InvalidArgument names a missing or misshapen tensor,
-// ResourceExhausted when memory is short.
-absl::StatusOr<Weights> BindWeights(const GgufFile& file, const ModelConfig& config,
+// `tensors` have llama.cpp's names ("blk.0.attn_q.weight"). Query, key and value may be one tensor
+// ("attn_qkv"), and so may gate and up ("ffn_up" with twice the rows, the gate's first).
+// `pack`: make the copies for int8 arithmetic. InvalidArgument names a tensor that is missing,
+// misshapen or of no known use, ResourceExhausted when memory is short.
+absl::StatusOr<Weights> BindWeights(const TensorMap& tensors, const ModelConfig& config,
                                     const kernels::Ops& ops, bool pack, ThreadPool& pool);
 
 }  // namespace rempart::worker
