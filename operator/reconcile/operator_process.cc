@@ -274,13 +274,13 @@ class OperatorProcess {
   WorkQueue queue_;
   EventRecorder events_;
   Executor executor_;
+  std::atomic<bool> topology_changed_ = true;  // before the streams, whose threads set it
   JoinRegistry joins_;
   JoinService join_service_;
   TopologyService topology_service_;
   LeaderElector elector_;
 
   std::map<ObjectKey, std::string> model_versions_;  // owned by the models' informer
-  std::atomic<bool> topology_changed_ = true;
   std::atomic<int64_t> reconciles_ = 0;
   std::atomic<int64_t> reconcile_errors_ = 0;
   std::atomic<int64_t> busy_since_ms_ = 0;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "operator/streams/join_service.h"
 
+#include <chrono>
 #include <deque>
 
 #include "absl/base/thread_annotations.h"
@@ -14,6 +15,8 @@ namespace {
 
 using group::v1::FromMember;
 using group::v1::ToMember;
+
+constexpr auto kTick = std::chrono::milliseconds(100);
 
 // One stream; deletes itself when gRPC is done with it.
 class JoinStream : public grpc::ServerBidiReactor<FromMember, ToMember> {
@@ -67,19 +70,13 @@ class JoinStream : public grpc::ServerBidiReactor<FromMember, ToMember> {
       return true;
     }
     introduced_ = true;
-    const int32_t epoch = registry_->Joined(id_, incoming_.identity());
     LogInfo("join", "worker joined",
             {{"group", incoming_.identity().group_name()},
              {"pod", incoming_.identity().pod_name()},
              {"version", incoming_.identity().version()},
-             {"epoch", epoch}});
-    ToMember welcome;
-    welcome.mutable_epoch()->set_epoch(epoch);
-    welcome.mutable_epoch()->add_addresses(incoming_.identity().address());
-    Send(std::move(welcome));
-    ToMember go;
-    go.mutable_go()->set_epoch(epoch);
-    Send(std::move(go));
+             {"last_epoch", incoming_.identity().last_epoch()}});
+    registry_->Joined(id_, incoming_.identity(),
+                      [this](ToMember order) { Send(std::move(order)); });
     return true;
   }
 
@@ -108,6 +105,19 @@ class JoinStream : public grpc::ServerBidiReactor<FromMember, ToMember> {
 };
 
 }  // namespace
+
+JoinService::JoinService(JoinRegistry* registry, std::string required_caller)
+    : registry_(registry),
+      required_caller_(std::move(required_caller)),
+      ticks_([registry](std::stop_token stop) {
+        auto last = std::chrono::steady_clock::now();
+        while (!stop.stop_requested()) {
+          std::this_thread::sleep_for(kTick);
+          const auto now = std::chrono::steady_clock::now();
+          registry->Tick(absl::FromChrono(now - last));
+          last = now;
+        }
+      }) {}
 
 grpc::ServerBidiReactor<FromMember, ToMember>* JoinService::Join(
     grpc::CallbackServerContext* context) {

@@ -72,7 +72,7 @@ MAY = {
     "operator/group/": May(("operator/group/", "operator/plan/worker_phase.h"), ("abseil",),
                            pure=True),
     "operator/streams/": May(("operator/streams/", "operator/group/", "operator/plan/", "common/",
-                              "proto/"), ("abseil", "protobuf", "grpc")),
+                              "proto/"), ("abseil", "protobuf", "grpc", "openssl")),
     "operator/reconcile/": May(("operator/", "common/", "proto/"),
                                ("abseil", "protobuf", "grpc", "prometheus")),
     "cli/": May(("cli/", "operator/plan/", "operator/streams/", "common/", "proto/"),
