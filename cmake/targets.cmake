@@ -4,12 +4,14 @@
 
 add_library(rempart_flags INTERFACE)
 target_include_directories(rempart_flags INTERFACE ${CMAKE_SOURCE_DIR})
-target_compile_options(rempart_flags INTERFACE -Wall -Wextra -Werror -fno-omit-frame-pointer)
+# nvcc has flags of its own (cmake/cuda.cmake).
+target_compile_options(rempart_flags INTERFACE
+  $<$<COMPILE_LANGUAGE:C,CXX>:-Wall;-Wextra;-Werror;-fno-omit-frame-pointer>)
 # The Debian abseil headers predate GCC 12's dangling and array-bounds analyses, which misfire there;
 # its restrict analysis misfires on std::string (GCC bug 105651).
 target_compile_options(rempart_flags INTERFACE
-  $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized -Wno-restrict -Wno-array-bounds -Wno-stringop-overflow>
-  $<$<CXX_COMPILER_ID:Clang>:-Wthread-safety>)
+  $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-maybe-uninitialized;-Wno-restrict;-Wno-array-bounds;-Wno-stringop-overflow>
+  $<$<COMPILE_LANG_AND_ID:CXX,Clang>:-Wthread-safety>)
 if(REMPART_SANITIZE)
   target_compile_options(rempart_flags INTERFACE -fsanitize=${REMPART_SANITIZE} -fno-sanitize-recover=all)
   target_link_options(rempart_flags INTERFACE -fsanitize=${REMPART_SANITIZE})

@@ -7,13 +7,15 @@ import re
 
 from tree import CPP, Breach, Tree
 
-ROOMS = ("common", "kernels", "worker", "router", "operator", "cli", "proto", "tests")
+ROOMS = ("common", "kernels", "worker", "router", "operator", "cli", "proto", "tests",
+         "benchmarks")
 # First component of an include -> library.
 LIBRARIES = {
     "absl": "abseil", "boost": "boost", "grpc": "grpc", "grpcpp": "grpc", "google": "protobuf",
     "openssl": "openssl", "prometheus": "prometheus", "simdjson.h": "simdjson", "yaml-cpp": "yaml",
     "curl": "curl", "gtest": "gtest", "gmock": "gtest", "cuda_runtime.h": "cuda",
     "cuda_runtime_api.h": "cuda", "cuda.h": "cuda", "cuda_bf16.h": "cuda", "cuda_fp16.h": "cuda",
+    "cublasLt.h": "cuda", "nccl.h": "nccl",
 }
 INTRINSICS = ("immintrin.h", "cpuid.h", "arm_neon.h")
 # A pure decision reads no clock and does no I/O.
@@ -36,6 +38,9 @@ MAY = {
     "common/health/": May(("common/",), ("abseil", "boost")),
     "worker/": May(("worker/", "common/"), ("abseil",)),
     "worker/device/": May(("worker/device/", "common/", "kernels/"), ("abseil",)),
+    "worker/device/cuda_": May(("worker/device/", "common/", "kernels/"), ("abseil", "cuda")),
+    "worker/comm/nccl_": May(("worker/comm/", "worker/device/", "common/", "kernels/"),
+                             ("abseil", "cuda", "nccl")),
     "worker/cache/": May(("worker/cache/", "common/"), ("abseil",)),
     "worker/comm/": May(("worker/comm/", "worker/device/", "common/"), ("abseil", "openssl")),
     "worker/model/": May(("worker/model/", "worker/comm/communicator.h", "worker/device/",

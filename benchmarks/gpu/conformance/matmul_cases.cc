@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+// Products of every weight format, and what else reads weights: embedding and row expansion.
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "benchmarks/gpu/conformance/harness.h"
+
+namespace rempart::benchmarks {
+namespace {
+
+using kernels::DeviceMatmulArgs;
+
+struct Shape {
+  int64_t tokens, rows;
+  int64_t blocks;  // of the format's columns
+  bool y_is_f32;
+};
+
+using MatmulOp = void (*)(const DeviceMatmulArgs&, kernels::DeviceStream);
+
+absl::Status RunShape(Trial& trial, MatmulOp op, bool rounds_weights, const MatrixFormat& format,
+                      const Shape& shape) {
+  const int64_t cols = FormatColumns(format) * shape.blocks;
+  ASSIGN_OR_RETURN(TestMatrix m, MakeMatrix(trial, format, shape.rows, cols));
+  if (rounds_weights) RoundToBf16(m.values);
+  const int64_t x_stride = cols + 8;
+  std::vector<float> x = RandomFloats(trial.random, shape.tokens * x_stride);
+  RoundToBf16(x);
+  ASSIGN_OR_RETURN(auto x_device, DeviceArray<uint16_t>::From(trial.device, ToBits(x)));
+  const int64_t y_stride = shape.rows + 3;
+  ASSIGN_OR_RETURN(auto y_device, DeviceArray<float>::Make(trial.device, shape.tokens * y_stride));
+  DeviceMatmulArgs args;
+  args.w = m.matrix;
+  args.x = x_device.data();
+  args.x_stride = x_stride;
+  args.y = y_device.data();
+  args.y_stride = y_stride;
+  args.y_is_f32 = shape.y_is_f32;
+  args.num_tokens = shape.tokens;
+  op(args, trial.device.stream());
+  ASSIGN_OR_RETURN(const std::vector<float> words, y_device.Read(trial.device));
+  std::vector<uint16_t> halves(words.size() * 2);
+  std::memcpy(halves.data(), words.data(), words.size() * 4);
+  std::vector<float> actual, expected;
+  double size = 0;  // of the sums, before they cancel
+  for (int64_t t = 0; t < shape.tokens; ++t) {
+    for (int64_t r = 0; r < shape.rows; ++r) {
+      double sum = 0, squares = 0;
+      for (int64_t c = 0; c < cols; ++c) {
+        const double product = static_cast<double>(x[t * x_stride + c]) * m.values[r * cols + c];
+        sum += product;
+        squares += product * product;
+      }
+      size = std::max(size, std::sqrt(squares));
+      expected.push_back(static_cast<float>(sum));
+      const int64_t at = t * y_stride + r;
+      actual.push_back(shape.y_is_f32 ? words[at]
+                                      : kernels::cuda::ToFloat(kernels::cuda::Bf16{halves[at]}));
+    }
+  }
+  trial.Compare(absl::StrCat(FormatName(format), " [", shape.tokens, ", ", cols, "] x [",
+                             shape.rows, "]", shape.y_is_f32 ? " F32" : ""),
+                // A weight next to the middle between two BF16 may round either way.
+                actual, expected, size * (rounds_weights ? 1e-3 : 2e-5),
+                shape.y_is_f32 ? 1e-5 : 0.004);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status MatvecCase(Trial& trial) {
+  for (const MatrixFormat& format : AllMatrixFormats()) {
+    for (const Shape& shape : {Shape{1, 9, 3, true}, Shape{1, 64, 5, false}, Shape{3, 17, 2, false},
+                               Shape{8, 5, 4, true}}) {
+      RETURN_IF_ERROR(RunShape(trial, trial.device.ops().matvec, false, format, shape));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status MatmulCase(Trial& trial) {
+  for (const MatrixFormat& format : AllMatrixFormats()) {
+    for (const Shape& shape :
+         {Shape{9, 130, 3, false}, Shape{33, 40, 1, true}, Shape{65, 129, 2, false}}) {
+      RETURN_IF_ERROR(RunShape(trial, trial.device.ops().matmul, true, format, shape));
+    }
+  }
+  // More columns than two steps of the tile, and an odd end.
+  return RunShape(trial, trial.device.ops().matmul, true, {kernels::DeviceFormat::kBF16},
+                  {130, 200, 33, false});
+}
+
+absl::Status EmbedCase(Trial& trial) {
+  for (const MatrixFormat& format : AllMatrixFormats()) {
+    const int64_t rows = 37;
+    const int64_t cols = FormatColumns(format) * 3;
+    ASSIGN_OR_RETURN(const TestMatrix m, MakeMatrix(trial, format, rows, cols));
+    const std::vector<int32_t> ids = {0, 36, 5, -1, 37, 5};
+    ASSIGN_OR_RETURN(auto ids_device, DeviceArray<int32_t>::From(trial.device, ids));
+    const auto count = static_cast<int64_t>(ids.size());
+    ASSIGN_OR_RETURN(auto out, DeviceArray<float>::Make(trial.device, count * cols));
+    kernels::DeviceEmbedArgs args;
+    args.table = m.matrix;
+    args.ids = ids_device.data();
+    args.scale = 1.5f;
+    args.out = out.data();
+    args.num_tokens = count;
+    trial.device.ops().embed(args, trial.device.stream());
+    ASSIGN_OR_RETURN(const std::vector<float> actual, out.Read(trial.device));
+    std::vector<float> expected;
+    for (const int32_t id : ids) {
+      for (int64_t c = 0; c < cols; ++c) {
+        expected.push_back(id < 0 || id >= rows ? 0.0f : 1.5f * m.values[id * cols + c]);
+      }
+    }
+    trial.Compare(FormatName(format), actual, expected, 1e-7, 1e-6);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ExpandRowsCase(Trial& trial) {
+  for (const MatrixFormat& format : AllMatrixFormats()) {
+    const int64_t cols = FormatColumns(format) * 2;
+    ASSIGN_OR_RETURN(const TestMatrix m, MakeMatrix(trial, format, 150, cols));
+    ASSIGN_OR_RETURN(auto out, DeviceArray<uint16_t>::Make(trial.device, 131 * cols));
+    kernels::ExpandRowsArgs args;
+    args.w = m.matrix;
+    args.begin = 7;
+    args.num_rows = 131;
+    args.out = out.data();
+    trial.device.ops().expand_rows(args, trial.device.stream());
+    ASSIGN_OR_RETURN(const std::vector<uint16_t> bits, out.Read(trial.device));
+    trial.Compare(FormatName(format), ToFloats(bits),
+                  absl::MakeConstSpan(m.values).subspan(7 * cols, 131 * cols), 1e-7, 0.004);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace rempart::benchmarks

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+// Activation of a feed-forward block and quantisation of activations by rows. Bound by memory: each
+// reads its input once and writes its output once.
+#include "kernels/cuda/elementwise.h"
+#include "kernels/cuda/ops.h"
+
+namespace rempart::kernels::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+REMPART_DEVICE float Silu(float x) { return x / (1.0f + FastExp(-x)); }
+REMPART_DEVICE float GeluTanh(float x) {
+  constexpr float kSqrt2OverPi = 0.7978845608f;
+  return 0.5f * x * (1.0f + tanhf(kSqrt2OverPi * (x + 0.044715f * x * x * x)));
+}
+
+template <bool kIsGelu>
+REMPART_KERNEL ActivateKernel(ActivateArgs args) {
+  WaitForPrevious();
+  LetNextStart();
+  const int64_t per_row = args.cols / 8;
+  const int64_t count = args.num_tokens * per_row;
+  for (int64_t item = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; item < count;
+       item += static_cast<int64_t>(gridDim.x) * blockDim.x) {
+    const int64_t token = item / per_row;
+    const int64_t at = item % per_row * 8;
+    float gate[8], up[8];
+    LoadBf16x8(args.gate_up + token * 2 * args.cols + at, gate);
+    LoadBf16x8(args.gate_up + token * 2 * args.cols + args.cols + at, up);
+    for (int i = 0; i < 8; ++i) gate[i] = (kIsGelu ? GeluTanh(gate[i]) : Silu(gate[i])) * up[i];
+    StoreBf16x8(args.out + token * args.cols + at, gate);
+  }
+}
+
+struct Shared {
+  float scratch[32];
+};
+
+// One block a token: finds the largest magnitude, then codes. The second read hits the cache.
+template <bool kIsInt8>
+REMPART_KERNEL QuantizeRowsKernel(QuantizeRowsArgs args) {
+  WaitForPrevious();
+  LetNextStart();
+  Shared& shared = *DynamicShared<Shared>();
+  const int64_t token = blockIdx.x;
+  const uint16_t* x = args.x + token * args.cols;
+  float largest = 0.0f;
+  for (int64_t at = static_cast<int64_t>(threadIdx.x) * 8; at < args.cols;
+       at += static_cast<int64_t>(blockDim.x) * 8) {
+    float values[8];
+    LoadBf16x8(x + at, values);
+    for (int i = 0; i < 8; ++i) largest = fmaxf(largest, fabsf(values[i]));
+  }
+  largest = BlockMax(largest, shared.scratch);
+  const float code_max = kIsInt8 ? 127.0f : kFp8Max;
+  const float inverse = largest > 0.0f ? code_max / largest : 0.0f;
+  if (threadIdx.x == 0) args.scales[token] = largest / code_max;
+  auto* codes = static_cast<uint8_t*>(args.codes) + token * args.cols;
+  for (int64_t at = static_cast<int64_t>(threadIdx.x) * 8; at < args.cols;
+       at += static_cast<int64_t>(blockDim.x) * 8) {
+    float values[8];
+    LoadBf16x8(x + at, values);
+    uint32_t words[2] = {0, 0};
+    for (int i = 0; i < 8; ++i) {
+      const float scaled = values[i] * inverse;
+      const uint8_t code =
+          kIsInt8 ? static_cast<uint8_t>(static_cast<int8_t>(rintf(scaled))) : ToFp8(scaled).bits;
+      words[i / 4] |= static_cast<uint32_t>(code) << (8 * (i % 4));
+    }
+    reinterpret_cast<uint32_t*>(codes + at)[0] = words[0];
+    reinterpret_cast<uint32_t*>(codes + at)[1] = words[1];
+  }
+}
+
+}  // namespace
+
+void Activate(const ActivateArgs& args, DeviceStream stream) {
+  const int64_t items = args.num_tokens * args.cols / 8;
+  if (items == 0) return;
+  const Grid grid = {static_cast<uint32_t>(Min<int64_t>(CeilDivide(items, kThreads), 1 << 20))};
+  Launch(args.is_gelu ? ActivateKernel<true> : ActivateKernel<false>, grid, kThreads, 0, stream,
+         args);
+}
+
+void QuantizeRows(const QuantizeRowsArgs& args, DeviceStream stream) {
+  if (args.num_tokens == 0) return;
+  Launch(args.is_int8 ? QuantizeRowsKernel<true> : QuantizeRowsKernel<false>,
+         {static_cast<uint32_t>(args.num_tokens)}, kThreads, sizeof(Shared), stream, args);
+}
+
+}  // namespace rempart::kernels::cuda

@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/cuda/emulator.h"
+
+#include <ucontext.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#define REMPART_ASAN_FIBERS 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define REMPART_ASAN_FIBERS 1
+#endif
+#endif
+#if defined(REMPART_ASAN_FIBERS)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+thread_local RempartDim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace rempart::kernels::cuda::emulator {
+namespace {
+
+constexpr size_t kStackBytes = 128 * 1024;
+constexpr unsigned kMaxThreads = 1024;
+constexpr unsigned kLanes = 32;
+
+enum class State { kReady, kAtWarpBarrier, kAtBlockBarrier, kDone };
+
+struct Copy {
+  void* to;
+  const void* from;
+  int bytes, zeros;
+};
+
+struct Fiber {
+  void* stack_pointer = nullptr;
+  std::unique_ptr<uint8_t[]> stack;
+  State state = State::kDone;
+  uint32_t words[2][kExchangeWords] = {};  // by parity of `exchanges`
+  uint32_t exchanges = 0;
+  std::vector<std::vector<Copy>> copies;  // committed groups, oldest first
+  std::vector<Copy> open_copies;
+  void* asan_stack = nullptr;
+};
+
+struct Block {
+  std::vector<Fiber> fibers = std::vector<Fiber>(kMaxThreads);
+  unsigned threads = 0;
+  unsigned current = 0;
+  const std::function<void()>* body = nullptr;
+  std::vector<uint8_t> shared;
+  void* scheduler_stack_pointer = nullptr;
+  void* scheduler_asan_stack = nullptr;
+  const void* scheduler_bottom = nullptr;
+  size_t scheduler_bytes = 0;
+  bool running = false;
+#if !defined(__x86_64__)
+  ucontext_t scheduler_context;
+  std::vector<ucontext_t> contexts = std::vector<ucontext_t>(kMaxThreads);
+#endif
+};
+
+thread_local std::unique_ptr<Block> block;
+thread_local ThreadOrder order = ThreadOrder::kForward;
+
+void FiberMain();
+
+#if defined(__x86_64__)
+// Saves the callee-saved registers on the stack, stores its pointer to *save, and goes on with the
+// stack `load`.
+extern "C" void RempartSwitchStack(void** save, void* load);
+asm(R"(
+.text
+.globl RempartSwitchStack
+.type RempartSwitchStack,@function
+RempartSwitchStack:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size RempartSwitchStack,.-RempartSwitchStack
+)");
+
+void PrepareFiber(unsigned index) {
+  Fiber& fiber = block->fibers[index];
+  auto* top = reinterpret_cast<uint64_t*>(
+      (reinterpret_cast<uintptr_t>(fiber.stack.get()) + kStackBytes) & ~uintptr_t{15});
+  *--top = 0;  // keeps the stack aligned as after a call
+  *--top = reinterpret_cast<uint64_t>(&FiberMain);
+  for (int i = 0; i < 6; ++i) *--top = 0;
+  fiber.stack_pointer = top;
+}
+void SwitchToFiber(unsigned index) {
+  RempartSwitchStack(&block->scheduler_stack_pointer, block->fibers[index].stack_pointer);
+}
+void SwitchToScheduler(unsigned index) {
+  RempartSwitchStack(&block->fibers[index].stack_pointer, block->scheduler_stack_pointer);
+}
+#else
+void PrepareFiber(unsigned index) {
+  ucontext_t& context = block->contexts[index];
+  getcontext(&context);
+  context.uc_stack.ss_sp = block->fibers[index].stack.get();
+  context.uc_stack.ss_size = kStackBytes;
+  context.uc_link = nullptr;
+  makecontext(&context, FiberMain, 0);
+}
+void SwitchToFiber(unsigned index) {
+  swapcontext(&block->scheduler_context, &block->contexts[index]);
+}
+void SwitchToScheduler(unsigned index) {
+  swapcontext(&block->contexts[index], &block->scheduler_context);
+}
+#endif
+
+void Resume(unsigned index) {
+  block->current = index;
+  threadIdx = {index, 0, 0};
+#if defined(REMPART_ASAN_FIBERS)
+  __sanitizer_start_switch_fiber(&block->scheduler_asan_stack, block->fibers[index].stack.get(),
+                                 kStackBytes);
+#endif
+  SwitchToFiber(index);
+#if defined(REMPART_ASAN_FIBERS)
+  __sanitizer_finish_switch_fiber(block->scheduler_asan_stack, nullptr, nullptr);
+#endif
+}
+
+// From a fiber, back to the scheduler; returns when the scheduler resumes the fiber.
+void Yield(State state) {
+  const unsigned index = block->current;
+  Fiber& fiber = block->fibers[index];
+  fiber.state = state;
+#if defined(REMPART_ASAN_FIBERS)
+  __sanitizer_start_switch_fiber(state == State::kDone ? nullptr : &fiber.asan_stack,
+                                 block->scheduler_bottom, block->scheduler_bytes);
+#endif
+  SwitchToScheduler(index);
+#if defined(REMPART_ASAN_FIBERS)
+  __sanitizer_finish_switch_fiber(fiber.asan_stack, &block->scheduler_bottom,
+                                  &block->scheduler_bytes);
+#endif
+}
+
+void FiberMain() {
+#if defined(REMPART_ASAN_FIBERS)
+  __sanitizer_finish_switch_fiber(nullptr, &block->scheduler_bottom, &block->scheduler_bytes);
+#endif
+  (*block->body)();
+  Yield(State::kDone);
+  std::abort();
+}
+
+[[noreturn]] void Die(const char* what) {
+  std::fprintf(stderr, "emulator: block (%u, %u, %u), %u threads: %s\n", blockIdx.x, blockIdx.y,
+               blockIdx.z, block->threads, what);
+  for (unsigned i = 0; i < block->threads; ++i) {
+    const Fiber& fiber = block->fibers[i];
+    if (fiber.state == State::kAtWarpBarrier) {
+      std::fprintf(stderr, "  thread %u waits for its warp\n", i);
+    } else {
+      std::fprintf(stderr, "  thread %u %s\n", i,
+                   fiber.state == State::kDone ? "has ended" : "waits for the block");
+    }
+  }
+  std::abort();
+}
+
+// Lets the warp go on when all its lanes have met. True when they have.
+bool ReleaseWarp(unsigned first) {
+  for (unsigned i = first; i < first + kLanes; ++i) {
+    if (i >= block->threads || block->fibers[i].state != State::kAtWarpBarrier) return false;
+  }
+  for (unsigned i = first; i < first + kLanes; ++i) block->fibers[i].state = State::kReady;
+  return true;
+}
+
+void RunWarp(unsigned first) {
+  const unsigned end = first + kLanes < block->threads ? first + kLanes : block->threads;
+  do {
+    for (unsigned i = first; i < end; ++i) {
+      const unsigned index = order == ThreadOrder::kForward ? i : end - 1 - (i - first);
+      if (block->fibers[index].state == State::kReady) Resume(index);
+    }
+  } while (ReleaseWarp(first));
+}
+
+void RunBlock() {
+  for (unsigned i = 0; i < block->threads; ++i) {
+    Fiber& fiber = block->fibers[i];
+    if (fiber.stack == nullptr) fiber.stack = std::make_unique<uint8_t[]>(kStackBytes);
+    fiber.state = State::kReady;
+    fiber.exchanges = 0;
+    fiber.copies.clear();
+    fiber.open_copies.clear();
+    PrepareFiber(i);
+  }
+  const unsigned warps = (block->threads + kLanes - 1) / kLanes;
+  while (true) {
+    for (unsigned i = 0; i < warps; ++i) {
+      RunWarp((order == ThreadOrder::kForward ? i : warps - 1 - i) * kLanes);
+    }
+    bool at_barrier = false;
+    bool stuck = false;
+    for (unsigned i = 0; i < block->threads; ++i) {
+      at_barrier |= block->fibers[i].state == State::kAtBlockBarrier;
+      stuck |= block->fibers[i].state == State::kAtWarpBarrier;
+    }
+    if (stuck) Die("lanes wait for lanes that do not come");
+    if (!at_barrier) return;
+    for (unsigned i = 0; i < block->threads; ++i) {
+      if (block->fibers[i].state == State::kDone) Die("a thread ended before a barrier of others");
+      block->fibers[i].state = State::kReady;
+    }
+  }
+}
+
+}  // namespace
+
+void SetThreadOrder(ThreadOrder new_order) { order = new_order; }
+
+void Run(RempartDim3 grid, unsigned threads, size_t shared_bytes,
+         const std::function<void()>& body) {
+  if (block == nullptr) block = std::make_unique<Block>();
+  if (threads == 0 || threads > kMaxThreads || block->running) {
+    std::fprintf(stderr, "emulator: cannot start a block of %u threads%s\n", threads,
+                 block->running ? " from within a kernel" : "");
+    std::abort();
+  }
+  block->running = true;
+  block->threads = threads;
+  block->body = &body;
+  gridDim = grid;
+  blockDim = {threads, 1, 1};
+  for (unsigned z = 0; z < grid.z; ++z) {
+    for (unsigned y = 0; y < grid.y; ++y) {
+      for (unsigned x = 0; x < grid.x; ++x) {
+        blockIdx = {x, y, z};
+        // A fresh allocation of the exact size, so that the address sanitizer sees its end.
+        std::vector<uint8_t>(shared_bytes, 0xff).swap(block->shared);
+        RunBlock();
+      }
+    }
+  }
+  block->running = false;
+}
+
+void* DynamicShared() { return block->shared.data(); }
+
+void BlockBarrier() { Yield(State::kAtBlockBarrier); }
+
+void WarpBarrier() { Yield(State::kAtWarpBarrier); }
+
+const uint32_t* WarpExchange(const uint32_t* words, int count) {
+  thread_local uint32_t all[kLanes * kExchangeWords];
+  Fiber& fiber = block->fibers[block->current];
+  // Two buffers in turn: a lane that is ahead writes the other one, and cannot be ahead by two.
+  const uint32_t parity = fiber.exchanges++ & 1;
+  std::memcpy(fiber.words[parity], words, static_cast<size_t>(count) * 4);
+  const unsigned first = block->current / kLanes * kLanes;
+  WarpBarrier();
+  for (unsigned lane = 0; lane < kLanes; ++lane) {
+    std::memcpy(all + lane * kExchangeWords, block->fibers[first + lane].words[parity],
+                static_cast<size_t>(count) * 4);
+  }
+  return all;
+}
+
+void CopyLater(void* to, const void* from, int bytes, int zeros) {
+  block->fibers[block->current].open_copies.push_back({to, from, bytes, zeros});
+}
+
+void CommitCopies() {
+  Fiber& fiber = block->fibers[block->current];
+  fiber.copies.push_back(std::move(fiber.open_copies));
+  fiber.open_copies.clear();
+}
+
+void WaitForCopies(int groups_left) {
+  Fiber& fiber = block->fibers[block->current];
+  while (fiber.copies.size() > static_cast<size_t>(groups_left)) {
+    for (const Copy& copy : fiber.copies.front()) {
+      std::memcpy(copy.to, copy.from, static_cast<size_t>(copy.bytes));
+      std::memset(static_cast<uint8_t*>(copy.to) + copy.bytes, 0, static_cast<size_t>(copy.zeros));
+    }
+    fiber.copies.erase(fiber.copies.begin());
+  }
+}
+
+}  // namespace rempart::kernels::cuda::emulator

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// Runs CUDA kernels on the CPU, for tests: each thread of a block is a fiber with a stack of its
+// own, and the calling thread runs the blocks of a grid one after the other. Correct, not fast.
+//
+// What it finds that a plain compile cannot: wrong indices (above all under the address sanitizer),
+// barriers that not all threads reach, shuffles with lanes missing, shared memory read before it is
+// written (it is filled with NaN), asynchronous copies read before they are waited for, and, by
+// running the threads in both orders (SetThreadOrder), most missing barriers.
+// What it cannot find: races between blocks, weak memory order, bank conflicts, speed.
+//
+// All state is thread-local: several threads may each run a grid, as ranks do.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+struct RempartDim3 {
+  unsigned x = 0, y = 0, z = 0;
+};
+extern thread_local RempartDim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace rempart::kernels::cuda::emulator {
+
+// In which order the threads of a block are resumed, between the points where they meet.
+enum class ThreadOrder { kForward, kReverse };
+void SetThreadOrder(ThreadOrder order);
+
+// Runs body once for every thread of every block. `threads` at most 1024. Aborts with a message
+// when the threads of a block cannot all go on.
+void Run(RempartDim3 grid, unsigned threads, size_t shared_bytes,
+         const std::function<void()>& body);
+
+// Of the running block.
+void* DynamicShared();
+void BlockBarrier();
+
+// Waits for all 32 lanes of the warp.
+void WarpBarrier();
+// Every lane gives at most kExchangeWords words; returns those of all lanes, [32, kExchangeWords],
+// which are void at the next exchange.
+const uint32_t* WarpExchange(const uint32_t* words, int count);
+inline constexpr int kExchangeWords = 16;
+
+// Copies that take place at the matching wait, as late as the hardware may run them.
+void CopyLater(void* to, const void* from, int bytes, int zeros);
+void CommitCopies();
+void WaitForCopies(int groups_left);
+
+}  // namespace rempart::kernels::cuda::emulator
+
+inline void __syncthreads() { rempart::kernels::cuda::emulator::BlockBarrier(); }

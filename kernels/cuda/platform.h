@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+// The few words that kernel sources are written in. nvcc gives them their usual meaning; any other
+// compiler gets those of kernels/cuda/emulator.h, which runs the same source on the CPU, thread by
+// thread: that is how kernels are tested where there is no GPU.
+//
+// What a kernel may use: threadIdx, blockIdx, blockDim, gridDim (x, y, z), __syncthreads, the warp
+// and memory primitives of kernels/cuda/primitives.h, and DynamicShared. Shared memory is always
+// dynamic, so that the emulator can fill it with NaN before each block. Host code starts a kernel
+// with Launch and never with <<<>>>.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#include <cuda_runtime.h>
+
+#define REMPART_HD __host__ __device__ __forceinline__
+#define REMPART_DEVICE __device__ __forceinline__
+#define REMPART_KERNEL __global__ void
+#define REMPART_UNROLL _Pragma("unroll")
+#else
+#include "kernels/cuda/emulator.h"
+
+#define REMPART_HD inline
+#define REMPART_DEVICE inline
+#define REMPART_KERNEL static void
+#define REMPART_UNROLL
+#endif
+
+namespace rempart::kernels::cuda {
+
+// cudaStream_t; the emulator runs everything at once and ignores it.
+using Stream = void*;
+
+struct Grid {
+  uint32_t x = 1;
+  uint32_t y = 1;
+  uint32_t z = 1;
+};
+
+inline constexpr int kWarp = 32;
+
+#if defined(__CUDACC__)
+
+// The block's dynamic shared memory, aligned to 16 bytes.
+template <class T>
+__device__ __forceinline__ T* DynamicShared() {
+  extern __shared__ uint4 rempart_dynamic_shared[];
+  return reinterpret_cast<T*>(rempart_dynamic_shared);
+}
+
+// Starts `kernel` on `stream`. The first error of a launch stays in cudaPeekAtLastError, which
+// whoever owns the stream asks once per step. With programmatic dependent launch the kernel may
+// begin before its predecessor ends; it must call WaitForPrevious before it touches memory.
+template <class... Parameters, class... Arguments>
+void Launch(void (*kernel)(Parameters...), Grid grid, uint32_t threads, size_t shared_bytes,
+            Stream stream, Arguments... arguments) {
+  if (shared_bytes > 48 * 1024) {
+    cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                         cudaFuncAttributeMaxDynamicSharedMemorySize,
+                         static_cast<int>(shared_bytes));
+  }
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(grid.x, grid.y, grid.z);
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+}
+
+#else
+
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
+};
+
+template <class T>
+T* DynamicShared() {
+  return static_cast<T*>(emulator::DynamicShared());
+}
+
+template <class... Parameters, class... Arguments>
+void Launch(void (*kernel)(Parameters...), Grid grid, uint32_t threads, size_t shared_bytes, Stream,
+            Arguments... arguments) {
+  emulator::Run({grid.x, grid.y, grid.z}, threads, shared_bytes,
+                [&] { kernel(static_cast<Parameters>(arguments)...); });
+}
+
+#endif
+
+}  // namespace rempart::kernels::cuda

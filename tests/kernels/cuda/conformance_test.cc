@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every CUDA op against the reference, run by the emulator, its threads in both orders; and that no
+// op lacks a case.
+#include <gtest/gtest.h>
+
+#include <set>
+#include <string>
+
+#include "benchmarks/gpu/conformance/harness.h"
+#include "kernels/cuda/emulator.h"
+#include "worker/device/emulated_device.h"
+
+namespace rempart::benchmarks {
+namespace {
+
+namespace emulator = kernels::cuda::emulator;
+
+TEST(Conformance, EveryOpHasACase) {
+  std::set<std::string> covered;
+  for (const Case& each : Cases()) covered.insert(each.op);
+#define REMPART_EXPECT_CASE(op, Args) \
+  EXPECT_TRUE(covered.contains(#op)) << "the op " #op " has no conformance case";
+  REMPART_DEVICE_OPS(REMPART_EXPECT_CASE)
+#undef REMPART_EXPECT_CASE
+}
+
+class ConformanceTest : public testing::TestWithParam<std::tuple<size_t, emulator::ThreadOrder>> {};
+
+TEST_P(ConformanceTest, MatchesTheReference) {
+  const auto [index, order] = GetParam();
+  emulator::SetThreadOrder(order);
+  worker::EmulatedDevice device(int64_t{1} << 30);
+  std::vector<Finding> findings;
+  const Case& tested = Cases()[index];
+  Trial trial(device, tested.op, findings);
+  const absl::Status status = tested.run(trial);
+  emulator::SetThreadOrder(emulator::ThreadOrder::kForward);
+  ASSERT_TRUE(status.ok()) << status;
+  ASSERT_FALSE(findings.empty());
+  for (const Finding& finding : findings) {
+    EXPECT_LE(finding.percent, 100.0) << finding.op << ": " << finding.what;
+  }
+  EXPECT_EQ(device.used_bytes(), 0);
+}
+
+std::string NameOf(const testing::TestParamInfo<ConformanceTest::ParamType>& info) {
+  const auto [index, order] = info.param;
+  return std::string(Cases()[index].op) +
+         (order == emulator::ThreadOrder::kForward ? "_forward" : "_reverse");
+}
+
+INSTANTIATE_TEST_SUITE_P(Ops, ConformanceTest,
+                         testing::Combine(testing::Range(size_t{0}, Cases().size()),
+                                          testing::Values(emulator::ThreadOrder::kForward,
+                                                          emulator::ThreadOrder::kReverse)),
+                         NameOf);
+
+// A comparison that could not fail would prove nothing.
+TEST(Conformance, ReportsWhatIsWrong) {
+  worker::EmulatedDevice device(1 << 20);
+  std::vector<Finding> findings;
+  Trial trial(device, "embed", findings);
+  trial.Compare("off by more than allowed", {1.0f, 2.0f}, {1.0f, 2.5f}, 0.1, 0.0);
+  trial.Compare("not a number", {NAN}, {1.0f}, 0.1, 0.0);
+  trial.Compare("too few", {1.0f}, {1.0f, 1.0f}, 0.1, 0.0);
+  trial.Require("does not hold", false);
+  for (const Finding& finding : findings) EXPECT_GT(finding.percent, 100.0) << finding.what;
+}
+
+}  // namespace
+}  // namespace rempart::benchmarks

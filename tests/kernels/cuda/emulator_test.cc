@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+// The emulator finds the mistakes that it is there for, and its twins of instructions do what the
+// PTX manual says.
+#include "kernels/cuda/emulator.h"
+
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "kernels/cuda/primitives.h"
+
+namespace rempart::kernels::cuda {
+namespace {
+
+TEST(Emulator, RunsEveryThreadOfEveryBlock) {
+  std::vector<int> seen(3 * 2 * 70, 0);
+  emulator::Run({3, 2, 1}, 70, 0,
+                [&] { ++seen[(blockIdx.y * gridDim.x + blockIdx.x) * blockDim.x + threadIdx.x]; });
+  for (const int count : seen) EXPECT_EQ(count, 1);
+}
+
+TEST(Emulator, BarriersOrderSharedMemory) {
+  for (const auto order : {emulator::ThreadOrder::kForward, emulator::ThreadOrder::kReverse}) {
+    emulator::SetThreadOrder(order);
+    std::vector<int> read(64, -1);
+    emulator::Run({1, 1, 1}, 64, 64 * sizeof(int), [&] {
+      int* shared = DynamicShared<int>();
+      shared[threadIdx.x] = static_cast<int>(threadIdx.x);
+      __syncthreads();
+      read[threadIdx.x] = shared[63 - threadIdx.x];
+    });
+    for (int i = 0; i < 64; ++i) EXPECT_EQ(read[i], 63 - i);
+  }
+  emulator::SetThreadOrder(emulator::ThreadOrder::kForward);
+}
+
+TEST(Emulator, AMissingBarrierShowsInOneOfTheOrders) {
+  int wrong = 0;
+  for (const auto order : {emulator::ThreadOrder::kForward, emulator::ThreadOrder::kReverse}) {
+    emulator::SetThreadOrder(order);
+    emulator::Run({1, 1, 1}, 64, 64 * sizeof(int), [&] {
+      int* shared = DynamicShared<int>();
+      shared[threadIdx.x] = static_cast<int>(threadIdx.x);
+      wrong += shared[63 - threadIdx.x] != 63 - static_cast<int>(threadIdx.x);
+    });
+  }
+  emulator::SetThreadOrder(emulator::ThreadOrder::kForward);
+  EXPECT_GT(wrong, 0);
+}
+
+TEST(EmulatorDeathTest, ABarrierThatNotAllReach) {
+  EXPECT_DEATH(emulator::Run({1, 1, 1}, 64, 0,
+                             [] {
+                               if (threadIdx.x < 32) __syncthreads();
+                             }),
+               "ended before a barrier");
+}
+
+TEST(EmulatorDeathTest, AShuffleWithLanesMissing) {
+  EXPECT_DEATH(emulator::Run({1, 1, 1}, 32, 0,
+                             [] {
+                               if (threadIdx.x != 7) ShuffleXor(1.0f, 1);
+                             }),
+               "lanes wait for lanes");
+}
+
+TEST(Emulator, SharedMemoryBeginsAsNaN) {
+  emulator::Run({2, 1, 1}, 32, 16, [] {
+    const float first = *DynamicShared<float>();
+    EXPECT_NE(first, first);
+    __syncthreads();
+    *DynamicShared<float>() = 1.0f;
+  });
+}
+
+TEST(Emulator, AsynchronousCopiesArriveAtTheirWait) {
+  alignas(16) const uint32_t from[4] = {1, 2, 3, 4};
+  emulator::Run({1, 1, 1}, 1, 48, [&] {
+    uint32_t* shared = DynamicShared<uint32_t>();
+    CopyAsync16(shared, from, true);
+    CommitCopies();
+    CopyAsync16(shared + 4, from, true);
+    CopyAsync16(shared + 8, nullptr, false);
+    CommitCopies();
+    EXPECT_EQ(shared[0], 0xffffffffu);
+    WaitForCopies<1>();
+    EXPECT_EQ(shared[3], 4u);
+    EXPECT_EQ(shared[4], 0xffffffffu);
+    WaitForCopies<0>();
+    EXPECT_EQ(shared[4], 1u);
+    EXPECT_EQ(shared[11], 0u);
+  });
+}
+
+TEST(Emulator, ShufflesExchangeWithinAWarp) {
+  std::vector<float> sums(64);
+  emulator::Run({1, 1, 1}, 64, 0,
+                [&] { sums[threadIdx.x] = WarpSum(static_cast<float>(threadIdx.x)); });
+  for (int i = 0; i < 64; ++i) EXPECT_EQ(sums[i], i < 32 ? 496.0f : 1520.0f);
+}
+
+// a [16, 16] times b [16, 8] through the documented fragments, by LoadMatrix as kernels use it.
+TEST(Emulator, TensorCoresMultiplyMatricesThatLoadMatrixLoads) {
+  std::vector<float> actual(16 * 8);
+  const auto a_of = [](int row, int k) { return static_cast<float>(row - 3 * k % 7); };
+  const auto b_of = [](int k, int col) { return static_cast<float>(k % 5 - col); };
+  emulator::Run({1, 1, 1}, 32, (16 * 16 + 16 * 16) * 2, [&] {
+    auto* a_shared = DynamicShared<uint16_t>();
+    uint16_t* b_shared = a_shared + 256;  // [col, k], of which 8 columns count
+    const int lane = Lane();
+    for (int i = lane; i < 256; i += 32) {
+      a_shared[i] = ToBf16(a_of(i / 16, i % 16)).bits;
+      b_shared[i] = ToBf16(i / 16 < 8 ? b_of(i % 16, i / 16) : 99.0f).bits;
+    }
+    __syncthreads();
+    uint32_t a[4], b[4];
+    LoadMatrix(a, a_shared + lane % 16 * 16 + lane / 16 * 8);
+    LoadMatrix(b, b_shared + (lane % 8 + lane / 16 * 8) * 16 + lane / 8 % 2 * 8);
+    float d[4] = {};
+    const uint32_t b_low[2] = {b[0], b[1]};
+    MmaBf16(d, a, b_low);
+    for (int i = 0; i < 4; ++i) actual[(lane / 4 + 8 * (i / 2)) * 8 + lane % 4 * 2 + i % 2] = d[i];
+  });
+  for (int row = 0; row < 16; ++row) {
+    for (int col = 0; col < 8; ++col) {
+      float sum = 0;
+      for (int k = 0; k < 16; ++k) sum += a_of(row, k) * b_of(k, col);
+      EXPECT_EQ(actual[row * 8 + col], sum) << row << ", " << col;
+    }
+  }
+}
+
+// PTX: with .trans a lane holds elements (2 * (lane % 4), lane / 4) and the one below.
+TEST(Emulator, LoadMatrixTransposes) {
+  emulator::Run({1, 1, 1}, 32, 32 * 8 * 2, [&] {
+    auto* shared = DynamicShared<uint16_t>();
+    const int lane = Lane();
+    for (int i = lane; i < 256; i += 32) shared[i] = static_cast<uint16_t>(i);
+    __syncthreads();
+    uint32_t r[4];
+    LoadMatrixT(r, shared + lane * 8);
+    for (int m = 0; m < 4; ++m) {
+      const auto low = static_cast<uint32_t>(m * 64 + 2 * (lane % 4) * 8 + lane / 4);
+      EXPECT_EQ(r[m], low | (low + 8) << 16);
+    }
+  });
+}
+
+}  // namespace
+}  // namespace rempart::kernels::cuda

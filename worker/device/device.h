@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+// A device with memory and kernels of its own: a GPU (cuda_device.h), or its stand-in that runs the
+// same kernels on the CPU (emulated_device.h). All that a model sees of it.
+//
+// One thread uses a device. Everything is queued on one stream, in order; only Finish, Allocate and
+// Free wait. An error of the device is sticky: every later Finish or Check reports it, and the
+// process should log it and end.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/device_ops.h"
+
+namespace rempart::worker {
+
+struct DeviceMemory {
+  int64_t total_bytes = 0;
+  int64_t free_bytes = 0;
+};
+
+// Work that was recorded once and is started as a whole. Ends with its device.
+class DeviceGraph {
+ public:
+  virtual ~DeviceGraph() = default;
+};
+
+class Device {
+ public:
+  virtual ~Device() = default;
+
+  // "NVIDIA H200 (sm_90, 132 SMs)".
+  virtual std::string Describe() const = 0;
+  virtual const kernels::DeviceOps& ops() const = 0;
+  virtual kernels::DeviceStream stream() const = 0;
+  virtual absl::StatusOr<DeviceMemory> Memory() const = 0;
+
+  // Aligned to 256 bytes, zeroed. ResourceExhausted says how much was wanted and how much is free.
+  virtual absl::StatusOr<void*> Allocate(int64_t bytes) = 0;
+  virtual void Free(void* memory) = 0;
+  // Host memory that copies read and write without a staging copy, zeroed.
+  virtual absl::StatusOr<void*> AllocatePinned(int64_t bytes) = 0;
+  virtual void FreePinned(void* memory) = 0;
+
+  // The host side must stay as it is until the copy has run; copies from memory that is not pinned
+  // may wait for it.
+  virtual void CopyIn(void* device, const void* host, int64_t bytes) = 0;
+  virtual void CopyOut(void* host, const void* device, int64_t bytes) = 0;
+
+  // The fastest of the device's ways to multiply.
+  virtual absl::Status Matmul(const kernels::DeviceMatmulArgs& args) = 0;
+
+  // Runs `record`, which queues ops and copies, without executing them. Only what `record` queues
+  // on this device is part of the graph; pointers are fixed, contents are not.
+  virtual absl::StatusOr<std::unique_ptr<DeviceGraph>> Record(
+      absl::FunctionRef<absl::Status()> record) = 0;
+  virtual absl::Status Start(DeviceGraph& graph) = 0;
+
+  // The first error so far, without waiting; and after waiting for all that is queued.
+  virtual absl::Status Check() = 0;
+  virtual absl::Status Finish() = 0;
+};
+
+// Memory of a device, freed with its owner. The device outlives it.
+class DeviceBuffer {
+ public:
+  DeviceBuffer() = default;
+  static absl::StatusOr<DeviceBuffer> Make(Device& device, int64_t bytes);
+  DeviceBuffer(DeviceBuffer&& other) noexcept { *this = std::move(other); }
+  DeviceBuffer& operator=(DeviceBuffer&& other) noexcept;
+  ~DeviceBuffer();
+
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  Device* device_ = nullptr;
+  void* data_ = nullptr;
+  int64_t bytes_ = 0;
+};
+
+// The same for pinned host memory.
+class PinnedBuffer {
+ public:
+  PinnedBuffer() = default;
+  static absl::StatusOr<PinnedBuffer> Make(Device& device, int64_t bytes);
+  PinnedBuffer(PinnedBuffer&& other) noexcept { *this = std::move(other); }
+  PinnedBuffer& operator=(PinnedBuffer&& other) noexcept;
+  ~PinnedBuffer();
+
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  Device* device_ = nullptr;
+  void* data_ = nullptr;
+  int64_t bytes_ = 0;
+};
+
+}  // namespace rempart::worker

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "worker/device/emulated_device.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/cuda/ops.h"
+
+namespace rempart::worker {
+namespace {
+
+using Work = std::vector<std::function<void()>>;
+
+// Where queued work goes instead of being done.
+thread_local Work* recording = nullptr;
+
+void Queue(std::function<void()> work) {
+  if (recording != nullptr) {
+    recording->push_back(std::move(work));
+  } else {
+    work();
+  }
+}
+
+#define REMPART_QUEUE_OP(op, Args)                                           \
+  void Queue_##op(const kernels::Args& args, kernels::DeviceStream stream) { \
+    Queue([args, stream] { kernels::cuda::Table().op(args, stream); });      \
+  }
+REMPART_DEVICE_OPS(REMPART_QUEUE_OP)
+#undef REMPART_QUEUE_OP
+
+class EmulatedGraph : public DeviceGraph {
+ public:
+  Work work;
+};
+
+}  // namespace
+
+EmulatedDevice::~EmulatedDevice() {
+  for (const auto& [memory, bytes] : sizes_) std::free(memory);
+}
+
+const kernels::DeviceOps& EmulatedDevice::ops() const {
+  static constexpr kernels::DeviceOps kOps = {.name = "cuda-emulated",
+#define REMPART_FILL_OP(op, Args) .op = Queue_##op,
+                                              REMPART_DEVICE_OPS(REMPART_FILL_OP)
+#undef REMPART_FILL_OP
+  };
+  return kOps;
+}
+
+absl::StatusOr<DeviceMemory> EmulatedDevice::Memory() const {
+  return DeviceMemory{total_, total_ - used_};
+}
+
+absl::StatusOr<void*> EmulatedDevice::Allocate(int64_t bytes) {
+  if (bytes > total_ - used_) {
+    return absl::ResourceExhaustedError(absl::StrCat("the device has no room for ", bytes,
+                                                     " bytes: ", total_ - used_, " are free"));
+  }
+  // The exact size, so that the address sanitizer sees its end.
+  void* memory = nullptr;
+  if (posix_memalign(&memory, 256, static_cast<size_t>(bytes > 0 ? bytes : 1)) != 0) {
+    return absl::ResourceExhaustedError("out of memory");
+  }
+  std::memset(memory, 0, static_cast<size_t>(bytes));
+  sizes_[memory] = bytes;
+  used_ += bytes;
+  ++allocations_;
+  return memory;
+}
+
+void EmulatedDevice::Free(void* memory) {
+  const auto found = sizes_.find(memory);
+  used_ -= found->second;
+  sizes_.erase(found);
+  std::free(memory);
+}
+
+absl::StatusOr<void*> EmulatedDevice::AllocatePinned(int64_t bytes) {
+  ++allocations_;
+  return std::calloc(1, static_cast<size_t>(bytes > 0 ? bytes : 1));
+}
+
+void EmulatedDevice::FreePinned(void* memory) { std::free(memory); }
+
+void EmulatedDevice::CopyIn(void* device, const void* host, int64_t bytes) {
+  Queue([=] { std::memcpy(device, host, static_cast<size_t>(bytes)); });
+}
+
+void EmulatedDevice::CopyOut(void* host, const void* device, int64_t bytes) {
+  Queue([=] { std::memcpy(host, device, static_cast<size_t>(bytes)); });
+}
+
+absl::Status EmulatedDevice::Matmul(const kernels::DeviceMatmulArgs& args) {
+  const bool is_small = args.num_tokens <= kernels::kMatvecTokens;
+  (is_small ? ops().matvec : ops().matmul)(args, nullptr);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<DeviceGraph>> EmulatedDevice::Record(
+    absl::FunctionRef<absl::Status()> record) {
+  auto graph = std::make_unique<EmulatedGraph>();
+  recording = &graph->work;
+  const absl::Status status = record();
+  recording = nullptr;
+  if (!status.ok()) return status;
+  ++graphs_;
+  return graph;
+}
+
+absl::Status EmulatedDevice::Start(DeviceGraph& graph) {
+  for (const auto& work : static_cast<EmulatedGraph&>(graph).work) work();
+  return absl::OkStatus();
+}
+
+absl::Status EmulatedDevice::Finish() {
+  ++waits_;
+  return absl::OkStatus();
+}
+
+}  // namespace rempart::worker

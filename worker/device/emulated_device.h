@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// A device that runs the CUDA kernels on the CPU (kernels/cuda/emulator.h), for tests of all that
+// is built on a device. Its memory is host memory with a limit; work is done when it is queued,
+// and a graph remembers what to do. Like the real one it counts what a step must not do: see
+// allocations() and waits().
+#pragma once
+
+#include <functional>
+#include <map>
+#include <vector>
+
+#include "worker/device/device.h"
+
+namespace rempart::worker {
+
+class EmulatedDevice : public Device {
+ public:
+  explicit EmulatedDevice(int64_t memory_bytes) : total_(memory_bytes) {}
+  ~EmulatedDevice() override;
+
+  std::string Describe() const override { return "emulated GPU"; }
+  const kernels::DeviceOps& ops() const override;
+  kernels::DeviceStream stream() const override { return nullptr; }
+  absl::StatusOr<DeviceMemory> Memory() const override;
+  absl::StatusOr<void*> Allocate(int64_t bytes) override;
+  void Free(void* memory) override;
+  absl::StatusOr<void*> AllocatePinned(int64_t bytes) override;
+  void FreePinned(void* memory) override;
+  void CopyIn(void* device, const void* host, int64_t bytes) override;
+  void CopyOut(void* host, const void* device, int64_t bytes) override;
+  absl::Status Matmul(const kernels::DeviceMatmulArgs& args) override;
+  absl::StatusOr<std::unique_ptr<DeviceGraph>> Record(
+      absl::FunctionRef<absl::Status()> record) override;
+  absl::Status Start(DeviceGraph& graph) override;
+  absl::Status Check() override { return absl::OkStatus(); }
+  absl::Status Finish() override;
+
+  int64_t used_bytes() const { return used_; }
+  int64_t allocations() const { return allocations_; }
+  int64_t waits() const { return waits_; }
+  int64_t graphs() const { return graphs_; }
+
+ private:
+  const int64_t total_;
+  int64_t used_ = 0;
+  int64_t allocations_ = 0;
+  int64_t waits_ = 0;
+  int64_t graphs_ = 0;
+  std::map<void*, int64_t> sizes_;
+};
+
+}  // namespace rempart::worker
