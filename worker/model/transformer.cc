@@ -22,8 +22,10 @@ int64_t HalfDim(const RopeSpec& rope) {
 
 }  // namespace
 
-int64_t KvBytesPerBlock(const ModelConfig& config, kernels::DType kv_type) {
-  const int64_t layer = kernels::KvBlockBytes(kv_type, config.kv_heads, config.head_dim);
+int64_t KvBytesPerBlock(const ModelConfig& config, kernels::DType kv_type,
+                        const TensorParallel& of) {
+  const int64_t kv_heads = MakePartition(config, of).kv_heads.count();
+  const int64_t layer = kernels::KvBlockBytes(kv_type, kv_heads, config.head_dim);
   return layer * static_cast<int64_t>(config.layers.size());
 }
 
@@ -37,10 +39,19 @@ absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Create(
 
 Transformer::Transformer(const ModelConfig& config, const Weights& weights, const kernels::Ops& ops,
                          ThreadPool& pool, const TransformerOptions& options)
-    : config_(config), weights_(weights), ops_(ops), pool_(pool), options_(options) {}
+    : config_(config),
+      weights_(weights),
+      ops_(ops),
+      pool_(pool),
+      options_(options),
+      partition_(weights.partition),
+      heads_(partition_.heads.count()),
+      kv_heads_(partition_.kv_heads.count()),
+      ffn_(partition_.Own(partition_.ffn).count()) {}
 
 absl::Status Transformer::Allocate() {
-  const int64_t bytes = options_.kv_blocks * KvBytesPerBlock(config_, options_.kv_type);
+  const int64_t bytes =
+      options_.kv_blocks * KvBytesPerBlock(config_, options_.kv_type, partition_.of);
   // Zeroed, because lanes of a block that hold no token yet are read and masked; by calloc, so that
   // pages are taken from the system only when a block is first used.
   void* memory = std::calloc(bytes + 64, 1);
@@ -59,9 +70,10 @@ absl::Status Transformer::Allocate() {
   residual_.resize(tokens * config_.hidden);
   normed_.resize(tokens * config_.hidden);
   branch_.resize(tokens * config_.hidden);
-  qkv_.resize(tokens * (heads + 2 * config_.kv_heads * config_.head_dim));
-  attended_.resize(tokens * heads);
-  gate_up_.resize(tokens * 2 * config_.ffn);
+  qkv_.resize(tokens * (heads_ + 2 * kv_heads_) * config_.head_dim);
+  attended_.resize(tokens * heads_ * config_.head_dim);
+  gate_up_.resize(tokens * 2 * ffn_);
+  RETURN_IF_ERROR(AllocateForOthers());
   last_.resize(options_.max_step_logits * config_.hidden);
   quantized_.resize(std::max(tokens, options_.max_step_logits) *
                     ((widest + kernels::kActivationGroup - 1) / kernels::kActivationGroup));
@@ -72,13 +84,33 @@ absl::Status Transformer::Allocate() {
   return absl::OkStatus();
 }
 
+// What a rank needs because there are others.
+absl::Status Transformer::AllocateForOthers() {
+  if (partition_.of.size == 1) return absl::OkStatus();
+  int64_t widest = 0;
+  for (const LayerWeights& layer : weights_.layers) {
+    if (!SendsBlocks(partition_.attended, layer.output)) {
+      widest = std::max(widest, partition_.attended.back());
+    }
+    if (!SendsBlocks(partition_.ffn, layer.down)) widest = std::max(widest, config_.ffn);
+  }
+  wide_.resize(options_.max_step_tokens * widest);
+  if (partition_.of.rank == 0) return absl::OkStatus();
+  // Rows of whole width, of which this rank touches its columns only.
+  const int64_t bytes = options_.max_step_logits * config_.vocabulary * 4;
+  logits_.reset(static_cast<float*>(std::calloc(bytes, 1)));
+  if (logits_ != nullptr) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrCat("no memory for ", bytes >> 20, " MiB of logits"));
+}
+
 kernels::KvView Transformer::KvOf(size_t layer) const {
-  const int64_t bytes = kernels::KvBlockBytes(options_.kv_type, config_.kv_heads, config_.head_dim);
+  const int64_t bytes = kernels::KvBlockBytes(options_.kv_type, kv_heads_, config_.head_dim);
   kernels::KvView view;
   view.data = kv_base_ + static_cast<int64_t>(layer) * bytes;
-  view.block_stride_bytes = KvBytesPerBlock(config_, options_.kv_type);
+  view.block_stride_bytes = KvBytesPerBlock(config_, options_.kv_type, partition_.of);
   view.type = options_.kv_type;
-  view.kv_heads = config_.kv_heads;
+  view.kv_heads = kv_heads_;
   view.head_dim = config_.head_dim;
   return view;
 }
@@ -119,7 +151,8 @@ absl::Status Transformer::Check(const StepBatch& batch, absl::Span<float> logits
         absl::StrCat("a step of ", tokens, " tokens and ", wanting, " logits; the limits are ",
                      options_.max_step_tokens, " and ", options_.max_step_logits));
   }
-  if (static_cast<int64_t>(logits.size()) < wanting * config_.vocabulary) {
+  const bool receives = partition_.of.rank == 0;
+  if (receives && static_cast<int64_t>(logits.size()) < wanting * config_.vocabulary) {
     return absl::InvalidArgumentError("the logits have too little room");
   }
   return absl::OkStatus();
@@ -127,20 +160,25 @@ absl::Status Transformer::Check(const StepBatch& batch, absl::Span<float> logits
 
 absl::Status Transformer::Forward(const StepBatch& batch, absl::Span<float> logits) {
   RETURN_IF_ERROR(Check(batch, logits));
+  const auto [rank, size] = partition_.of;
+  if (size > 1 && (communicator_ == nullptr || communicator_->rank() != rank ||
+                   communicator_->size() != size)) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("rank ", rank, " of ", size, " has no communicator of its group"));
+  }
   CopyBlocks(batch);
   if (batch.slices.empty()) return absl::OkStatus();
   Embed(batch);
   for (size_t layer = 0; layer < weights_.layers.size(); ++layer) {
-    Attend(batch, layer);
-    FeedForward(layer);
+    RETURN_IF_ERROR(Attend(batch, layer));
+    RETURN_IF_ERROR(FeedForward(layer));
   }
-  Head(batch, logits);
-  return absl::OkStatus();
+  return Head(batch, logits);
 }
 
 // A block's memory is contiguous over all layers.
 void Transformer::CopyBlocks(const StepBatch& batch) {
-  const int64_t bytes = KvBytesPerBlock(config_, options_.kv_type);
+  const int64_t bytes = KvBytesPerBlock(config_, options_.kv_type, partition_.of);
   for (const BlockCopy& copy : batch.copies) {
     if (copy.source == copy.destination) continue;
     std::memcpy(kv_base_ + copy.destination * bytes, kv_base_ + copy.source * bytes, bytes);
@@ -175,11 +213,60 @@ void Transformer::Norm(const float* x, const std::vector<float>& weight, int64_t
   });
 }
 
-void Transformer::Multiply(const float* x, int64_t cols, int64_t num_tokens,
+bool Transformer::SendsBlocks(const std::vector<int64_t>& offsets, const Matrix& reader) const {
+  return !options_.exact && kernels::IsQuantized(reader.view.type) &&
+         std::all_of(offsets.begin(), offsets.end(),
+                     [](int64_t offset) { return offset % kernels::kActivationGroup == 0; });
+}
+
+Shares Transformer::SharesOf(void* data, int64_t rows, const std::vector<int64_t>& offsets,
+                             int64_t unit, int64_t unit_bytes) {
+  share_offsets_.assign(offsets.begin(), offsets.end());
+  for (int64_t& offset : share_offsets_) offset = offset / unit * unit_bytes;
+  return {data, rows, share_offsets_.back(), share_offsets_};
+}
+
+absl::StatusOr<Transformer::Input> Transformer::Widen(const float* part,
+                                                      const std::vector<int64_t>& offsets,
+                                                      const Matrix& reader) {
+  const int64_t cols = offsets.back();
+  if (partition_.of.size == 1) return Input{part, cols, false};
+  const Range own = partition_.Own(offsets);
+  if (SendsBlocks(offsets, reader)) {
+    constexpr int64_t kGroup = kernels::kActivationGroup;
+    pool_.ParallelFor(num_tokens_, kTokensPerChunk, [&](int64_t begin, int64_t end) {
+      ops_.quantize(part, own.count(), own.count(), quantized_.data() + own.begin / kGroup,
+                    cols / kGroup, begin, end);
+    });
+    RETURN_IF_ERROR(communicator_->AllGather(SharesOf(quantized_.data(), num_tokens_, offsets,
+                                                      kGroup, sizeof(kernels::ActivationBlock))));
+    return Input{nullptr, cols, true};
+  }
+  for (int64_t t = 0; t < num_tokens_; ++t) {
+    std::copy_n(part + t * own.count(), own.count(), wide_.data() + t * cols + own.begin);
+  }
+  RETURN_IF_ERROR(
+      communicator_->AllGather(SharesOf(wide_.data(), num_tokens_, offsets, 1, sizeof(float))));
+  return Input{wide_.data(), cols, false};
+}
+
+absl::Status Transformer::MultiplyIntoBranch(const Input& input, const Matrix& matrix) {
+  const int64_t begin = partition_.Own(partition_.hidden).begin;
+  const Product product[] = {{&matrix, branch_.data() + begin, config_.hidden}};
+  Multiply(input, num_tokens_, product);
+  if (partition_.of.size == 1) return absl::OkStatus();
+  return communicator_->AllGather(
+      SharesOf(branch_.data(), num_tokens_, partition_.hidden, 1, sizeof(float)));
+}
+
+void Transformer::Multiply(const Input& input, int64_t num_tokens,
                            absl::Span<const Product> products) {
+  const float* x = input.x;
+  const int64_t cols = input.cols;
   const int64_t groups = cols / kernels::kActivationGroup;
-  const bool fast = !options_.exact && cols % kernels::kActivationGroup == 0;
-  if (fast) {
+  const bool fast =
+      input.is_quantized || (!options_.exact && cols % kernels::kActivationGroup == 0);
+  if (fast && !input.is_quantized) {
     pool_.ParallelFor(num_tokens, kTokensPerChunk, [&](int64_t begin, int64_t end) {
       ops_.quantize(x, cols, cols, quantized_.data(), groups, begin, end);
     });
@@ -220,17 +307,17 @@ void Transformer::RotateAndStore(const StepBatch& batch, size_t layer) {
     angles += options_.max_step_tokens * HalfDim(config_.ropes[i]);
   }
   const int64_t dim = config_.head_dim;
-  const int64_t queries = config_.heads * dim;
-  const int64_t keys = config_.kv_heads * dim;
+  const int64_t queries = heads_ * dim;
+  const int64_t keys = kv_heads_ * dim;
   const int64_t stride = queries + 2 * keys;
   pool_.ParallelFor(num_tokens_, kTokensPerChunk, [&](int64_t begin, int64_t end) {
     if (config_.qk_norm) {
       for (int64_t t = begin; t < end; ++t) {
         float* token = qkv_.data() + t * stride;
         ops_.rms_norm(token, dim, weights.query_norm.data(), config_.norm_epsilon, dim, token, dim,
-                      0, config_.heads);
+                      0, heads_);
         ops_.rms_norm(token + queries, dim, weights.key_norm.data(), config_.norm_epsilon, dim,
-                      token + queries, dim, 0, config_.kv_heads);
+                      token + queries, dim, 0, kv_heads_);
       }
     }
     kernels::RopeArgs args;
@@ -238,13 +325,13 @@ void Transformer::RotateAndStore(const StepBatch& batch, size_t layer) {
     args.x_stride = stride;
     args.cos = cos_.data() + angles;
     args.sin = sin_.data() + angles;
-    args.num_heads = config_.heads;
+    args.num_heads = heads_;
     args.head_dim = dim;
     args.rotary_dim = 2 * HalfDim(rope);
     args.layout = rope.layout;
     ops_.rope(args, begin, end);
     args.x = qkv_.data() + queries;
-    args.num_heads = config_.kv_heads;
+    args.num_heads = kv_heads_;
     ops_.rope(args, begin, end);
   });
   int64_t first = 0;
@@ -263,22 +350,31 @@ void Transformer::RotateAndStore(const StepBatch& batch, size_t layer) {
   }
 }
 
-void Transformer::Attend(const StepBatch& batch, size_t layer) {
+absl::Status Transformer::Attend(const StepBatch& batch, size_t layer) {
   const LayerWeights& weights = weights_.layers[layer];
-  const int64_t queries = config_.heads * config_.head_dim;
-  const int64_t keys = config_.kv_heads * config_.head_dim;
+  const int64_t queries = heads_ * config_.head_dim;
+  const int64_t keys = kv_heads_ * config_.head_dim;
   const int64_t stride = queries + 2 * keys;
   Norm(residual_.data(), weights.attention_norm, num_tokens_, normed_.data());
   const Product projections[] = {{&weights.query, qkv_.data(), stride},
                                  {&weights.key, qkv_.data() + queries, stride},
                                  {&weights.value, qkv_.data() + queries + keys, stride}};
-  Multiply(normed_.data(), config_.hidden, num_tokens_, projections);
+  Multiply({normed_.data(), config_.hidden, false}, num_tokens_, projections);
   RotateAndStore(batch, layer);
+  ComputeAttention(batch, layer);
+  ASSIGN_OR_RETURN(const Input input, Widen(attended_.data(), partition_.attended, weights.output));
+  RETURN_IF_ERROR(MultiplyIntoBranch(input, weights.output));
+  AddBranch(weights.post_attention_norm);
+  return absl::OkStatus();
+}
 
+void Transformer::ComputeAttention(const StepBatch& batch, size_t layer) {
+  const int64_t queries = heads_ * config_.head_dim;
+  const int64_t stride = queries + 2 * kv_heads_ * config_.head_dim;
   work_.clear();
   for (size_t i = 0; i < batch.slices.size(); ++i) {
     const int64_t count = static_cast<int64_t>(batch.slices[i].token_ids.size());
-    const int64_t items = count * config_.heads;
+    const int64_t items = count * heads_;
     const int64_t step = count == 1 ? 1 : kAttentionPerChunk;
     for (int64_t begin = 0; begin < items; begin += step) {
       work_.push_back({static_cast<int32_t>(i), begin, std::min(begin + step, items)});
@@ -303,15 +399,12 @@ void Transformer::Attend(const StepBatch& batch, size_t layer) {
     args.block_table = slice.block_table.data();
     args.first_position = slice.first_position;
     args.num_tokens = static_cast<int64_t>(slice.token_ids.size());
-    args.num_heads = config_.heads;
+    args.num_heads = heads_;
     args.scale = config_.attention_scale;
     args.softcap = config_.attention_softcap;
     args.window = config_.layers[layer].window;
     ops_.attention(args, work.begin, work.end);
   });
-  const Product output[] = {{&weights.output, branch_.data(), config_.hidden}};
-  Multiply(attended_.data(), queries, num_tokens_, output);
-  AddBranch(weights.post_attention_norm);
 }
 
 void Transformer::AddBranch(const std::vector<float>& post_norm) {
@@ -325,25 +418,25 @@ void Transformer::AddBranch(const std::vector<float>& post_norm) {
   });
 }
 
-void Transformer::FeedForward(size_t layer) {
+absl::Status Transformer::FeedForward(size_t layer) {
   const LayerWeights& weights = weights_.layers[layer];
-  const int64_t ffn = config_.ffn;
   Norm(residual_.data(), weights.ffn_norm, num_tokens_, normed_.data());
   float* gate = gate_up_.data();
-  float* up = gate + num_tokens_ * ffn;
-  const Product projections[] = {{&weights.gate, gate, ffn}, {&weights.up, up, ffn}};
-  Multiply(normed_.data(), config_.hidden, num_tokens_, projections);
+  float* up = gate + num_tokens_ * ffn_;
+  const Product projections[] = {{&weights.gate, gate, ffn_}, {&weights.up, up, ffn_}};
+  Multiply({normed_.data(), config_.hidden, false}, num_tokens_, projections);
   pool_.ParallelFor(num_tokens_, kTokensPerChunk, [&](int64_t begin, int64_t end) {
     const auto activate =
         config_.activation == Activation::kSilu ? ops_.silu_mul : ops_.gelu_tanh_mul;
-    activate(gate, up, ffn, ffn, gate, ffn, begin, end);
+    activate(gate, up, ffn_, ffn_, gate, ffn_, begin, end);
   });
-  const Product down[] = {{&weights.down, branch_.data(), config_.hidden}};
-  Multiply(gate, ffn, num_tokens_, down);
+  ASSIGN_OR_RETURN(const Input input, Widen(gate, partition_.ffn, weights.down));
+  RETURN_IF_ERROR(MultiplyIntoBranch(input, weights.down));
   AddBranch(weights.post_ffn_norm);
+  return absl::OkStatus();
 }
 
-void Transformer::Head(const StepBatch& batch, absl::Span<float> logits) {
+absl::Status Transformer::Head(const StepBatch& batch, absl::Span<float> logits) {
   int64_t wanting = 0;
   int64_t end = 0;
   for (const SequenceSlice& slice : batch.slices) {
@@ -353,13 +446,21 @@ void Transformer::Head(const StepBatch& batch, absl::Span<float> logits) {
                 last_.data() + wanting * config_.hidden);
     ++wanting;
   }
-  if (wanting == 0) return;
+  if (wanting == 0) return absl::OkStatus();
   Norm(last_.data(), weights_.output_norm, wanting, last_.data());
-  const Product head[] = {{&weights_.head, logits.data(), config_.vocabulary}};
-  Multiply(last_.data(), config_.hidden, wanting, head);
-  if (config_.logit_softcap > 0) {
+  const auto [rank, size] = partition_.of;
+  float* all = rank == 0 ? logits.data() : logits_.get();
+  const int64_t begin = partition_.Own(partition_.vocabulary).begin;
+  const Product head[] = {{&weights_.head, all + begin, config_.vocabulary}};
+  Multiply({last_.data(), config_.hidden, false}, wanting, head);
+  if (size > 1) {
+    RETURN_IF_ERROR(communicator_->Gather(
+        SharesOf(all, wanting, partition_.vocabulary, 1, sizeof(float)), /*root=*/0));
+  }
+  if (rank == 0 && config_.logit_softcap > 0) {
     ops_.softcap(logits.data(), config_.logit_softcap, 0, wanting * config_.vocabulary);
   }
+  return absl::OkStatus();
 }
 
 }  // namespace rempart::worker

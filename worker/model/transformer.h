@@ -7,6 +7,9 @@
 //  2. Logits of a sequence do not depend on what else is in the batch, nor on how its tokens are
 //  cut
 //     into steps: bit for bit.
+//  3. Nor do they depend on how many ranks share the model: each computes its rows of every
+//  product,
+//     and gathers what the others have computed (worker/model/partition.h).
 #pragma once
 
 #include <cstdint>
@@ -15,6 +18,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "worker/comm/communicator.h"
 #include "worker/device/thread_pool.h"
 #include "worker/model/step_batch.h"
 #include "worker/model/weights.h"
@@ -29,8 +33,9 @@ struct TransformerOptions {
   bool exact = false;  // F32 activations instead of int8
 };
 
-// Bytes of one KV block over all layers.
-int64_t KvBytesPerBlock(const ModelConfig& config, kernels::DType kv_type);
+// Bytes of one KV block over all layers, as one rank holds it.
+int64_t KvBytesPerBlock(const ModelConfig& config, kernels::DType kv_type,
+                        const TensorParallel& of = {});
 
 class Transformer {
  public:
@@ -41,9 +46,16 @@ class Transformer {
                                                              ThreadPool& pool,
                                                              const TransformerOptions& options);
 
+  // Through which this rank talks to those that hold the other parts of the weights, from the next
+  // Forward on; it outlives its use. A rank alone needs none. After an error of a communicator the
+  // KV cache holds what nobody should read: sequences are computed again from their first token.
+  void SetCommunicator(Communicator* communicator) { communicator_ = communicator; }
+
   // Does the batch's copies, then computes its slices. Row i of `logits` [num_wanting, vocabulary]
   // is for the i-th slice that wants logits. InvalidArgument, and nothing done, when the batch
   // exceeds the options or names tokens or blocks that do not exist.
+  // All ranks call it with equal batches; the logits reach rank 0 alone, elsewhere they may be
+  // empty. FailedPrecondition without a communicator that fits; else its errors.
   absl::Status Forward(const StepBatch& batch, absl::Span<float> logits);
 
   const ModelConfig& config() const { return config_; }
@@ -54,6 +66,12 @@ class Transformer {
     float* y;
     int64_t y_stride;
   };
+  // What a product reads: x [num_tokens, cols], or the same in quantized_.
+  struct Input {
+    const float* x;
+    int64_t cols;
+    bool is_quantized;
+  };
   struct AttentionWork {
     int32_t slice;
     int64_t begin, end;
@@ -62,16 +80,27 @@ class Transformer {
   Transformer(const ModelConfig& config, const Weights& weights, const kernels::Ops& ops,
               ThreadPool& pool, const TransformerOptions& options);
   absl::Status Allocate();
+  absl::Status AllocateForOthers();
   absl::Status Check(const StepBatch& batch, absl::Span<float> logits) const;
   void CopyBlocks(const StepBatch& batch);
   void Embed(const StepBatch& batch);
-  void Attend(const StepBatch& batch, size_t layer);
+  absl::Status Attend(const StepBatch& batch, size_t layer);
   void RotateAndStore(const StepBatch& batch, size_t layer);
-  void FeedForward(size_t layer);
-  void Head(const StepBatch& batch, absl::Span<float> logits);
-  // y = x W^T for each product, x [num_tokens, cols].
-  void Multiply(const float* x, int64_t cols, int64_t num_tokens,
-                absl::Span<const Product> products);
+  void ComputeAttention(const StepBatch& batch, size_t layer);
+  absl::Status FeedForward(size_t layer);
+  absl::Status Head(const StepBatch& batch, absl::Span<float> logits);
+  // y = x W^T for each product.
+  void Multiply(const Input& input, int64_t num_tokens, absl::Span<const Product> products);
+  // From this rank's columns `part` [num_tokens_, own] of an input to all of it, for `reader`.
+  absl::StatusOr<Input> Widen(const float* part, const std::vector<int64_t>& offsets,
+                              const Matrix& reader);
+  // Whether Widen can send int8 blocks, which each rank makes of its own columns.
+  bool SendsBlocks(const std::vector<int64_t>& offsets, const Matrix& reader) const;
+  // Of data [rows, offsets.back()], in which `unit` elements take `unit_bytes`.
+  Shares SharesOf(void* data, int64_t rows, const std::vector<int64_t>& offsets, int64_t unit,
+                  int64_t unit_bytes);
+  // branch_ = input W^T of all ranks, in part computed by this one.
+  absl::Status MultiplyIntoBranch(const Input& input, const Matrix& matrix);
   void Norm(const float* x, const std::vector<float>& weight, int64_t num_tokens, float* out);
   // residual += branch, normalised first where the family does.
   void AddBranch(const std::vector<float>& post_norm);
@@ -82,12 +111,18 @@ class Transformer {
   const kernels::Ops& ops_;
   ThreadPool& pool_;
   const TransformerOptions options_;
+  const Partition& partition_;
+  const int64_t heads_, kv_heads_, ffn_;  // of this rank
+  Communicator* communicator_ = nullptr;
 
   std::unique_ptr<void, FreeDeleter> kv_;
   uint8_t* kv_base_ = nullptr;  // kv_, aligned to 64 bytes
   int64_t num_tokens_ = 0;      // of the step
   std::vector<int32_t> ids_, positions_;
   std::vector<float> residual_, normed_, qkv_, attended_, branch_, gate_up_, last_;
+  std::vector<float> wide_;  // [max_step_tokens, columns of all ranks], where blocks do not do
+  std::unique_ptr<float, FreeDeleter> logits_;  // [max_step_logits, vocabulary]; not on rank 0
+  std::vector<int64_t> share_offsets_;
   std::vector<float> cos_, sin_;  // [ropes][max_step_tokens, half]
   std::vector<kernels::ActivationBlock> quantized_;
   std::vector<AttentionWork> work_;

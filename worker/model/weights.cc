@@ -20,6 +20,8 @@ struct Rows {
   int64_t first = 0;
   int64_t count = 0;
   int64_t total = 0;  // that the tensor must have
+
+  Rows Part(const Range& range) const { return {name, first + range.begin, range.count(), total}; }
 };
 
 class Binder {
@@ -28,15 +30,20 @@ class Binder {
       : tensors_(tensors), ops_(ops), pool_(pool) {}
 
   bool Has(const std::string& name) const { return tensors_.contains(name); }
+  int64_t bytes_read() const { return bytes_read_; }
 
   absl::Status Bind(const Rows& rows, int64_t cols, Matrix& matrix) {
     ASSIGN_OR_RETURN(const TensorView* tensor, Find(rows.name, rows.total, cols));
     const int64_t offset = rows.first * kernels::RowBytes(tensor->type, cols);
     matrix.view = {tensor->data + offset, tensor->type, rows.count, cols};
+    bytes_read_ += rows.count * kernels::RowBytes(tensor->type, cols);
     return absl::OkStatus();
   }
-  absl::Status Bind(const std::string& name, int64_t rows, int64_t cols, Matrix& matrix) {
-    return Bind({name, 0, rows, rows}, cols, matrix);
+  // Rows are read where they lie, when they are needed.
+  absl::Status BindLookup(const std::string& name, int64_t rows, int64_t cols, Matrix& matrix) {
+    ASSIGN_OR_RETURN(const TensorView* tensor, Find(name, rows, cols));
+    matrix.view = {tensor->data, tensor->type, rows, cols};
+    return absl::OkStatus();
   }
 
   // The copy of a bound matrix for int8 arithmetic.
@@ -60,6 +67,7 @@ class Binder {
   }
   absl::Status BindVector(const Rows& range, std::vector<float>& vector) {
     ASSIGN_OR_RETURN(const TensorView* tensor, Find(range.name, 1, range.total));
+    bytes_read_ += tensor->bytes;
     std::vector<float> whole(range.total);
     ops_.dequantize({tensor->data, tensor->type, 1, range.total}, whole.data(), 0, 1);
     vector.assign(whole.begin() + range.first, whole.begin() + range.first + range.count);
@@ -97,6 +105,7 @@ class Binder {
   const kernels::Ops& ops_;
   ThreadPool& pool_;
   absl::flat_hash_set<std::string> used_;
+  int64_t bytes_read_ = 0;
 };
 
 // Matrix and bias of one of a layer's products; `name` without ".weight".
@@ -109,29 +118,31 @@ absl::Status BindLinear(Binder& binder, Rows rows, int64_t cols, bool bias, Matr
   return binder.BindVector(rows, matrix.bias);
 }
 
-absl::Status BindAttention(Binder& binder, const ModelConfig& config, const std::string& prefix,
-                           LayerWeights& layer) {
+absl::Status BindAttention(Binder& binder, const ModelConfig& config, const Partition& partition,
+                           const std::string& prefix, LayerWeights& layer) {
   const int64_t hidden = config.hidden;
   const int64_t queries = config.heads * config.head_dim;
   const int64_t keys = config.kv_heads * config.head_dim;
+  const Range own_queries = partition.Own(partition.attended);
+  const Range own_keys = {partition.kv_heads.begin * config.head_dim,
+                          partition.kv_heads.end * config.head_dim};
   const bool bias = config.qkv_bias;
   RETURN_IF_ERROR(binder.BindVector(prefix + "attn_norm.weight", hidden, layer.attention_norm));
+  Rows query = {prefix + "attn_q", 0, queries, queries};
+  Rows key = {prefix + "attn_k", 0, keys, keys};
+  Rows value = {prefix + "attn_v", 0, keys, keys};
   if (binder.Has(prefix + "attn_qkv.weight")) {
     const std::string name = prefix + "attn_qkv";
     const int64_t all = queries + 2 * keys;
-    RETURN_IF_ERROR(BindLinear(binder, {name, 0, queries, all}, hidden, bias, layer.query));
-    RETURN_IF_ERROR(BindLinear(binder, {name, queries, keys, all}, hidden, bias, layer.key));
-    RETURN_IF_ERROR(
-        BindLinear(binder, {name, queries + keys, keys, all}, hidden, bias, layer.value));
-  } else {
-    RETURN_IF_ERROR(
-        BindLinear(binder, {prefix + "attn_q", 0, queries, queries}, hidden, bias, layer.query));
-    RETURN_IF_ERROR(
-        BindLinear(binder, {prefix + "attn_k", 0, keys, keys}, hidden, bias, layer.key));
-    RETURN_IF_ERROR(
-        BindLinear(binder, {prefix + "attn_v", 0, keys, keys}, hidden, bias, layer.value));
+    query = {name, 0, queries, all};
+    key = {name, queries, keys, all};
+    value = {name, queries + keys, keys, all};
   }
-  RETURN_IF_ERROR(BindLinear(binder, {prefix + "attn_output", 0, hidden, hidden}, queries,
+  RETURN_IF_ERROR(BindLinear(binder, query.Part(own_queries), hidden, bias, layer.query));
+  RETURN_IF_ERROR(BindLinear(binder, key.Part(own_keys), hidden, bias, layer.key));
+  RETURN_IF_ERROR(BindLinear(binder, value.Part(own_keys), hidden, bias, layer.value));
+  const Rows output = {prefix + "attn_output", 0, hidden, hidden};
+  RETURN_IF_ERROR(BindLinear(binder, output.Part(partition.Own(partition.hidden)), queries,
                              config.output_bias, layer.output));
   if (config.qk_norm) {
     RETURN_IF_ERROR(
@@ -142,23 +153,24 @@ absl::Status BindAttention(Binder& binder, const ModelConfig& config, const std:
   return absl::OkStatus();
 }
 
-absl::Status BindFfn(Binder& binder, const ModelConfig& config, const std::string& prefix,
-                     LayerWeights& layer) {
+absl::Status BindFfn(Binder& binder, const ModelConfig& config, const Partition& partition,
+                     const std::string& prefix, LayerWeights& layer) {
   const int64_t hidden = config.hidden;
   const int64_t ffn = config.ffn;
   const bool bias = config.ffn_bias;
   RETURN_IF_ERROR(binder.BindVector(prefix + "ffn_norm.weight", hidden, layer.ffn_norm));
-  if (binder.Has(prefix + "ffn_gate.weight")) {
-    RETURN_IF_ERROR(
-        BindLinear(binder, {prefix + "ffn_gate", 0, ffn, ffn}, hidden, bias, layer.gate));
-    RETURN_IF_ERROR(BindLinear(binder, {prefix + "ffn_up", 0, ffn, ffn}, hidden, bias, layer.up));
-  } else {
-    const std::string name = prefix + "ffn_up";
-    RETURN_IF_ERROR(BindLinear(binder, {name, 0, ffn, 2 * ffn}, hidden, bias, layer.gate));
-    RETURN_IF_ERROR(BindLinear(binder, {name, ffn, ffn, 2 * ffn}, hidden, bias, layer.up));
+  Rows gate = {prefix + "ffn_gate", 0, ffn, ffn};
+  Rows up = {prefix + "ffn_up", 0, ffn, ffn};
+  if (!binder.Has(prefix + "ffn_gate.weight")) {
+    gate = {prefix + "ffn_up", 0, ffn, 2 * ffn};
+    up = {prefix + "ffn_up", ffn, ffn, 2 * ffn};
   }
+  const Range own = partition.Own(partition.ffn);
+  RETURN_IF_ERROR(BindLinear(binder, gate.Part(own), hidden, bias, layer.gate));
+  RETURN_IF_ERROR(BindLinear(binder, up.Part(own), hidden, bias, layer.up));
+  const Rows down = {prefix + "ffn_down", 0, hidden, hidden};
   RETURN_IF_ERROR(
-      BindLinear(binder, {prefix + "ffn_down", 0, hidden, hidden}, ffn, bias, layer.down));
+      BindLinear(binder, down.Part(partition.Own(partition.hidden)), ffn, bias, layer.down));
   if (!config.post_norms) return absl::OkStatus();
   RETURN_IF_ERROR(
       binder.BindVector(prefix + "post_attention_norm.weight", hidden, layer.post_attention_norm));
@@ -182,20 +194,27 @@ void AddToNorms(float offset, Weights& weights) {
 }  // namespace
 
 absl::StatusOr<Weights> BindWeights(const TensorMap& tensors, const ModelConfig& config,
-                                    const kernels::Ops& ops, bool pack, ThreadPool& pool) {
+                                    const kernels::Ops& ops, bool pack, ThreadPool& pool,
+                                    const TensorParallel& of) {
+  RETURN_IF_ERROR(CheckTensorParallel(config, of.size));
   Binder binder(tensors, ops, pool);
   Weights weights;
+  weights.partition = MakePartition(config, of);
+  const Partition& partition = weights.partition;
   RETURN_IF_ERROR(
-      binder.Bind("token_embd.weight", config.vocabulary, config.hidden, weights.embedding));
-  const char* head = binder.Has("output.weight") ? "output.weight" : "token_embd.weight";
-  RETURN_IF_ERROR(binder.Bind(head, config.vocabulary, config.hidden, weights.head));
+      binder.BindLookup("token_embd.weight", config.vocabulary, config.hidden, weights.embedding));
+  const Rows head = {binder.Has("output.weight") ? "output.weight" : "token_embd.weight", 0,
+                     config.vocabulary, config.vocabulary};
+  RETURN_IF_ERROR(
+      binder.Bind(head.Part(partition.Own(partition.vocabulary)), config.hidden, weights.head));
   RETURN_IF_ERROR(binder.BindVector("output_norm.weight", config.hidden, weights.output_norm));
   weights.layers.resize(config.layers.size());
   for (size_t i = 0; i < weights.layers.size(); ++i) {
     const std::string prefix = absl::StrCat("blk.", i, ".");
-    RETURN_IF_ERROR(BindAttention(binder, config, prefix, weights.layers[i]));
-    RETURN_IF_ERROR(BindFfn(binder, config, prefix, weights.layers[i]));
+    RETURN_IF_ERROR(BindAttention(binder, config, partition, prefix, weights.layers[i]));
+    RETURN_IF_ERROR(BindFfn(binder, config, partition, prefix, weights.layers[i]));
   }
+  weights.bytes_read = binder.bytes_read();
   RETURN_IF_ERROR(binder.CheckAllUsed());
   AddToNorms(config.norm_offset, weights);
   if (!pack) return weights;

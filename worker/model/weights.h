@@ -12,6 +12,7 @@
 #include "kernels/ops.h"
 #include "worker/device/thread_pool.h"
 #include "worker/model/model_config.h"
+#include "worker/model/partition.h"
 #include "worker/model/tensor_view.h"
 
 namespace rempart::worker {
@@ -34,7 +35,12 @@ struct LayerWeights {
   Matrix gate, up, down;
 };
 
+// Those of one rank: the rows of its partition. Norms and the embedding are whole on every rank:
+// of the embedding a step reads one row for each token, straight from the file.
 struct Weights {
+  Partition partition;
+  // Of the file, that this rank reads; without the looked up rows of the embedding.
+  int64_t bytes_read = 0;
   Matrix embedding;  // [vocabulary, hidden]
   Matrix head;       // [vocabulary, hidden]; the embedding where the file has no output.weight
   std::vector<float> output_norm;
@@ -44,8 +50,10 @@ struct Weights {
 // `tensors` have llama.cpp's names ("blk.0.attn_q.weight"). Query, key and value may be one tensor
 // ("attn_qkv"), and so may gate and up ("ffn_up" with twice the rows, the gate's first).
 // `pack`: make the copies for int8 arithmetic. InvalidArgument names a tensor that is missing,
-// misshapen or of no known use, ResourceExhausted when memory is short.
+// misshapen or of no known use, and a number of ranks that the model cannot be cut into;
+// ResourceExhausted when memory is short.
 absl::StatusOr<Weights> BindWeights(const TensorMap& tensors, const ModelConfig& config,
-                                    const kernels::Ops& ops, bool pack, ThreadPool& pool);
+                                    const kernels::Ops& ops, bool pack, ThreadPool& pool,
+                                    const TensorParallel& of = {});
 
 }  // namespace rempart::worker

@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: Apache-2.0
+// A model computed by several ranks is the model computed by one, bit for bit.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <functional>
+#include <numeric>
+#include <thread>
+
+#include "tests/worker/comm/tcp_group.h"
+#include "tests/worker/model/random_model.h"
+#include "worker/comm/in_process.h"
+#include "worker/model/families/families.h"
+#include "worker/model/gguf.h"
+#include "worker/model/mapped_file.h"
+#include "worker/model/transformer.h"
+
+namespace rempart::worker {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+constexpr int64_t kBlocks = 32;
+
+TransformerOptions Options(bool exact) {
+  TransformerOptions options;
+  options.kv_blocks = kBlocks;
+  options.max_step_tokens = 64;
+  options.max_step_logits = 8;
+  options.exact = exact;
+  return options;
+}
+
+// One rank with its weights.
+struct Rank {
+  Rank(const TensorMap& tensors, const ModelConfig& config, const kernels::Ops& ops, bool exact,
+       const TensorParallel& of)
+      : pool({.threads = of.size == 1 ? 2 : 1}) {
+    auto bound = BindWeights(tensors, config, ops, !exact, pool, of);
+    if (!bound.ok()) {
+      ADD_FAILURE() << bound.status();
+      return;
+    }
+    weights = *std::move(bound);
+    auto made = Transformer::Create(config, weights, ops, pool, Options(exact));
+    if (made.ok()) transformer = *std::move(made);
+  }
+  ThreadPool pool;
+  Weights weights;
+  std::unique_ptr<Transformer> transformer;
+};
+
+struct Ids {
+  std::vector<int32_t> tokens;
+  int32_t first_position;
+  std::vector<int32_t> table;
+  bool wants_logits;
+};
+using Step = std::vector<Ids>;
+
+// Prefill, cut prefill beside another sequence, decodes, and a step that wants nothing.
+std::vector<Step> Steps(int64_t vocabulary) {
+  const auto tokens = [&](int count, int seed) {
+    std::vector<int32_t> ids;
+    for (int i = 0; i < count; ++i) ids.push_back((seed + 37 * i) % static_cast<int>(vocabulary));
+    return ids;
+  };
+  return {{{tokens(19, 3), 0, {5, 2}, true}},
+          {{tokens(7, 11), 0, {9}, false}, {tokens(1, 8), 19, {5, 2}, true}},
+          {{tokens(20, 5), 7, {9, 1}, false}},
+          {{tokens(1, 1), 27, {9, 1}, true},
+           {tokens(1, 2), 20, {5, 2}, true},
+           {tokens(33, 9), 0, {3, 4, 6}, true}}};
+}
+
+StepBatch BatchOf(const Step& step) {
+  StepBatch batch;
+  for (const Ids& ids : step) {
+    batch.slices.push_back({ids.tokens, ids.first_position, ids.table, ids.wants_logits});
+  }
+  return batch;
+}
+
+// Logits of all steps, one after the other.
+std::vector<float> Compute(Transformer& transformer, const std::vector<Step>& steps, int rank) {
+  std::vector<float> all;
+  for (const Step& step : steps) {
+    const StepBatch batch = BatchOf(step);
+    int64_t wanting = 0;
+    for (const SequenceSlice& slice : batch.slices) wanting += slice.wants_logits ? 1 : 0;
+    std::vector<float> logits(rank == 0 ? wanting * transformer.config().vocabulary : 0);
+    const absl::Status status = transformer.Forward(batch, absl::MakeSpan(logits));
+    EXPECT_TRUE(status.ok()) << status;
+    all.insert(all.end(), logits.begin(), logits.end());
+  }
+  return all;
+}
+
+struct Transport {
+  const char* name;
+  std::function<Group(int)> make;
+};
+
+const std::vector<Transport>& Transports() {
+  static const auto* transports = new std::vector<Transport>{
+      {"in process", [](int size) { return CreateInProcess(size, {}); }},
+      {"plain TCP", [](int size) { return MakeTcpGroup(size, 1, LinkProtection::kPlain, {}); }},
+      {"encrypted TCP",
+       [](int size) { return MakeTcpGroup(size, 1, LinkProtection::kEncrypted, {}); }}};
+  return *transports;
+}
+
+void ExpectSameOnAnyNumberOfRanks(const TensorMap& tensors, const ModelConfig& config,
+                                  const std::vector<int>& sizes) {
+  const std::vector<Step> steps = Steps(config.vocabulary);
+  const kernels::Ops& ops = kernels::BestOps();
+  for (const bool exact : {true, false}) {
+    Rank alone(tensors, config, ops, exact, {0, 1});
+    ASSERT_NE(alone.transformer, nullptr);
+    const std::vector<float> expected = Compute(*alone.transformer, steps, 0);
+    ASSERT_EQ(expected.size(), 5 * static_cast<size_t>(config.vocabulary));
+    for (const float logit : expected) ASSERT_TRUE(std::isfinite(logit));
+    for (const int size : sizes) {
+      std::vector<std::unique_ptr<Rank>> ranks;
+      for (int rank = 0; rank < size; ++rank) {
+        ranks.push_back(
+            std::make_unique<Rank>(tensors, config, ops, exact, TensorParallel{rank, size}));
+        ASSERT_NE(ranks.back()->transformer, nullptr);
+      }
+      for (const Transport& transport : Transports()) {
+        Group group = transport.make(size);
+        std::vector<float> logits;
+        OnAllRanks(group, [&](Communicator& communicator) {
+          Transformer& transformer = *ranks[communicator.rank()]->transformer;
+          transformer.SetCommunicator(&communicator);
+          std::vector<float> own = Compute(transformer, steps, communicator.rank());
+          if (communicator.rank() == 0) logits = std::move(own);
+        });
+        EXPECT_EQ(logits, expected)
+            << size << " ranks, " << transport.name << (exact ? ", exact" : ", fast");
+      }
+    }
+  }
+}
+
+TEST(TensorParallel, StoriesIsTheSameOnAnyNumberOfRanks) {
+  auto file = MappedFile::Open("tests/goldens/stories/stories260K.f32.gguf");
+  ASSERT_TRUE(file.ok()) << file.status();
+  auto gguf = ParseGguf("stories260K.f32.gguf", file->bytes());
+  ASSERT_TRUE(gguf.ok()) << gguf.status();
+  auto config = ReadModelConfig(*gguf);
+  ASSERT_TRUE(config.ok()) << config.status();
+  ExpectSameOnAnyNumberOfRanks(gguf->tensors, *config, {2, 4, 8});
+}
+
+TEST(TensorParallel, NineHeadsOverThreeKvHeadsWithUnevenSharesOfTheFfn) {
+  const RandomModel model(SmallConfig(9, 3, 32, 160, 224, 333), kernels::DType::kQ8_0, 1);
+  ExpectSameOnAnyNumberOfRanks(model.tensors(), model.config(), {3, 9});
+}
+
+TEST(TensorParallel, OneKvHeadIsHeldByAllRanks) {
+  ModelConfig config = SmallConfig(4, 1, 64, 256, 512, 260);
+  config.qk_norm = config.post_norms = true;
+  config.activation = Activation::kGeluTanh;
+  config.logit_softcap = 30.0f;
+  for (const auto type : {kernels::DType::kQ4_K, kernels::DType::kQ6_K}) {
+    const RandomModel model(config, type, 2);
+    ExpectSameOnAnyNumberOfRanks(model.tensors(), config, {2, 4});
+  }
+}
+
+TEST(TensorParallel, OddShapesWithBiases) {
+  ModelConfig config = SmallConfig(6, 2, 8, 40, 52, 77);
+  config.qkv_bias = config.output_bias = config.ffn_bias = true;
+  const RandomModel model(config, kernels::DType::kF32, 3);
+  ExpectSameOnAnyNumberOfRanks(model.tensors(), config, {2, 6});
+}
+
+// Shares that end inside a group of int8 activations are gathered as floats.
+TEST(TensorParallel, HeadsThatAreNoWholeGroupsOfActivations) {
+  ModelConfig config = SmallConfig(8, 4, 8, 64, 96, 50);
+  config.qkv_bias = true;
+  const RandomModel model(config, kernels::DType::kQ4_1, 4);
+  ExpectSameOnAnyNumberOfRanks(model.tensors(), config, {2, 4, 8});
+}
+
+TEST(TensorParallel, EachRankReadsItsRowsAndHoldsItsKvHeads) {
+  const ModelConfig config = SmallConfig(9, 3, 32, 192, 384, 320);
+  const RandomModel model(config, kernels::DType::kQ8_0, 5);
+  ThreadPool pool({.threads = 1});
+  const auto read = [&](const TensorParallel& of) {
+    auto weights = BindWeights(model.tensors(), config, kernels::BestOps(), false, pool, of);
+    EXPECT_TRUE(weights.ok()) << weights.status();
+    return weights->bytes_read;
+  };
+  int64_t norms = 0;
+  for (const auto& [name, tensor] : model.tensors()) {
+    if (tensor.shape.size() == 1) norms += tensor.bytes;
+  }
+  const int64_t whole = read({0, 1});
+  int64_t sum = 0;
+  for (int rank = 0; rank < 3; ++rank) {
+    const int64_t part = read({rank, 3});
+    EXPECT_LT(part, whole * 36 / 100);
+    sum += part;
+  }
+  EXPECT_EQ(sum, whole + 2 * norms);
+  const auto kv = kernels::DType::kF16;
+  EXPECT_EQ(3 * KvBytesPerBlock(config, kv, {1, 3}), KvBytesPerBlock(config, kv));
+  EXPECT_EQ(3 * KvBytesPerBlock(config, kv, {8, 9}), KvBytesPerBlock(config, kv));
+}
+
+TEST(TensorParallel, SaysWhichNumbersOfRanksAModelCanBeCutInto) {
+  EXPECT_THAT(AllowedTensorParallel(SmallConfig(9, 3, 64, 576, 1536, 49152)), ElementsAre(1, 3, 9));
+  EXPECT_THAT(AllowedTensorParallel(SmallConfig(4, 1, 256, 640, 2048, 262144)),
+              ElementsAre(1, 2, 4));
+  EXPECT_THAT(AllowedTensorParallel(SmallConfig(64, 8, 128, 8192, 28672, 128256)),
+              ElementsAre(1, 2, 4, 8, 16, 32, 64));
+  EXPECT_THAT(AllowedTensorParallel(SmallConfig(6, 2, 8, 40, 52, 77)), ElementsAre(1, 2, 6));
+  const ModelConfig smollm = SmallConfig(9, 3, 64, 576, 1536, 49152);
+  EXPECT_TRUE(CheckTensorParallel(smollm, 3).ok());
+  EXPECT_EQ(CheckTensorParallel(smollm, 2).message(),
+            "parallelism.tensor is 2, but 9 attention heads over 3 KV heads can be shared by "
+            "1, 3, 9 ranks only: set one of these");
+  EXPECT_FALSE(CheckTensorParallel(smollm, 0).ok());
+  EXPECT_FALSE(CheckTensorParallel(smollm, -3).ok());
+  const RandomModel model(SmallConfig(6, 2, 8, 40, 52, 77), kernels::DType::kF32, 6);
+  ThreadPool pool({.threads = 1});
+  const auto refused =
+      BindWeights(model.tensors(), model.config(), kernels::BestOps(), false, pool, {0, 4});
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("1, 2, 6 ranks only"));
+}
+
+TEST(TensorParallel, ALostPeerFailsTheStepAndANewCommunicatorServesTheNext) {
+  const RandomModel model(SmallConfig(4, 2, 32, 64, 96, 64), kernels::DType::kQ8_0, 7);
+  const kernels::Ops& ops = kernels::BestOps();
+  Rank zero(model.tensors(), model.config(), ops, false, {0, 2});
+  Rank one(model.tensors(), model.config(), ops, false, {1, 2});
+  const std::vector<Step> steps = Steps(64);
+  std::vector<float> logits(64);
+  EXPECT_EQ(zero.transformer->Forward(BatchOf(steps[0]), absl::MakeSpan(logits)).code(),
+            absl::StatusCode::kFailedPrecondition);
+  {
+    Group group = CreateInProcess(2, {});
+    group[1].reset();
+    zero.transformer->SetCommunicator(group[0].get());
+    const absl::Status lost = zero.transformer->Forward(BatchOf(steps[0]), absl::MakeSpan(logits));
+    EXPECT_THAT(std::string(lost.message()), HasSubstr("rank 1 is gone"));
+  }
+  Group group = CreateInProcess(2, {});
+  Rank alone(model.tensors(), model.config(), ops, false, {0, 1});
+  std::vector<float> after;
+  OnAllRanks(group, [&](Communicator& communicator) {
+    Rank& rank = communicator.rank() == 0 ? zero : one;
+    rank.transformer->SetCommunicator(&communicator);
+    std::vector<float> own = Compute(*rank.transformer, steps, communicator.rank());
+    if (communicator.rank() == 0) after = std::move(own);
+  });
+  EXPECT_EQ(after, Compute(*alone.transformer, steps, 0));
+}
+
+}  // namespace
+}  // namespace rempart::worker
