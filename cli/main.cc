@@ -5,6 +5,7 @@
 
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <string>
 #include <system_error>
@@ -22,6 +23,7 @@ namespace {
 constexpr char kUsage[] =
     "rempart serves language models of a manifest on this machine, without Kubernetes.\n\n"
     "  rempart serve -f MODEL.yaml [--port 8000] [--host 127.0.0.1] [--dev | --api-keys FILE]\n"
+    "                [--cache DIR]\n"
     "  rempart plan -f MODEL.yaml     show what serve would start\n"
     "  rempart doctor                 show what this machine has and lacks\n"
     "  rempart version\n\n"
@@ -29,7 +31,10 @@ constexpr char kUsage[] =
     "                   \"-\" reads standard input\n"
     "  --dev            serve without API keys, on loopback only\n"
     "  --api-keys FILE  lines NAME:SHA256 of the keys that may call. Without it and without\n"
-    "                   --dev, a key is drawn for this run and shown once\n\n"
+    "                   --dev, a key is drawn for this run and shown once\n"
+    "  --cache DIR      where workers keep repacked weights, so that the next start only maps\n"
+    "                   them; nobody else may write there. Default: ~/.cache/rempart/repacked\n"
+    "                   ($XDG_CACHE_HOME); \"none\": nowhere\n\n"
     "Exit status: 0 stopped, 1 failed, 2 a wrong flag or manifest, 3 a model file is missing or\n"
     "not valid, 4 not enough memory, 5 the address is in use or not permitted.\n";
 
@@ -44,6 +49,14 @@ std::string FolderOfThisBinary() {
   return error ? "." : path.parent_path().string();
 }
 
+std::string DefaultCacheFolder() {
+  const char* base = std::getenv("XDG_CACHE_HOME");
+  if (base != nullptr && *base == '/') return absl::StrCat(base, "/rempart/repacked");
+  const char* home = std::getenv("HOME");
+  if (home == nullptr || *home != '/') return "";
+  return absl::StrCat(home, "/.cache/rempart/repacked");
+}
+
 // The problem, or nothing.
 std::string ParseFlags(const std::vector<std::string>& arguments, ServeOptions& options) {
   for (size_t i = 0; i < arguments.size(); ++i) {
@@ -53,13 +66,15 @@ std::string ParseFlags(const std::vector<std::string>& arguments, ServeOptions& 
       continue;
     }
     const bool takes_value =
-        flag == "-f" || flag == "--port" || flag == "--host" || flag == "--api-keys";
+        flag == "-f" || flag == "--port" || flag == "--host" || flag == "--api-keys" ||
+        flag == "--cache";
     if (!takes_value) return absl::StrCat("unknown argument ", flag);
     if (i + 1 == arguments.size()) return absl::StrCat(flag, " needs a value");
     const std::string& value = arguments[++i];
     if (flag == "-f") options.manifest_path = value;
     if (flag == "--host") options.host = value;
     if (flag == "--api-keys") options.api_keys_file = value;
+    if (flag == "--cache") options.cache_folder = value == "none" ? "" : value;
     if (flag == "--port" &&
         (!absl::SimpleAtoi(value, &options.port) || options.port < 1 || options.port > 65535)) {
       return absl::StrCat("--port ", value, " must be from 1 to 65535");
@@ -78,10 +93,12 @@ int RunServe(const std::vector<std::string>& arguments) {
   sigemptyset(&signals);
   sigaddset(&signals, SIGTERM);
   sigaddset(&signals, SIGINT);
+  sigaddset(&signals, kNewsSignal);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   std::signal(SIGPIPE, SIG_IGN);
   ServeOptions options;
   options.binaries = FolderOfThisBinary();
+  options.cache_folder = DefaultCacheFolder();
   const std::string problem = ParseFlags(arguments, options);
   return problem.empty() ? Serve(options) : UsageError(problem);
 }

@@ -68,7 +68,9 @@ struct Group {
 class Server {
  public:
   explicit Server(const ServeOptions& options)
-      : options_(options), joins_(&clock_, [](const std::string&) {}), join_service_(&joins_, "") {}
+      : options_(options),
+        joins_(&clock_, [](const std::string&) { kill(getpid(), kNewsSignal); }),
+        join_service_(&joins_, "") {}
   ~Server() {
     if (control_ == nullptr) return;
     control_->Shutdown(absl::ToChronoTime(absl::Now() + absl::Milliseconds(200)));
@@ -97,10 +99,12 @@ class Server {
     sigemptyset(&signals);
     sigaddset(&signals, SIGTERM);
     sigaddset(&signals, SIGINT);
+    sigset_t waking = signals;
+    sigaddset(&waking, kNewsSignal);
     const timespec look = absl::ToTimespec(kLook);
     while (exit_code == kGoOn) {
-      const int signal = sigtimedwait(&signals, nullptr, &look);
-      if (signal > 0) {
+      const int signal = sigtimedwait(&waking, nullptr, &look);
+      if (signal > 0 && signal != kNewsSignal) {
         Say("stopping (press Ctrl-C again to stop at once)");
         exit_code = kExitOk;
       } else {
@@ -129,6 +133,7 @@ class Server {
     const std::string number = absl::StrCat("worker-", groups_.size());
     plan.config.set_listen_address(absl::StrCat("unix:", folder_->Path(number + ".sock")));
     plan.config.set_control_address(absl::StrCat("unix:", folder_->Path("control.sock")));
+    plan.config.set_repack_cache_folder(options_.cache_folder);
     ASSIGN_OR_RETURN(const std::string json, ToJson(plan.config));
     RETURN_IF_ERROR(folder_->Write(number + ".json", json));
     auto group = std::make_unique<Group>();

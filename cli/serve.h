@@ -16,6 +16,8 @@ struct ServeOptions {
   bool dev = false;
   // Key file of the router; empty without `dev`: a key is drawn and shown once.
   std::string api_keys_file;
+  // Where workers keep repacked weights for the next start; empty: nowhere.
+  std::string cache_folder;
   // Folder of rempart-worker and rempart-router.
   std::string binaries;
 };
@@ -30,7 +32,10 @@ enum ExitCode : int {
   kExitAddress = 5,
 };
 
-// Runs until SIGINT or SIGTERM, which the caller has blocked in all threads.
+// Says to the main thread that a worker has told something new.
+inline constexpr int kNewsSignal = SIGUSR1;
+
+// Runs until SIGINT or SIGTERM, which the caller has blocked in all threads, kNewsSignal too.
 int Serve(const ServeOptions& options);
 
 }  // namespace rempart::cli

@@ -38,7 +38,7 @@ class Bench {
     bench->file_ = std::make_unique<MappedFile>(std::move(file));
     ASSIGN_OR_RETURN(bench->gguf_, ParseGguf(path, bench->file_->bytes()));
     ASSIGN_OR_RETURN(const ModelConfig config, ReadModelConfig(bench->gguf_));
-    ASSIGN_OR_RETURN(bench->weights_, BindWeights(bench->gguf_.tensors, config, ops, true, bench->pool_));
+    ASSIGN_OR_RETURN(bench->weights_, BindWeights(bench->gguf_.tensors, config, ops, {}, bench->pool_));
     TransformerOptions options;
     options.kv_blocks = longest / kernels::kKvBlockTokens + 1;
     options.max_step_tokens = longest;

@@ -16,7 +16,7 @@ using group::v1::Progress;
 using group::v1::ToMember;
 
 constexpr absl::Duration kProgressPeriod = absl::Seconds(1);
-// How often a change of phase is looked for.
+// How often a request to stop is looked for; a change of phase is sent at once.
 constexpr absl::Duration kLook = absl::Milliseconds(50);
 constexpr absl::Duration kFirstPause = absl::Milliseconds(200);
 constexpr absl::Duration kLongestPause = absl::Seconds(5);
@@ -173,8 +173,7 @@ bool JoinClient::RunStream(std::stop_token stop) {
       MutexLock lock(&mu_);
       if (alive) phase_sent_ = snapshot.phase;
     }
-    MutexLock lock(&mu_);
-    mu_.AwaitWithTimeout(absl::Condition(&stopping_), kLook);
+    status_->AwaitPhaseAfter(last_phase, kLook);
   }
   if (alive) context.TryCancel();  // stopping; a broken stream ends by itself
   reader.join();

@@ -1,51 +1,62 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/api/load_model.h"
 
-#include <openssl/evp.h>
-
 #include <algorithm>
 #include <fstream>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include "absl/status/status.h"
-#include "absl/strings/escaping.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "common/log.h"
 #include "common/status_macros.h"
 #include "worker/api/model_text.h"
+#include "worker/api/source_check.h"
 #include "worker/model/families/families.h"
 #include "worker/model/mapped_file.h"
+#include "worker/model/repack_cache.h"
 #include "worker/model/transformer.h"
 
 namespace rempart::worker {
 namespace {
 
 constexpr int64_t kMiB = 1 << 20;
-constexpr int64_t kHashChunk = 16 * kMiB;
 constexpr int32_t kDefaultContext = 8192;
 // Code, stacks and buffers beside the model.
 constexpr int64_t kReserve = 64 * kMiB;
 
 // Everything that Forward reads, in the order of its construction.
-class ModelFile : public ModelRunner {
+struct ModelFile {
+  explicit ModelFile(int threads) : pool({.threads = threads}) {}
+
+  ThreadPool pool;
+  std::optional<RepackCache> cache;
+  std::unique_ptr<MappedFile> file;
+  GgufFile gguf;
+  ModelConfig config;
+  Weights weights;
+  std::unique_ptr<Transformer> transformer;
+};
+
+// The engine's share of the model; the check that runs later has the other.
+class SharedRunner : public ModelRunner {
  public:
-  explicit ModelFile(int threads) : pool_({.threads = threads}) {}
+  explicit SharedRunner(std::shared_ptr<ModelFile> model) : model_(std::move(model)) {}
   int32_t vocabulary_size() const override {
-    return static_cast<int32_t>(transformer_->config().vocabulary);
+    return static_cast<int32_t>(model_->transformer->config().vocabulary);
   }
   absl::Status Forward(const StepBatch& batch, absl::Span<float> logits) override {
-    return transformer_->Forward(batch, logits);
+    return model_->transformer->Forward(batch, logits);
   }
 
-  ThreadPool pool_;
-  std::unique_ptr<MappedFile> file_;
-  GgufFile gguf_;
-  ModelConfig config_;
-  Weights weights_;
-  std::unique_ptr<Transformer> transformer_;
+ private:
+  const std::shared_ptr<ModelFile> model_;
 };
 
 // The two roles of one ModelText, which both interfaces own alone.
@@ -81,30 +92,6 @@ int64_t ReadNumber(const std::string& path) {
   int64_t value = -1;
   if (!(file >> value)) return -1;
   return value;
-}
-
-absl::StatusOr<std::string> Digest(absl::Span<const uint8_t> bytes, WorkerStatus& status) {
-  std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context(EVP_MD_CTX_new(),
-                                                                  EVP_MD_CTX_free);
-  if (context == nullptr || EVP_DigestInit_ex(context.get(), EVP_sha256(), nullptr) != 1) {
-    return absl::InternalError("OpenSSL has no SHA-256");
-  }
-  const int64_t total = static_cast<int64_t>(bytes.size());
-  for (int64_t done = 0; done < total;) {
-    const int64_t size = std::min(kHashChunk, total - done);
-    if (EVP_DigestUpdate(context.get(), bytes.data() + done, size) != 1) {
-      return absl::InternalError("SHA-256 failed");
-    }
-    done += size;
-    status.SetLoaded(done, total);
-  }
-  std::string digest(32, '\0');
-  unsigned int length = 0;
-  if (EVP_DigestFinal_ex(context.get(), reinterpret_cast<unsigned char*>(digest.data()), &length) !=
-      1) {
-    return absl::InternalError("SHA-256 failed");
-  }
-  return absl::StrCat("sha256:", absl::BytesToHexString(digest));
 }
 
 absl::StatusOr<int32_t> ContextLength(const EngineSettings& settings, const ModelConfig& config) {
@@ -167,15 +154,15 @@ absl::Status About(const std::string& path, const absl::Status& status) {
 }
 
 absl::Status Prepare(const WorkerSettings& settings, const kernels::Ops& ops, ModelFile& model,
-                     EngineOptions& engine) {
+                     EngineOptions& engine, WorkerStatus& status) {
   const EngineSettings& wanted = settings.engine;
-  ASSIGN_OR_RETURN(engine.context_length, ContextLength(wanted, model.config_));
+  ASSIGN_OR_RETURN(engine.context_length, ContextLength(wanted, model.config));
   const auto kv_type = wanted.kv_cache_type == "f32" ? kernels::DType::kF32 : kernels::DType::kF16;
-  const int64_t file_bytes = static_cast<int64_t>(model.file_->bytes().size());
+  const int64_t file_bytes = static_cast<int64_t>(model.file->bytes().size());
   TransformerOptions options;
   ASSIGN_OR_RETURN(
       options.kv_blocks,
-      KvBlocks(wanted, engine.context_length, KvBytesPerBlock(model.config_, kv_type), file_bytes));
+      KvBlocks(wanted, engine.context_length, KvBytesPerBlock(model.config, kv_type), file_bytes));
   options.kv_type = kv_type;
   options.exact = wanted.exact_arithmetic;
   options.max_step_tokens = wanted.max_step_tokens;
@@ -184,12 +171,69 @@ absl::Status Prepare(const WorkerSettings& settings, const kernels::Ops& ops, Mo
   engine.limits.max_step_tokens = wanted.max_step_tokens;
   engine.limits.max_sequences = wanted.max_sequences;
   engine.limits.block_size = static_cast<int32_t>(kernels::kKvBlockTokens);
-  ASSIGN_OR_RETURN(model.weights_,
-                   BindWeights(model.gguf_.tensors, model.config_, ops, !options.exact, model.pool_));
-  ASSIGN_OR_RETURN(model.transformer_,
-                   Transformer::Create(model.config_, model.weights_, ops, model.pool_, options));
+  PackOptions pack;
+  pack.pack = !options.exact;
+  pack.on_progress = [&](int64_t done, int64_t total) { status.SetLoaded(done, total); };
+  if (model.cache) {
+    pack.cache = &*model.cache;
+    ASSIGN_OR_RETURN(pack.source, SampleSource(settings.model_path));
+  }
+  absl::Time begin = absl::Now();
+  ASSIGN_OR_RETURN(model.weights,
+                   BindWeights(model.gguf.tensors, model.config, ops, pack, model.pool));
+  status.AddStartPart(model.weights.from_cache ? "map" : "repack", absl::Now() - begin);
+  status.SetLoaded(file_bytes, file_bytes);
+  // Only rows of the embedding and small vectors are read from the file from here on.
+  if (!model.weights.packed.bytes().empty()) model.file->DropResidentPages();
+  begin = absl::Now();
+  ASSIGN_OR_RETURN(model.transformer,
+                   Transformer::Create(model.config, model.weights, ops, model.pool, options));
+  status.AddStartPart("allocate", absl::Now() - begin);
   return absl::OkStatus();
 }
+
+void OpenCache(const std::string& folder, ModelFile& model) {
+  if (folder.empty()) return;
+  absl::StatusOr<RepackCache> cache = RepackCache::Open(folder);
+  if (cache.ok()) {
+    model.cache = *std::move(cache);
+  } else {
+    LogWarning("worker", cache.status().message());
+  }
+}
+
+absl::Status CheckLater(const std::string& path, const ModelFile& model,
+                        const std::optional<Sha256>& known, std::stop_token stop,
+                        WorkerStatus& status) {
+  Sha256 digest;
+  if (known) {
+    digest = *known;
+  } else {
+    ASSIGN_OR_RETURN(digest, HashFile(path, stop, nullptr));
+    status.SetDigest(DigestText(digest));
+  }
+  if (!model.cache) return absl::OkStatus();
+  return SettleRepacked(path, digest, model.weights, *model.cache);
+}
+
+// Runs beside the caller; its time becomes a part of the start.
+class Beside {
+ public:
+  Beside(std::string name, WorkerStatus& status, std::function<absl::Status()> body)
+      : thread_([this, name = std::move(name), &status, body = std::move(body)] {
+          const absl::Time begin = absl::Now();
+          outcome_ = body();
+          status.AddStartPart(name, absl::Now() - begin);
+        }) {}
+  absl::Status Join() {
+    thread_.join();
+    return outcome_;
+  }
+
+ private:
+  absl::Status outcome_;
+  std::jthread thread_;
+};
 
 }  // namespace
 
@@ -217,27 +261,48 @@ int64_t AvailableMemory(const std::string& root) {
 
 absl::StatusOr<LoadedModel> LoadModelFile(const WorkerSettings& settings, WorkerStatus& status) {
   const std::string& path = settings.model_path;
+  const absl::Time begin = absl::Now();
   ASSIGN_OR_RETURN(const kernels::Ops* ops, ChooseOps(settings.engine.kernel_tier));
-  auto model = std::make_unique<ModelFile>(settings.engine.threads);
+  auto model = std::make_shared<ModelFile>(settings.engine.threads);
   ASSIGN_OR_RETURN(MappedFile file, MappedFile::Open(path));
-  model->file_ = std::make_unique<MappedFile>(std::move(file));
-  ASSIGN_OR_RETURN(model->gguf_, ParseGguf(path, model->file_->bytes()));
-  absl::StatusOr<ModelConfig> config = ReadModelConfig(model->gguf_);
+  model->file = std::make_unique<MappedFile>(std::move(file));
+  ASSIGN_OR_RETURN(model->gguf, ParseGguf(path, model->file->bytes()));
+  absl::StatusOr<ModelConfig> config = ReadModelConfig(model->gguf);
   if (!config.ok()) return About(path, config.status());
-  model->config_ = *std::move(config);
-  absl::StatusOr<std::unique_ptr<ModelText>> text = ModelText::FromGguf(model->gguf_.metadata);
-  if (!text.ok()) return About(path, text.status());
-  if ((*text)->vocabulary_size() > model->config_.vocabulary) {
+  model->config = *std::move(config);
+  OpenCache(settings.repack_cache_folder, *model);
+  status.AddStartPart("open", absl::Now() - begin);
+
+  std::unique_ptr<ModelText> text;
+  std::optional<Sha256> digest;
+  Beside tokenizer("tokenizer", status, [&] {
+    ASSIGN_OR_RETURN(text, ModelText::FromGguf(model->gguf.metadata));
+    return absl::OkStatus();
+  });
+  std::optional<Beside> hash;
+  if (!settings.model_digest.empty()) {
+    hash.emplace("hash", status, [&] {
+      ASSIGN_OR_RETURN(digest, HashFile(path, {}, nullptr));
+      return CheckDigest(path, settings.model_digest, *digest);
+    });
+  }
+  LoadedModel loaded;
+  const absl::Status prepared = Prepare(settings, *ops, *model, loaded.engine, status);
+  const absl::Status named = tokenizer.Join();
+  const absl::Status verified = hash ? hash->Join() : absl::OkStatus();
+  RETURN_IF_ERROR(verified);
+  if (!named.ok()) return About(path, named);
+  if (!prepared.ok()) return About(path, prepared);
+  if (text->vocabulary_size() > model->config.vocabulary) {
     return absl::InvalidArgumentError(absl::StrCat(
         path, ": tokenizer.ggml.tokens has more entries than token_embd.weight has rows"));
   }
-  ASSIGN_OR_RETURN(std::string digest, Digest(model->file_->bytes(), status));
-  LoadedModel loaded;
-  const absl::Status prepared = Prepare(settings, *ops, *model, loaded.engine);
-  if (!prepared.ok()) return About(path, prepared);
-  status.SetDigest(std::move(digest));
-  loaded.runner = std::move(model);
-  const std::shared_ptr<const ModelText> shared = *std::move(text);
+  if (digest) status.SetDigest(DigestText(*digest));
+  loaded.check_later = [path, model, digest, &status](std::stop_token stop) {
+    return CheckLater(path, *model, digest, stop, status);
+  };
+  loaded.runner = std::make_unique<SharedRunner>(std::move(model));
+  const std::shared_ptr<const ModelText> shared = std::move(text);
   loaded.vocabulary = std::make_unique<SharedVocabulary>(shared);
   loaded.encoder = std::make_unique<SharedEncoder>(shared);
   loaded.kernel_tier = ops->name;

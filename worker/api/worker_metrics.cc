@@ -31,6 +31,21 @@ class Families {
     metric.label.push_back({"kernels", facts.kernel_tier});
     metric.gauge.value = 1;
   }
+  // One gauge per part of the start.
+  void StartSeconds(const std::vector<StartPart>& parts) {
+    if (parts.empty()) return;
+    ClientMetric& first = Add("rempart_worker_start_seconds",
+                              "Time of each part of the start; parts overlap, total counts from exec.",
+                              MetricType::Gauge);
+    const ClientMetric plain = first;
+    MetricFamily& family = families_.back();
+    family.metric.clear();
+    for (const StartPart& part : parts) {
+      family.metric.push_back(plain);
+      family.metric.back().label.push_back({"part", part.name});
+      family.metric.back().gauge.value = absl::ToDoubleSeconds(part.time);
+    }
+  }
   std::string Text() const { return prometheus::TextSerializer().Serialize(families_); }
 
  private:
@@ -57,6 +72,7 @@ std::string MetricsText(const EngineLoad& load, const StatusSnapshot& status,
   families.Info(facts);
   families.Gauge("rempart_worker_ready", "1 when a real token has passed the group.",
                  status.phase == Phase::kReady ? 1 : 0);
+  families.StartSeconds(status.start_parts);
   families.Gauge("rempart_worker_sequences_running", "Sequences that hold KV blocks.",
                  load.running);
   families.Gauge("rempart_worker_sequences_waiting", "Sequences that wait for a slot or blocks.",

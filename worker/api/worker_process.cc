@@ -2,10 +2,21 @@
 #include "worker/api/worker_process.h"
 
 #include <grpcpp/grpcpp.h>
+#include <pthread.h>
+#include <sched.h>
+#include <unistd.h>
 
+#include <atomic>
+#include <fstream>
+#include <iterator>
+#include <thread>
 #include <utility>
+#include <vector>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "common/log.h"
 #include "common/status_macros.h"
@@ -24,6 +35,8 @@ constexpr absl::Duration kDrainDeadline = absl::Seconds(25);
 // A forward pass that takes longer than this is stuck.
 constexpr absl::Duration kStepLimit = absl::Seconds(120);
 constexpr absl::Duration kFlushTimeout = absl::Seconds(2);
+// How often the outcome of the check that runs beside the service is looked for.
+constexpr absl::Duration kCheckPeriod = absl::Milliseconds(250);
 constexpr int kMaxMessageBytes = 64 << 20;
 
 struct FailureKind {
@@ -50,6 +63,43 @@ FailureKind KindOf(const absl::Status& status) {
   }
 }
 
+// Since this process was started, as the kernel counts it (in hundredths of a second).
+absl::Duration SinceExec() {
+  std::ifstream file("/proc/self/stat");
+  std::string text((std::istreambuf_iterator<char>(file)), {});
+  // Fields count from the one after the name, which may hold anything.
+  const std::vector<absl::string_view> fields =
+      absl::StrSplit(absl::string_view(text).substr(text.rfind(')') + 1), ' ', absl::SkipEmpty());
+  int64_t ticks = 0;
+  timespec now = {};
+  if (fields.size() < 20 || !absl::SimpleAtoi(fields[19], &ticks)) return absl::ZeroDuration();
+  clock_gettime(CLOCK_BOOTTIME, &now);
+  return absl::DurationFromTimespec(now) -
+         absl::Seconds(static_cast<double>(ticks) / static_cast<double>(sysconf(_SC_CLK_TCK)));
+}
+
+// Runs a check while the model serves, on what the engine leaves of the CPUs.
+class BackgroundCheck {
+ public:
+  explicit BackgroundCheck(std::function<absl::Status(std::stop_token)> check)
+      : thread_([this, check = std::move(check)](std::stop_token stop) {
+          if (!check) return;
+          const sched_param none = {};
+          // Refused, it takes its share like any other thread.
+          (void)pthread_setschedparam(pthread_self(), SCHED_IDLE, &none);
+          outcome_ = check(stop);
+          failed_ = !outcome_.ok() && !absl::IsCancelled(outcome_);
+        }) {}
+  bool failed() const { return failed_; }
+  // After failed().
+  const absl::Status& Outcome() const { return outcome_; }
+
+ private:
+  absl::Status outcome_;
+  std::atomic<bool> failed_ = false;
+  std::jthread thread_;
+};
+
 // Members are destroyed from the last to the first: streams end before the engine that serves them.
 class WorkerProcess {
  public:
@@ -67,13 +117,7 @@ class WorkerProcess {
       LogError("worker", opened.message());
       return opened.code() == absl::StatusCode::kUnavailable ? kExitAddress : kExitConfig;
     }
-    if (absl::Status ready = LoadAndWarmUp(load); !ready.ok()) {
-      const FailureKind kind = KindOf(ready);
-      LogError("worker", ready.message(), {{"reason", kind.reason}});
-      status_.Fail(kind.reason, std::string(ready.message()));
-      if (join_ != nullptr) join_->Flush(kFlushTimeout);
-      return kind.exit_code;
-    }
+    if (absl::Status ready = LoadAndWarmUp(load); !ready.ok()) return Fail(ready);
     Engine* const engine = BeReady();
     EngineThread thread(engine);
     attach_.Open(engine, model_.encoder.get(), model_.vocabulary.get());
@@ -82,14 +126,37 @@ class WorkerProcess {
              {"address", settings_.listen_address},
              {"context_length", engine->options().context_length},
              {"kv_blocks", engine->options().blocks_total},
-             {"kernels", model_.kernel_tier}});
-    stop_.Wait(1, absl::InfiniteFuture());
+             {"kernels", model_.kernel_tier},
+             {"start", StartText()}});
+    BackgroundCheck check(model_.check_later);
+    while (stop_.signals() == 0 && !check.failed()) {
+      stop_.Wait(1, absl::Now() + kCheckPeriod);
+    }
+    // What runs computes with weights that are not the model's.
+    if (check.failed()) return Fail(check.Outcome());
     Drain();
     CloseStreams();
     return kExitOk;
   }
 
  private:
+  int Fail(const absl::Status& why) {
+    const FailureKind kind = KindOf(why);
+    LogError("worker", why.message(), {{"reason", kind.reason}});
+    status_.Fail(kind.reason, std::string(why.message()));
+    if (join_ != nullptr) join_->Flush(kFlushTimeout);
+    return kind.exit_code;
+  }
+
+  // "open 3 ms, repack 40 ms": parts overlap.
+  std::string StartText() const {
+    return absl::StrJoin(status_.snapshot().start_parts, ", ",
+                         [](std::string* out, const StartPart& part) {
+                           absl::StrAppend(out, part.name, " ",
+                                           absl::ToInt64Milliseconds(part.time), " ms");
+                         });
+  }
+
   absl::Status OpenDoors() {
     if (!settings_.health_address.empty()) {
       ASSIGN_OR_RETURN(
@@ -137,6 +204,7 @@ class WorkerProcess {
   absl::Status LoadAndWarmUp(const ModelLoader& load) {
     status_.SetPhase(Phase::kLoading);
     ASSIGN_OR_RETURN(model_, load(settings_, status_));
+    const absl::Time warming = absl::Now();
     status_.SetPhase(Phase::kWarmingUp);
     auto engine = std::make_unique<Engine>(
         model_.engine, model_.runner.get(), model_.vocabulary.get(), &clock_,
@@ -151,6 +219,8 @@ class WorkerProcess {
     if (engine->load().requests_failed > 0) {
       return absl::InternalError("the model computed no first token; see the log above");
     }
+    status_.AddStartPart("warm_up", absl::Now() - warming);
+    status_.AddStartPart("total", SinceExec());
     MutexLock lock(&mu_);
     engine_ = std::move(engine);
     if (draining_) engine_->Drain();

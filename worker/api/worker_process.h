@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <stop_token>
 #include <string>
 
 #include "absl/base/thread_annotations.h"
@@ -36,6 +37,9 @@ struct LoadedModel {
   std::unique_ptr<PromptEncoder> encoder;
   EngineOptions engine;
   std::string kernel_tier;
+  // What remains to be checked of the model's files while it serves; an error ends the process.
+  // Cancelled when asked to stop. May be empty.
+  std::function<absl::Status(std::stop_token stop)> check_later;
 };
 
 // NotFound: no such file. InvalidArgument: not a valid model file. Unimplemented: an architecture

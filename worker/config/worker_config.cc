@@ -3,12 +3,14 @@
 
 #include <google/protobuf/util/json_util.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <sstream>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -63,6 +65,17 @@ EngineSettings EngineFrom(const v1::EngineConfig& config, Problems& problems) {
   return engine;
 }
 
+void CheckDigest(const std::string& digest, Problems& problems) {
+  absl::string_view digits = digest;
+  const bool has_prefix = absl::ConsumePrefix(&digits, "sha256:");
+  const bool is_hex = std::all_of(digits.begin(), digits.end(), [](char c) {
+    return absl::ascii_isdigit(static_cast<unsigned char>(c)) || (c >= 'a' && c <= 'f');
+  });
+  if (digest.empty() || (has_prefix && is_hex && digits.size() == 64)) return;
+  problems.push_back(absl::StrCat("model_digest is \"", digest,
+                                  "\": it must be sha256: and 64 hexadecimal digits"));
+}
+
 void CheckAddresses(const WorkerSettings& settings, Problems& problems) {
   const bool tls = TlsIsConfigured(settings.tls);
   const auto check = [&](absl::string_view field, const std::string& address) {
@@ -113,6 +126,8 @@ absl::StatusOr<WorkerSettings> ParseWorkerSettings(absl::string_view json) {
   Problems problems;
   settings.model_name = config.model_name();
   settings.model_path = config.model_path();
+  settings.model_digest = config.model_digest();
+  settings.repack_cache_folder = config.repack_cache_folder();
   settings.served_names.assign(config.served_names().begin(), config.served_names().end());
   settings.group_name = config.group_name();
   settings.engine = EngineFrom(config.engine(), problems);
@@ -128,6 +143,7 @@ absl::StatusOr<WorkerSettings> ParseWorkerSettings(absl::string_view json) {
   CheckRequired("model_name", settings.model_name, problems);
   CheckRequired("model_path", settings.model_path, problems);
   CheckRequired("listen_address", settings.listen_address, problems);
+  CheckDigest(settings.model_digest, problems);
   CheckAddresses(settings, problems);
   if (config.tensor_parallel() > 1 || config.ranks_per_pod() > 1) {
     problems.push_back("tensor_parallel and ranks_per_pod must be 1: this build runs one rank");

@@ -28,6 +28,8 @@ struct EngineSettings {
 struct WorkerSettings {
   std::string model_name;
   std::string model_path;
+  std::string model_digest;         // "sha256:" and 64 hexadecimal digits; empty: any
+  std::string repack_cache_folder;  // empty: none
   std::vector<std::string> served_names;
   std::string group_name;
   EngineSettings engine;

@@ -284,7 +284,7 @@ void Transformer::Multiply(const Input& input, int64_t num_tokens,
     }
     kernels::MatmulArgs args;
     args.w = product->matrix->view;
-    args.packed = product->matrix->packed.get();
+    args.packed = product->matrix->packed;
     args.bias = product->matrix->bias.empty() ? nullptr : product->matrix->bias.data();
     args.x = x;
     args.x_stride = cols;

@@ -12,8 +12,6 @@
 namespace rempart::worker {
 namespace {
 
-constexpr int64_t kPackChunk = 256;
-
 // A run of rows of a named tensor.
 struct Rows {
   std::string name;
@@ -26,8 +24,7 @@ struct Rows {
 
 class Binder {
  public:
-  Binder(const TensorMap& tensors, const kernels::Ops& ops, ThreadPool& pool)
-      : tensors_(tensors), ops_(ops), pool_(pool) {}
+  Binder(const TensorMap& tensors, const kernels::Ops& ops) : tensors_(tensors), ops_(ops) {}
 
   bool Has(const std::string& name) const { return tensors_.contains(name); }
   int64_t bytes_read() const { return bytes_read_; }
@@ -43,22 +40,6 @@ class Binder {
   absl::Status BindLookup(const std::string& name, int64_t rows, int64_t cols, Matrix& matrix) {
     ASSIGN_OR_RETURN(const TensorView* tensor, Find(name, rows, cols));
     matrix.view = {tensor->data, tensor->type, rows, cols};
-    return absl::OkStatus();
-  }
-
-  // The copy of a bound matrix for int8 arithmetic.
-  absl::Status Pack(Matrix& matrix) {
-    const int64_t bytes = ops_.packed_bytes(matrix.view);
-    if (bytes == 0) return absl::OkStatus();
-    void* memory = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
-    if (memory == nullptr) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat("no memory for ", bytes >> 20, " MiB of repacked weights"));
-    }
-    matrix.packed.reset(memory);
-    pool_.ParallelFor(matrix.view.rows, kPackChunk, [&](int64_t begin, int64_t end) {
-      ops_.pack_rows(matrix.view, memory, begin, end);
-    });
     return absl::OkStatus();
   }
 
@@ -103,7 +84,6 @@ class Binder {
 
   const TensorMap& tensors_;
   const kernels::Ops& ops_;
-  ThreadPool& pool_;
   absl::flat_hash_set<std::string> used_;
   int64_t bytes_read_ = 0;
 };
@@ -194,10 +174,10 @@ void AddToNorms(float offset, Weights& weights) {
 }  // namespace
 
 absl::StatusOr<Weights> BindWeights(const TensorMap& tensors, const ModelConfig& config,
-                                    const kernels::Ops& ops, bool pack, ThreadPool& pool,
-                                    const TensorParallel& of) {
+                                    const kernels::Ops& ops, const PackOptions& options,
+                                    ThreadPool& pool, const TensorParallel& of) {
   RETURN_IF_ERROR(CheckTensorParallel(config, of.size));
-  Binder binder(tensors, ops, pool);
+  Binder binder(tensors, ops);
   Weights weights;
   weights.partition = MakePartition(config, of);
   const Partition& partition = weights.partition;
@@ -217,15 +197,7 @@ absl::StatusOr<Weights> BindWeights(const TensorMap& tensors, const ModelConfig&
   weights.bytes_read = binder.bytes_read();
   RETURN_IF_ERROR(binder.CheckAllUsed());
   AddToNorms(config.norm_offset, weights);
-  if (!pack) return weights;
-  // The embedding is looked up by rows: no packed copy.
-  RETURN_IF_ERROR(binder.Pack(weights.head));
-  for (LayerWeights& layer : weights.layers) {
-    for (Matrix* matrix : {&layer.query, &layer.key, &layer.value, &layer.output, &layer.gate,
-                           &layer.up, &layer.down}) {
-      RETURN_IF_ERROR(binder.Pack(*matrix));
-    }
-  }
+  if (options.pack) RETURN_IF_ERROR(PackWeights(ops, options, pool, weights));
   return weights;
 }
 

@@ -5,14 +5,18 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "kernels/ops.h"
 #include "worker/device/thread_pool.h"
 #include "worker/model/model_config.h"
+#include "worker/model/packed_memory.h"
 #include "worker/model/partition.h"
+#include "worker/model/repack_cache.h"
 #include "worker/model/tensor_view.h"
 
 namespace rempart::worker {
@@ -23,8 +27,8 @@ struct FreeDeleter {
 
 struct Matrix {
   kernels::WeightView view;
-  std::unique_ptr<void, FreeDeleter> packed;
-  std::vector<float> bias;  // [rows], or empty
+  const void* packed = nullptr;  // in Weights::packed
+  std::vector<float> bias;       // [rows], or empty
 };
 
 struct LayerWeights {
@@ -45,15 +49,31 @@ struct Weights {
   Matrix head;       // [vocabulary, hidden]; the embedding where the file has no output.weight
   std::vector<float> output_norm;
   std::vector<LayerWeights> layers;
+  PackedMemory packed;
+  RepackKey packed_key;                     // under which a cache keeps `packed`
+  std::optional<RepackDigests> from_cache;  // set when `packed` is a file of the cache
+};
+
+// How the copies for int8 arithmetic come about.
+struct PackOptions {
+  bool pack = true;  // false: there are none
+  // Where an earlier start may have left them; null: they are made.
+  const RepackCache* cache = nullptr;
+  Sha256 source = {};  // of SampleSource; with a cache
+  // Called with the bytes packed so far and their total.
+  std::function<void(int64_t done, int64_t total)> on_progress = {};
 };
 
 // `tensors` have llama.cpp's names ("blk.0.attn_q.weight"). Query, key and value may be one tensor
 // ("attn_qkv"), and so may gate and up ("ffn_up" with twice the rows, the gate's first).
-// `pack`: make the copies for int8 arithmetic. InvalidArgument names a tensor that is missing,
-// misshapen or of no known use, and a number of ranks that the model cannot be cut into;
-// ResourceExhausted when memory is short.
+// InvalidArgument names a tensor that is missing, misshapen or of no known use, and a number of
+// ranks that the model cannot be cut into; ResourceExhausted when memory is short.
 absl::StatusOr<Weights> BindWeights(const TensorMap& tensors, const ModelConfig& config,
-                                    const kernels::Ops& ops, bool pack, ThreadPool& pool,
-                                    const TensorParallel& of = {});
+                                    const kernels::Ops& ops, const PackOptions& options,
+                                    ThreadPool& pool, const TensorParallel& of = {});
+
+// The last step of BindWeights: fills in `packed` of every matrix that `ops` has a layout for.
+absl::Status PackWeights(const kernels::Ops& ops, const PackOptions& options, ThreadPool& pool,
+                         Weights& weights);
 
 }  // namespace rempart::worker

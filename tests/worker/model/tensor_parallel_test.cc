@@ -38,7 +38,7 @@ struct Rank {
   Rank(const TensorMap& tensors, const ModelConfig& config, const kernels::Ops& ops, bool exact,
        const TensorParallel& of)
       : pool({.threads = of.size == 1 ? 2 : 1}) {
-    auto bound = BindWeights(tensors, config, ops, !exact, pool, of);
+    auto bound = BindWeights(tensors, config, ops, {.pack = !exact}, pool, of);
     if (!bound.ok()) {
       ADD_FAILURE() << bound.status();
       return;
@@ -191,7 +191,8 @@ TEST(TensorParallel, EachRankReadsItsRowsAndHoldsItsKvHeads) {
   const RandomModel model(config, kernels::DType::kQ8_0, 5);
   ThreadPool pool({.threads = 1});
   const auto read = [&](const TensorParallel& of) {
-    auto weights = BindWeights(model.tensors(), config, kernels::BestOps(), false, pool, of);
+    auto weights =
+        BindWeights(model.tensors(), config, kernels::BestOps(), {.pack = false}, pool, of);
     EXPECT_TRUE(weights.ok()) << weights.status();
     return weights->bytes_read;
   };
@@ -228,8 +229,8 @@ TEST(TensorParallel, SaysWhichNumbersOfRanksAModelCanBeCutInto) {
   EXPECT_FALSE(CheckTensorParallel(smollm, -3).ok());
   const RandomModel model(SmallConfig(6, 2, 8, 40, 52, 77), kernels::DType::kF32, 6);
   ThreadPool pool({.threads = 1});
-  const auto refused =
-      BindWeights(model.tensors(), model.config(), kernels::BestOps(), false, pool, {0, 4});
+  const auto refused = BindWeights(model.tensors(), model.config(), kernels::BestOps(),
+                                   {.pack = false}, pool, {0, 4});
   EXPECT_THAT(std::string(refused.status().message()), HasSubstr("1, 2, 6 ranks only"));
 }
 

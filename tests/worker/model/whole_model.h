@@ -52,7 +52,7 @@ class WholeModel {
     file_ = std::make_unique<MappedFile>(std::move(file));
     ASSIGN_OR_RETURN(gguf_, ParseGguf(path, file_->bytes()));
     ASSIGN_OR_RETURN(const ModelConfig config, ReadModelConfig(gguf_));
-    ASSIGN_OR_RETURN(weights_, BindWeights(gguf_.tensors, config, ops, !exact, pool_));
+    ASSIGN_OR_RETURN(weights_, BindWeights(gguf_.tensors, config, ops, {.pack = !exact}, pool_));
     TransformerOptions options;
     options.kv_blocks = 64;
     options.kv_type = kv_type;

@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+// A whole start from a file: what it says of itself, and what an earlier start leaves for it.
+#include "worker/api/load_model.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include "absl/strings/str_cat.h"
+#include "tests/worker/model/gguf_builder.h"
+#include "worker/api/source_check.h"
+
+namespace rempart::worker {
+namespace {
+
+namespace fs = std::filesystem;
+using ::testing::Contains;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+constexpr uint64_t kHidden = 64, kFfn = 96, kVocabulary = 48;
+constexpr uint32_t kF32 = 0, kQ80 = 8;
+
+// A Llama of one layer in Q8_0, its weights made of a small pattern.
+std::string TinyModel() {
+  GgufBuilder builder;
+  builder.String("general.architecture", "llama")
+      .Uint("llama.block_count", 1)
+      .Uint("llama.embedding_length", kHidden)
+      .Uint("llama.feed_forward_length", kFfn)
+      .Uint("llama.attention.head_count", 2)
+      .Uint("llama.context_length", 64)
+      .Float("llama.attention.layer_norm_rms_epsilon", 1e-5f)
+      .String("tokenizer.ggml.model", "gpt2")
+      .String("tokenizer.ggml.pre", "smollm")
+      .Strings("tokenizer.ggml.tokens", {"a", "b", "c", "ab"})
+      .Strings("tokenizer.ggml.merges", {"a b"});
+  uint64_t offset = 0;
+  const auto add = [&](const std::string& name, uint64_t cols, uint64_t rows, uint32_t type) {
+    std::vector<uint64_t> extents = {cols};
+    if (rows > 1) extents.push_back(rows);
+    builder.Add({name, extents, type, offset});
+    offset += type == kF32 ? cols * rows * 4 : cols / 32 * 34 * rows;
+    offset = (offset + 31) / 32 * 32;
+  };
+  add("token_embd.weight", kHidden, kVocabulary, kQ80);
+  add("output_norm.weight", kHidden, 1, kF32);
+  add("blk.0.attn_norm.weight", kHidden, 1, kF32);
+  add("blk.0.ffn_norm.weight", kHidden, 1, kF32);
+  for (const char* name : {"q", "k", "v", "output"}) {
+    add(absl::StrCat("blk.0.attn_", name, ".weight"), kHidden, kHidden, kQ80);
+  }
+  add("blk.0.ffn_gate.weight", kHidden, kFfn, kQ80);
+  add("blk.0.ffn_up.weight", kHidden, kFfn, kQ80);
+  add("blk.0.ffn_down.weight", kFfn, kHidden, kQ80);
+  std::string file = builder.Build(offset);
+  // 0x2c2c is 0.065 as F16 and 2.4e-12 as F32; 0x2d is 45 as a code.
+  for (size_t i = file.size() - offset; i < file.size(); ++i) file[i] = i % 3 == 0 ? 0x2d : 0x2c;
+  return file;
+}
+
+class LoadModelTest : public testing::Test {
+ protected:
+  LoadModelTest() {
+    static int next = 0;
+    root_ = absl::StrCat("/tmp/rempart_load_", getpid(), "_", ++next);
+    fs::create_directories(root_);
+    settings_.model_path = root_ + "/tiny.gguf";
+    std::ofstream(settings_.model_path, std::ios::binary) << TinyModel();
+    settings_.engine.threads = 2;
+    settings_.engine.max_sequences = 2;
+  }
+  ~LoadModelTest() override { fs::remove_all(root_); }
+
+  // Loads, computes the logits of one token, and does what is left for later.
+  std::vector<float> Start() {
+    status_ = std::make_unique<WorkerStatus>();
+    auto loaded = LoadModelFile(settings_, *status_);
+    if (!loaded.ok()) {
+      ADD_FAILURE() << loaded.status();
+      return {};
+    }
+    std::vector<float> logits(loaded->runner->vocabulary_size());
+    const std::vector<int32_t> ids = {3}, table = {0};
+    StepBatch batch;
+    batch.slices.push_back({ids, 0, table, true});
+    EXPECT_TRUE(loaded->runner->Forward(batch, absl::MakeSpan(logits)).ok());
+    later_ = loaded->check_later({});
+    return logits;
+  }
+  std::vector<std::string> Parts() const {
+    std::vector<std::string> names;
+    for (const StartPart& part : status_->snapshot().start_parts) names.push_back(part.name);
+    return names;
+  }
+
+  std::string root_;
+  WorkerSettings settings_;
+  std::unique_ptr<WorkerStatus> status_;
+  absl::Status later_;
+};
+
+TEST_F(LoadModelTest, SaysWhatTheStartWasMadeOf) {
+  Start();
+  for (const char* part : {"open", "tokenizer", "repack", "allocate"}) {
+    EXPECT_THAT(Parts(), Contains(part));
+  }
+  EXPECT_THAT(Parts(), Not(Contains("hash"))) << "not before the model serves";
+  EXPECT_THAT(status_->snapshot().digest, HasSubstr("sha256:")) << "but after";
+  EXPECT_TRUE(later_.ok()) << later_;
+}
+
+TEST_F(LoadModelTest, TheSecondStartMapsWhatTheFirstRepacked) {
+  settings_.repack_cache_folder = root_ + "/cache";
+  const std::vector<float> first = Start();
+  EXPECT_THAT(Parts(), Contains("repack"));
+  const std::vector<float> second = Start();
+  EXPECT_THAT(Parts(), Contains("map"));
+  EXPECT_THAT(Parts(), Not(Contains("repack")));
+  EXPECT_EQ(first, second);
+  EXPECT_TRUE(later_.ok()) << later_;
+}
+
+TEST_F(LoadModelTest, AnotherTierOrAnotherFileIsRepackedAnew) {
+  settings_.repack_cache_folder = root_ + "/cache";
+  Start();
+  settings_.engine.kernel_tier = "baseline";
+  if (kernels::BestOps().name != std::string("baseline")) {
+    Start();
+    EXPECT_THAT(Parts(), Contains("repack"));
+  }
+  std::string other = TinyModel();
+  other.back() ^= 1;
+  std::ofstream(settings_.model_path, std::ios::binary) << other;
+  Start();
+  EXPECT_THAT(Parts(), Contains("repack"));
+}
+
+TEST_F(LoadModelTest, RepackedWeightsThatWereTamperedWithEndTheService) {
+  settings_.repack_cache_folder = root_ + "/cache";
+  Start();
+  for (const auto& entry : fs::directory_iterator(root_ + "/cache")) {
+    std::fstream file(entry.path(), std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(4096 + 70);
+    file.put('x');
+  }
+  Start();
+  EXPECT_EQ(later_.code(), absl::StatusCode::kDataLoss) << later_;
+  Start();
+  EXPECT_THAT(Parts(), Contains("repack"));
+  EXPECT_TRUE(later_.ok()) << later_;
+}
+
+TEST_F(LoadModelTest, AFolderThatIsNotOursMeansNoCache) {
+  settings_.repack_cache_folder = root_ + "/cache";
+  fs::create_directories(root_ + "/cache");
+  fs::permissions(root_ + "/cache", fs::perms::all);
+  EXPECT_FALSE(Start().empty());
+  EXPECT_THAT(Parts(), Contains("repack"));
+  EXPECT_TRUE(fs::is_empty(root_ + "/cache"));
+}
+
+TEST_F(LoadModelTest, ANamedDigestIsCheckedBeforeTheModelServes) {
+  settings_.model_digest = DigestText(*HashFile(settings_.model_path, {}, nullptr));
+  status_ = std::make_unique<WorkerStatus>();
+  ASSERT_TRUE(LoadModelFile(settings_, *status_).ok());
+  EXPECT_THAT(Parts(), Contains("hash"));
+  EXPECT_EQ(status_->snapshot().digest, settings_.model_digest);
+  settings_.model_digest.back() = settings_.model_digest.back() == '0' ? '1' : '0';
+  const absl::Status refused = LoadModelFile(settings_, *status_).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(refused.message()), HasSubstr(settings_.model_digest));
+}
+
+}  // namespace
+}  // namespace rempart::worker

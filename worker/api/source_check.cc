@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "worker/api/source_check.h"
+
+#include <fcntl.h>
+#include <openssl/evp.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "common/log.h"
+
+namespace rempart::worker {
+namespace {
+
+constexpr size_t kReadChunk = size_t{1} << 20;
+
+absl::Status ReadError(const std::string& path) {
+  return absl::UnavailableError(absl::StrCat(path, ": cannot read: ", std::strerror(errno)));
+}
+
+}  // namespace
+
+absl::StatusOr<Sha256> HashFile(const std::string& path, std::stop_token stop,
+                                const HashProgress& on_progress) {
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return ReadError(path);
+  const std::unique_ptr<const int, void (*)(const int*)> closer(&fd,[](const int* f) { close(*f); });
+  struct stat info = {};
+  if (fstat(fd, &info) != 0) return ReadError(path);
+  std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context(EVP_MD_CTX_new(),
+                                                                  EVP_MD_CTX_free);
+  if (context == nullptr || EVP_DigestInit_ex(context.get(), EVP_sha256(), nullptr) != 1) {
+    return absl::InternalError("OpenSSL has no SHA-256");
+  }
+  std::vector<uint8_t> chunk(kReadChunk);
+  int64_t done = 0;
+  for (;;) {
+    if (stop.stop_requested()) return absl::CancelledError("stopping");
+    const ssize_t count = read(fd, chunk.data(), chunk.size());
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) return ReadError(path);
+    if (count == 0) break;
+    if (EVP_DigestUpdate(context.get(), chunk.data(), static_cast<size_t>(count)) != 1) {
+      return absl::InternalError("SHA-256 failed");
+    }
+    done += count;
+    if (on_progress) on_progress(done, info.st_size);
+  }
+  Sha256 digest;
+  unsigned int length = 0;
+  if (EVP_DigestFinal_ex(context.get(), digest.data(), &length) != 1) {
+    return absl::InternalError("SHA-256 failed");
+  }
+  return digest;
+}
+
+std::string DigestText(const Sha256& digest) {
+  return absl::StrCat("sha256:", absl::BytesToHexString({reinterpret_cast<const char*>(digest.data()),
+                                                         digest.size()}));
+}
+
+absl::Status CheckDigest(const std::string& path, const std::string& wanted, const Sha256& seen) {
+  const std::string text = DigestText(seen);
+  if (wanted.empty() || wanted == text) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(path, " has the digest ", text, ", but the model asks for ",
+                                                 wanted, ": put the right file there, or correct source.digest"));
+}
+
+absl::Status SettleRepacked(const std::string& path, const Sha256& source_digest,
+                            const Weights& weights, const RepackCache& cache) {
+  if (weights.packed.bytes().empty()) return absl::OkStatus();
+  if (!weights.from_cache) {
+    const absl::Status stored =
+        cache.Store(weights.packed_key, weights.packed.bytes(), source_digest);
+    if (!stored.ok()) {
+      LogWarning("worker", "repacked weights were not kept", {{"reason", stored.message()}});
+    }
+    return absl::OkStatus();
+  }
+  const bool same_source = weights.from_cache->source == source_digest;
+  if (same_source && weights.from_cache->payload == HashOf(weights.packed.bytes())) {
+    return absl::OkStatus();
+  }
+  cache.Remove(weights.packed_key);
+  return absl::DataLossError(
+      absl::StrCat(path, ": the repacked weights in ", cache.folder(),
+                   same_source ? " have changed since they were written" : " are of another file",
+                   "; they have been removed and the next start makes them anew"));
+}
+
+}  // namespace rempart::worker

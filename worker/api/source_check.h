@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+// The SHA-256 of the files a model was loaded from, and what follows from it: whether they are what
+// the configuration names, whether repacked weights of an earlier start belong to them, and keeping
+// repacked weights for the next start. Runs beside the start or after it, never before a request.
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <stop_token>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "worker/model/repack_cache.h"
+#include "worker/model/weights.h"
+
+namespace rempart::worker {
+
+using HashProgress = std::function<void(int64_t done, int64_t total)>;
+
+// Reads the file without mapping it, so that its pages stay out of this process. Cancelled when
+// asked to stop; Unavailable when it cannot be read.
+absl::StatusOr<Sha256> HashFile(const std::string& path, std::stop_token stop,
+                                const HashProgress& on_progress);
+
+// "sha256:..." as configurations and status spell it.
+std::string DigestText(const Sha256& digest);
+
+// InvalidArgument, naming both, when `wanted` is another digest. An empty `wanted` fits any.
+absl::Status CheckDigest(const std::string& path, const std::string& wanted, const Sha256& seen);
+
+// Weights that came from `cache`: DataLoss, and the cache entry is gone, when they were made from
+// another source or have changed since they were written. Others are stored there; a store that
+// fails is logged.
+absl::Status SettleRepacked(const std::string& path, const Sha256& source_digest,
+                            const Weights& weights, const RepackCache& cache);
+
+}  // namespace rempart::worker

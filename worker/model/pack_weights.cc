@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <array>
+#include <cstring>
+#include <string>
+#include <utility>
+
+#include "common/check.h"
+#include "common/status_macros.h"
+#include "worker/model/weights.h"
+
+namespace rempart::worker {
+namespace {
+
+constexpr int64_t kPackChunk = 256;
+constexpr int64_t kPackAlign = 64;
+// Of the matrix that shows a layout.
+constexpr int64_t kProbeRows = 64;
+constexpr int64_t kProbeCols = 512;
+
+// A matrix and where its copy lies.
+struct Job {
+  Matrix* matrix;
+  int64_t offset;
+};
+
+int64_t RoundUp(int64_t bytes) { return (bytes + kPackAlign - 1) / kPackAlign * kPackAlign; }
+
+// A known matrix as these kernels pack it.
+void AppendProbe(const kernels::Ops& ops, kernels::DType type, std::string& layout) {
+  std::vector<uint8_t> plain(kProbeRows * kernels::RowBytes(type, kProbeCols));
+  for (size_t i = 0; i < plain.size(); ++i) plain[i] = static_cast<uint8_t>(i * 151 + i / 256);
+  const kernels::WeightView view = {plain.data(), type, kProbeRows, kProbeCols};
+  const int64_t bytes = ops.packed_bytes(view);
+  std::unique_ptr<void, FreeDeleter> packed(std::aligned_alloc(kPackAlign, RoundUp(bytes)));
+  CHECK(packed != nullptr);
+  std::memset(packed.get(), 0, RoundUp(bytes));
+  ops.pack_rows(view, packed.get(), 0, kProbeRows);
+  layout.append(static_cast<const char*>(packed.get()), bytes);
+}
+
+// What the bytes of the copies depend on besides the source and the tier's name.
+Sha256 Layout(const kernels::Ops& ops, const TensorParallel& of, const std::vector<Job>& jobs) {
+  std::vector<int64_t> facts = {of.rank, of.size};
+  std::array<bool, kernels::kDTypeCount> types = {};
+  for (const Job& job : jobs) {
+    const kernels::WeightView& view = job.matrix->view;
+    facts.insert(facts.end(), {static_cast<int64_t>(view.type), view.rows, view.cols, job.offset});
+    types[static_cast<size_t>(view.type)] = true;
+  }
+  std::string layout(reinterpret_cast<const char*>(facts.data()), facts.size() * sizeof(int64_t));
+  for (int type = 0; type < kernels::kDTypeCount; ++type) {
+    if (types[type]) AppendProbe(ops, static_cast<kernels::DType>(type), layout);
+  }
+  return HashOf({reinterpret_cast<const uint8_t*>(layout.data()), layout.size()});
+}
+
+}  // namespace
+
+absl::Status PackWeights(const kernels::Ops& ops, const PackOptions& options, ThreadPool& pool,
+                         Weights& weights) {
+  std::vector<Job> jobs;
+  int64_t total = 0;
+  const auto add = [&](Matrix& matrix) {
+    const int64_t bytes = ops.packed_bytes(matrix.view);
+    if (bytes == 0) return;
+    jobs.push_back({&matrix, total});
+    total += RoundUp(bytes);
+  };
+  // The embedding is looked up by rows: no copy.
+  add(weights.head);
+  for (LayerWeights& layer : weights.layers) {
+    for (Matrix* matrix : {&layer.query, &layer.key, &layer.value, &layer.output, &layer.gate,
+                           &layer.up, &layer.down}) {
+      add(*matrix);
+    }
+  }
+  if (total == 0) return absl::OkStatus();
+  weights.packed_key = {options.source, ops.name, Layout(ops, weights.partition.of, jobs), total};
+  if (options.cache != nullptr) {
+    absl::StatusOr<RepackCache::Found> found = options.cache->Find(weights.packed_key);
+    if (found.ok()) {
+      weights.packed = std::move(found->memory);
+      weights.from_cache = found->digests;
+    }
+  }
+  if (!weights.from_cache) {
+    ASSIGN_OR_RETURN(weights.packed, PackedMemory::Allocate(total));
+    uint8_t* const memory = weights.packed.writable();
+    for (const Job& job : jobs) {
+      pool.ParallelFor(job.matrix->view.rows, kPackChunk, [&](int64_t begin, int64_t end) {
+        ops.pack_rows(job.matrix->view, memory + job.offset, begin, end);
+      });
+      if (options.on_progress) options.on_progress(job.offset, total);
+    }
+  }
+  for (const Job& job : jobs) job.matrix->packed = weights.packed.bytes().data() + job.offset;
+  return absl::OkStatus();
+}
+
+}  // namespace rempart::worker
