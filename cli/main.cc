@@ -65,9 +65,8 @@ std::string ParseFlags(const std::vector<std::string>& arguments, ServeOptions& 
       options.dev = true;
       continue;
     }
-    const bool takes_value =
-        flag == "-f" || flag == "--port" || flag == "--host" || flag == "--api-keys" ||
-        flag == "--cache";
+    const bool takes_value = flag == "-f" || flag == "--port" || flag == "--host" ||
+                             flag == "--api-keys" || flag == "--cache";
     if (!takes_value) return absl::StrCat("unknown argument ", flag);
     if (i + 1 == arguments.size()) return absl::StrCat(flag, " needs a value");
     const std::string& value = arguments[++i];

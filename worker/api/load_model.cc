@@ -160,9 +160,8 @@ absl::Status Prepare(const WorkerSettings& settings, const kernels::Ops& ops, Mo
   const auto kv_type = wanted.kv_cache_type == "f32" ? kernels::DType::kF32 : kernels::DType::kF16;
   const int64_t file_bytes = static_cast<int64_t>(model.file->bytes().size());
   TransformerOptions options;
-  ASSIGN_OR_RETURN(
-      options.kv_blocks,
-      KvBlocks(wanted, engine.context_length, KvBytesPerBlock(model.config, kv_type), file_bytes));
+  ASSIGN_OR_RETURN(options.kv_blocks, KvBlocks(wanted, engine.context_length,
+                                               KvBytesPerBlock(model.config, kv_type), file_bytes));
   options.kv_type = kv_type;
   options.exact = wanted.exact_arithmetic;
   options.max_step_tokens = wanted.max_step_tokens;

@@ -2,7 +2,6 @@
 #include "worker/api/source_check.h"
 
 #include <fcntl.h>
-#include <openssl/evp.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -12,7 +11,6 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "common/log.h"
 
@@ -31,14 +29,11 @@ absl::StatusOr<Sha256> HashFile(const std::string& path, std::stop_token stop,
                                 const HashProgress& on_progress) {
   const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (fd < 0) return ReadError(path);
-  const std::unique_ptr<const int, void (*)(const int*)> closer(&fd,[](const int* f) { close(*f); });
+  const std::unique_ptr<const int, void (*)(const int*)> closer(&fd,
+                                                                [](const int* f) { close(*f); });
   struct stat info = {};
   if (fstat(fd, &info) != 0) return ReadError(path);
-  std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context(EVP_MD_CTX_new(),
-                                                                  EVP_MD_CTX_free);
-  if (context == nullptr || EVP_DigestInit_ex(context.get(), EVP_sha256(), nullptr) != 1) {
-    return absl::InternalError("OpenSSL has no SHA-256");
-  }
+  Sha256Hasher hasher;
   std::vector<uint8_t> chunk(kReadChunk);
   int64_t done = 0;
   for (;;) {
@@ -47,30 +42,19 @@ absl::StatusOr<Sha256> HashFile(const std::string& path, std::stop_token stop,
     if (count < 0 && errno == EINTR) continue;
     if (count < 0) return ReadError(path);
     if (count == 0) break;
-    if (EVP_DigestUpdate(context.get(), chunk.data(), static_cast<size_t>(count)) != 1) {
-      return absl::InternalError("SHA-256 failed");
-    }
+    hasher.Add(chunk.data(), static_cast<size_t>(count));
     done += count;
     if (on_progress) on_progress(done, info.st_size);
   }
-  Sha256 digest;
-  unsigned int length = 0;
-  if (EVP_DigestFinal_ex(context.get(), digest.data(), &length) != 1) {
-    return absl::InternalError("SHA-256 failed");
-  }
-  return digest;
-}
-
-std::string DigestText(const Sha256& digest) {
-  return absl::StrCat("sha256:", absl::BytesToHexString({reinterpret_cast<const char*>(digest.data()),
-                                                         digest.size()}));
+  return hasher.Finish();
 }
 
 absl::Status CheckDigest(const std::string& path, const std::string& wanted, const Sha256& seen) {
   const std::string text = DigestText(seen);
   if (wanted.empty() || wanted == text) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(path, " has the digest ", text, ", but the model asks for ",
-                                                 wanted, ": put the right file there, or correct source.digest"));
+  return absl::InvalidArgumentError(
+      absl::StrCat(path, " has the digest ", text, ", but the model asks for ", wanted,
+                   ": put the right file there, or correct source.digest"));
 }
 
 absl::Status SettleRepacked(const std::string& path, const Sha256& source_digest,

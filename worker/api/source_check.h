@@ -22,9 +22,6 @@ using HashProgress = std::function<void(int64_t done, int64_t total)>;
 absl::StatusOr<Sha256> HashFile(const std::string& path, std::stop_token stop,
                                 const HashProgress& on_progress);
 
-// "sha256:..." as configurations and status spell it.
-std::string DigestText(const Sha256& digest);
-
 // InvalidArgument, naming both, when `wanted` is another digest. An empty `wanted` fits any.
 absl::Status CheckDigest(const std::string& path, const std::string& wanted, const Sha256& seen);
 

@@ -34,9 +34,10 @@ class Families {
   // One gauge per part of the start.
   void StartSeconds(const std::vector<StartPart>& parts) {
     if (parts.empty()) return;
-    ClientMetric& first = Add("rempart_worker_start_seconds",
-                              "Time of each part of the start; parts overlap, total counts from exec.",
-                              MetricType::Gauge);
+    ClientMetric& first =
+        Add("rempart_worker_start_seconds",
+            "Time of each part of the start; parts overlap, total counts from exec.",
+            MetricType::Gauge);
     const ClientMetric plain = first;
     MetricFamily& family = families_.back();
     family.metric.clear();

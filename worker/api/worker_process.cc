@@ -150,11 +150,10 @@ class WorkerProcess {
 
   // "open 3 ms, repack 40 ms": parts overlap.
   std::string StartText() const {
-    return absl::StrJoin(status_.snapshot().start_parts, ", ",
-                         [](std::string* out, const StartPart& part) {
-                           absl::StrAppend(out, part.name, " ",
-                                           absl::ToInt64Milliseconds(part.time), " ms");
-                         });
+    return absl::StrJoin(
+        status_.snapshot().start_parts, ", ", [](std::string* out, const StartPart& part) {
+          absl::StrAppend(out, part.name, " ", absl::ToInt64Milliseconds(part.time), " ms");
+        });
   }
 
   absl::Status OpenDoors() {

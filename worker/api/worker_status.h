@@ -61,9 +61,8 @@ class WorkerStatus {
   }
   // Returns when the phase is another one, or after `timeout`.
   void AwaitPhaseAfter(Phase last, absl::Duration timeout) const {
-    const auto changed = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-      return snapshot_.phase != last;
-    };
+    const auto changed = [&]()
+                             ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return snapshot_.phase != last; };
     MutexLock lock(&mu_);
     mu_.AwaitWithTimeout(absl::Condition(&changed), timeout);
   }

@@ -2,7 +2,6 @@
 #include "worker/model/repack_cache.h"
 
 #include <fcntl.h>
-#include <openssl/evp.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -56,27 +55,8 @@ class Descriptor {
   const int fd_;
 };
 
-class Hasher {
- public:
-  Hasher() : context_(EVP_MD_CTX_new(), EVP_MD_CTX_free) {
-    CHECK(context_ != nullptr && EVP_DigestInit_ex(context_.get(), EVP_sha256(), nullptr) == 1);
-  }
-  void Add(const void* bytes, size_t size) {
-    CHECK(EVP_DigestUpdate(context_.get(), bytes, size) == 1);
-  }
-  Sha256 Finish() {
-    Sha256 digest;
-    unsigned int length = 0;
-    CHECK(EVP_DigestFinal_ex(context_.get(), digest.data(), &length) == 1);
-    return digest;
-  }
-
- private:
-  std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context_;
-};
-
 Sha256 KeyHash(const RepackKey& key) {
-  Hasher hasher;
+  Sha256Hasher hasher;
   hasher.Add(kMagic, sizeof(kMagic));
   hasher.Add(key.source.data(), key.source.size());
   hasher.Add(key.layout.data(), key.layout.size());
@@ -124,17 +104,11 @@ absl::Status WriteFile(int fd, const Header& header, absl::Span<const uint8_t> p
 
 }  // namespace
 
-Sha256 HashOf(absl::Span<const uint8_t> bytes) {
-  Hasher hasher;
-  hasher.Add(bytes.data(), bytes.size());
-  return hasher.Finish();
-}
-
 absl::StatusOr<Sha256> SampleSource(const std::string& path) {
   const Descriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC));
   struct stat info = {};
   if (file.get() < 0 || fstat(file.get(), &info) != 0) return IoError(path, "read");
-  Hasher hasher;
+  Sha256Hasher hasher;
   const int64_t facts[] = {info.st_size, static_cast<int64_t>(info.st_ino), info.st_mtim.tv_sec,
                            info.st_mtim.tv_nsec};
   hasher.Add(facts, sizeof(facts));

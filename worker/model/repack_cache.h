@@ -16,20 +16,16 @@
 // Blocking I/O; methods are thread-safe.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "common/hash/sha256.h"
 #include "worker/model/packed_memory.h"
 
 namespace rempart::worker {
-
-using Sha256 = std::array<uint8_t, 32>;
-
-Sha256 HashOf(absl::Span<const uint8_t> bytes);
 
 // What tells one source from another without reading all of it. Unavailable when it cannot be read.
 absl::StatusOr<Sha256> SampleSource(const std::string& path);

@@ -40,11 +40,16 @@ TEST(Readiness, IsThePhase) {
 TEST(Metrics, AreInPrometheusText) {
   EngineLoad load;
   load.generated_tokens = 12;
-  const std::string text =
-      MetricsText(load, {.phase = Phase::kReady}, {.model_name = "ia/m", .kernel_tier = "avx2"});
+  const std::string text = MetricsText(
+      load,
+      {.phase = Phase::kReady,
+       .start_parts = {{"repack", absl::Milliseconds(250)}, {"total", absl::Seconds(1)}}},
+      {.model_name = "ia/m", .kernel_tier = "avx2"});
   EXPECT_THAT(text, HasSubstr("# TYPE rempart_worker_generated_tokens_total counter"));
   EXPECT_THAT(text, HasSubstr("rempart_worker_generated_tokens_total{model=\"ia/m\"} 12"));
   EXPECT_THAT(text, HasSubstr("kernels=\"avx2\""));
+  EXPECT_THAT(text, HasSubstr("rempart_worker_start_seconds{model=\"ia/m\",part=\"repack\"} 0.25"));
+  EXPECT_THAT(text, HasSubstr("rempart_worker_start_seconds{model=\"ia/m\",part=\"total\"} 1"));
 }
 
 TEST(HealthServer, IsAskedByProbe) {

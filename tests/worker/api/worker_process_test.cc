@@ -120,6 +120,24 @@ TEST_F(WorkerProcessTest, AFirstTokenThatFailsIsAFailureToStart) {
   EXPECT_EQ(exit_code, kExitRuntime);
 }
 
+TEST_F(WorkerProcessTest, AModelThatTurnsOutWrongWhileItServesEndsTheProcess) {
+  const auto exit_code = [&](absl::Status outcome) {
+    return RunWorker(
+        settings_,
+        [&](const WorkerSettings& settings, WorkerStatus& status) {
+          auto model = LoadFake(settings, status);
+          model->check_later = [&, outcome](std::stop_token) {
+            if (outcome.ok()) stop_.Signal();
+            return outcome;
+          };
+          return model;
+        },
+        stop_);
+  };
+  EXPECT_EQ(exit_code(absl::DataLossError("changed")), kExitModel);
+  EXPECT_EQ(exit_code(absl::OkStatus()), kExitOk);
+}
+
 TEST_F(WorkerProcessTest, ATakenPortIsSaidBeforeTheModelIsLoaded) {
   auto taken = HealthServer::Start("127.0.0.1:0", {});
   ASSERT_TRUE(taken.ok());

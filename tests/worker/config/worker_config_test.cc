@@ -41,6 +41,20 @@ TEST(WorkerConfig, ReportsAllProblemsAtOnce) {
   }
 }
 
+TEST(WorkerConfig, ADigestIsSha256InLowerCase) {
+  const std::string digits(64, 'a');
+  const auto with = [](const std::string& digest) {
+    return std::string("{") + kMinimal + ",\"modelDigest\":\"" + digest + "\"}";
+  };
+  const auto settings = ParseWorkerSettings(with("sha256:" + digits));
+  ASSERT_TRUE(settings.ok()) << settings.status();
+  EXPECT_EQ(settings->model_digest, "sha256:" + digits);
+  for (const std::string& wrong :
+       {digits, "sha256:" + digits.substr(1), "sha256:A" + digits.substr(1)}) {
+    EXPECT_THAT(Message(with(wrong)), HasSubstr("model_digest is \"" + wrong + "\""));
+  }
+}
+
 TEST(WorkerConfig, RefusesPlainTextOutsideTheMachine) {
   EXPECT_THAT(Message(R"({"modelName":"m","modelPath":"/m","listenAddress":"0.0.0.0:7070"})"),
               HasSubstr("listen_address is 0.0.0.0:7070, which leaves this machine"));

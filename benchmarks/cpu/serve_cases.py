@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole servers under load: ours (router and worker, by `rempart serve`) and a peer in turn, a fresh start each, the same prompts."""
+import asyncio
+import contextlib
+import pathlib
+import random
+import subprocess
+import sys
+
+import load
+from report import Case, percentile
+from servers import THREADS, LlamaCpp, Rempart, Vllm
+
+CLIENTS = (1, 4, 8, 16, 32)
+SHAPES = {"128_128": (128, 128), "1024_64": (1024, 64)}
+PREFIX_TOKENS, PREFIX_ASKS = 2000, 4
+# Common words that are one token each with their space.
+WORDS = ("time year people way day man thing woman life child world school state family student group country problem hand part place "
+         "case week company system program question work government number night point home water room mother area money story fact "
+         "month lot right study book eye job word business issue side kind head house service friend father power hour game line end "
+         "member law car city community name president team minute idea body information back parent face others level office door "
+         "health person art war history party result change morning reason research girl guy moment air teacher force education").split()
+
+
+def prompt(seed: str, tokens: int) -> str:
+    """Words without meaning, other ones for every seed, so that no server has seen the beginning before."""
+    draw = random.Random(seed)
+    return " ".join(draw.choice(WORDS) for _ in range(tokens))
+
+
+def bodies(label: str, clients: int, tokens: int, out: int) -> list:
+    return [[load.completion("bench", prompt(f"{label}/{client}", tokens), out)] for client in range(clients)]
+
+
+def burst(server, label: str, clients: int, tokens: int, out: int) -> dict:
+    """Every client asks at once."""
+    asyncio.run(load.run_clients(server.port, bodies(label + "/warm-up", 1, tokens, 4), 1))
+    answers, seconds = asyncio.run(load.run_clients(server.port, bodies(label, clients, tokens, out), 1))
+    gaps = [gap for answer in answers for gap in answer.gaps]
+    ttfts = [answer.ttft for answer in answers]
+    return {"tokens_per_s": clients * out / seconds, "ttft_p50": percentile(ttfts, 50), "ttft_p99": percentile(ttfts, 99),
+            "itl_p50": percentile(gaps, 50), "itl_p99": percentile(gaps, 99), **server.memory()}
+
+
+UNITS = {"tokens_per_s": "tokens/s", "ttft_p50": "s", "ttft_p99": "s", "itl_p50": "s", "itl_p99": "s", "rss_mib": "MiB",
+         "anonymous_mib": "MiB"}
+
+
+def under_load(model: str, mine, peer, clients: int, shape: str, rounds: int) -> list:
+    """`mine` and `peer` make a server for a number of sequences and a context."""
+    tokens, out = SHAPES[shape]
+    # The words make a few tokens more than their number in some vocabularies.
+    context = (tokens + out) * 5 // 4 + 64
+    made = [make(clients, context) for make in (mine, peer)]
+    names = {key: Case(f"{model}/serve_{clients}/{shape}/{key}", unit, made[1].name) for key, unit in UNITS.items()}
+    names["exec_to_first_token"] = Case(f"{model}/serve_{clients}/{shape}/exec_to_first_token", "s", made[1].name)
+    for number in range(rounds):
+        seen = []
+        for make in (mine, peer):
+            with make(clients, context) as server:
+                seen.append({**burst(server, f"{shape}/{clients}/{number}", clients, tokens, out),
+                             "exec_to_first_token": server.exec_to_first_token})
+        for key, case in names.items():
+            case.add(seen[0][key], max(seen[1][key], 1e-6))
+    return [case.say() for case in names.values()]
+
+
+def shared_prefix(model: str, mine, peer, rounds: int) -> list:
+    """One system prompt for several questions, one after the other: time to the first token of the first and of the others."""
+    context = PREFIX_TOKENS * 5 // 4 + 128
+    first = Case(f"{model}/prefix_2000/first_ttft", "s", "llama.cpp")
+    later = Case(f"{model}/prefix_2000/later_ttft", "s", "llama.cpp")
+    share = Case(f"{model}/prefix_2000/later_over_first", "", "llama.cpp")
+    for number in range(rounds):
+        seen = []
+        for make in (mine, peer):
+            with make(1, context) as server:
+                system = prompt(f"prefix/{number}", PREFIX_TOKENS)
+                asks = [load.completion("bench", f"{system} {prompt(f'ask/{number}/{i}', 16)}", 4) for i in range(PREFIX_ASKS)]
+                answers, _ = asyncio.run(load.run_clients(server.port, [asks], PREFIX_ASKS))
+                seen.append((answers[0].ttft, percentile([answer.ttft for answer in answers[1:]], 50)))
+        first.add(seen[0][0], seen[1][0])
+        later.add(seen[0][1], seen[1][1])
+        share.add(seen[0][1] / seen[0][0], seen[1][1] / seen[1][0])
+    return [first.say(), later.say(), share.say()]
+
+
+@contextlib.contextmanager
+def busy_cores():
+    """One process per core that never rests."""
+    spinners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(THREADS)]
+    try:
+        yield
+    finally:
+        for spinner in spinners:
+            spinner.kill()
+            spinner.wait()
+
+
+def beside_others(model: str, mine, peer, rounds: int) -> list:
+    """One client while every core is busy with something else."""
+    case = Case(f"{model}/busy_cores/decode_1", "tokens/s", "llama.cpp")
+    for number in range(rounds):
+        rates = []
+        for make in (mine, peer):
+            with make(1, 512) as server, busy_cores():
+                answers, _ = asyncio.run(load.run_clients(server.port, bodies(f"busy/{number}", 1, 16, 64), 1))
+                rates.append(1 / (sum(answers[0].gaps) / len(answers[0].gaps)))
+        case.add(*rates)
+    return [case.say()]
+
+
+def makers(ours: pathlib.Path, theirs: pathlib.Path, peer) -> tuple:
+    return (lambda sequences, context: Rempart(ours, sequences, context), lambda sequences, context: peer(theirs, sequences, context))
+
+
+def run(models: dict, rounds: int, quick: bool) -> list:
+    cases = []
+    for index, (model, path) in enumerate(models.items()):
+        mine, peer = makers(path, path, LlamaCpp)
+        # The second model shows that the first is no exception.
+        clients = (1, 16) if quick or index > 0 else CLIENTS
+        for shape in list(SHAPES)[:1] if quick or index > 0 else SHAPES:
+            for count in clients:
+                cases += under_load(model, mine, peer, count, shape, rounds)
+        cases += shared_prefix(model, mine, peer, rounds)
+        cases += beside_others(model, mine, peer, rounds)
+    return cases
+
+
+def run_vllm(model: str, ours: pathlib.Path, theirs: pathlib.Path, clients=(1, 4, 16)) -> list:
+    """vLLM starts once, for minutes; ours runs before it."""
+    tokens, out = SHAPES["128_128"]
+    context = 512
+    cases = []
+    with Rempart(ours, 16, context) as server:
+        start = server.exec_to_first_token
+        mine = {count: burst(server, f"vllm/{count}", count, tokens, out) for count in clients}
+    with Vllm(theirs, 16, context) as server:
+        began = Case(f"{model}/vllm/exec_to_first_token", "s", "vllm")
+        began.add(start, server.exec_to_first_token)
+        cases.append(began.say())
+        for count in clients:
+            seen = burst(server, f"vllm/{count}", count, tokens, out)
+            for key, unit in UNITS.items():
+                case = Case(f"{model}/vllm/serve_{count}/{key}", unit, "vllm")
+                case.add(mine[count][key], max(seen[key], 1e-6))
+                cases.append(case.say())
+    return cases
