@@ -29,6 +29,10 @@ void FillEngine(const serving::v1alpha1::EngineSpec& spec, worker::v1::EngineCon
   engine.set_kv_cache_type(spec.has_kv_cache_type() ? spec.kv_cache_type() : "auto");
   engine.set_arithmetic(spec.has_arithmetic() ? spec.arithmetic() : "fast");
   engine.set_threads(spec.threads());
+  if (spec.has_prefix_cache()) engine.set_prefix_cache(spec.prefix_cache());
+  if (spec.has_max_step_milliseconds()) {
+    engine.set_max_step_milliseconds(spec.max_step_milliseconds());
+  }
 }
 
 GroupPlan MakeGroup(const Observed& observed, const ParsedSource& source, int32_t index) {

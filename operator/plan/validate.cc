@@ -82,9 +82,6 @@ std::optional<Refusal> UnsupportedFields(const ModelSpec& spec) {
   if (spec.parallelism().pipeline() > 1) {
     return NotSupported("parallelism.pipeline", "leave it out");
   }
-  if (spec.engine().prefix_cache()) {
-    return NotSupported("engine.prefixCache", "leave it out, or set it to false");
-  }
   if (spec.source().has_digest()) {
     return NotSupported("source.digest", "leave it out; status.digest shows what was read");
   }

@@ -55,6 +55,7 @@ struct ApiRequest {
   bool stream = false;
   bool include_usage = false;
   std::string template_variables_json;  // object; empty: none
+  std::string cache_salt;               // prompts with different ones share no cached prefix
 };
 
 // --- answers ----------------------------------------------------------------------------------

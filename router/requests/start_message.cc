@@ -67,6 +67,7 @@ v1::Start StartMessage(const ApiRequest& request, const Prompt& prompt, const st
   start.set_max_tokens(request.max_tokens);
   start.set_n(request.n);
   start.set_echo(request.echo);
+  start.set_cache_salt(request.cache_salt);
   for (const std::string& stop : request.stop) start.add_stop(stop);
   WritePrompt(request, prompt, start);
   WriteSampling(request.sampling, *start.mutable_sampling());

@@ -112,7 +112,7 @@ def test_a_port_in_use(tmp_path):
     (("file://", "ftp://"), "spec.source.uri"),
     (("file://", "pvc://"), "use file:///path"),
     (("name: smollm2", "name: Smol LM"), "metadata.name"),
-    (("maxSequences: 8", "prefixCache: true"), "spec.engine.prefixCache"),
+    (("maxSequences: 8", "maxStepMilliseconds: -1"), "spec.engine.maxStepMilliseconds"),
     (("spec:", "spec: ["), "not YAML"),
 ])
 def test_wrong_manifests(change, field):

@@ -41,7 +41,7 @@ MAY = {
     "worker/device/cuda_": May(("worker/device/", "common/", "kernels/"), ("abseil", "cuda")),
     "worker/comm/nccl_": May(("worker/comm/", "worker/device/", "common/", "kernels/"),
                              ("abseil", "cuda", "nccl")),
-    "worker/cache/": May(("worker/cache/", "common/"), ("abseil",)),
+    "worker/cache/": May(("worker/cache/", "common/"), ("abseil", "openssl")),
     "worker/comm/": May(("worker/comm/", "worker/device/", "common/"), ("abseil", "openssl")),
     "worker/model/": May(("worker/model/", "worker/comm/communicator.h", "worker/device/",
                           "kernels/", "common/"), ("abseil",)),

@@ -64,6 +64,7 @@ void WriteDelta(const SequenceDelta& delta, uint64_t request_id, const Vocabular
   }
   if (delta.prompt) {
     out->mutable_prompt()->set_prompt_tokens(delta.prompt->prompt_tokens);
+    out->mutable_prompt()->set_cached_tokens(delta.prompt->cached_tokens);
     if (delta.prompt->seed) {
       out->mutable_prompt()->set_seed(static_cast<int64_t>(*delta.prompt->seed));
     }

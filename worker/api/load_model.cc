@@ -169,6 +169,8 @@ absl::Status Prepare(const WorkerSettings& settings, const kernels::Ops& ops, Mo
   engine.blocks_total = static_cast<int32_t>(options.kv_blocks);
   engine.limits.max_step_tokens = wanted.max_step_tokens;
   engine.limits.max_sequences = wanted.max_sequences;
+  engine.prefix_cache = wanted.prefix_cache;
+  engine.max_step_time = absl::Milliseconds(wanted.max_step_milliseconds);
   engine.limits.block_size = static_cast<int32_t>(kernels::kKvBlockTokens);
   PackOptions pack;
   pack.pack = !options.exact;

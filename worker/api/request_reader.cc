@@ -18,6 +18,7 @@ constexpr int32_t kMaxTopLogprobs = 20;
 constexpr int kMaxStops = 16;
 constexpr size_t kMaxStopBytes = 1024;
 constexpr int kMaxBiases = 1024;
+constexpr size_t kMaxSaltBytes = 1024;
 
 using Refusal = std::optional<Failure>;
 
@@ -178,6 +179,9 @@ Refusal Read(const v1::Start& start, const PromptEncoder& encoder, const Vocabul
   if (start.resume_tokens_size() > 0 && start.n() > 1) {
     return Invalid("resume_tokens", "can continue one continuation, not n");
   }
+  if (start.cache_salt().size() > kMaxSaltBytes) {
+    return Invalid("cache_salt", absl::StrCat("is longer than ", kMaxSaltBytes, " bytes"));
+  }
   if (auto bad = ReadStops(start, request)) return bad;
   return ReadPrompt(start, encoder, vocabulary, request);
 }
@@ -223,6 +227,8 @@ absl::variant<SequenceRequest, Failure> ReadStart(const v1::Start& start,
   request.max_tokens = start.max_tokens();
   request.n = std::max(start.n(), 1);
   request.priority = start.priority();
+  request.client = start.tenant();
+  request.cache_salt = start.cache_salt();
   if (start.deadline_ms() > 0) request.deadline = now + absl::Milliseconds(start.deadline_ms());
   request.resume_tokens.assign(start.resume_tokens().begin(), start.resume_tokens().end());
   return request;

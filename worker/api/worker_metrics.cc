@@ -80,12 +80,20 @@ std::string MetricsText(const EngineLoad& load, const StatusSnapshot& status,
                  load.waiting);
   families.Gauge("rempart_worker_queued_prefill_tokens", "Prompt tokens not yet computed.",
                  static_cast<double>(load.queued_prefill_tokens));
-  families.Gauge("rempart_worker_kv_blocks_used", "KV blocks in use.", load.blocks_used);
+  families.Gauge("rempart_worker_kv_blocks_used", "KV blocks that sequences hold.",
+                 load.blocks_used);
+  families.Gauge("rempart_worker_kv_blocks_cached",
+                 "KV blocks that nobody holds, kept for the prefix cache.", load.blocks_cached);
   families.Gauge("rempart_worker_kv_blocks_total", "KV blocks of the pool.", load.blocks_total);
   families.Gauge("rempart_worker_step_seconds", "Moving average of a step's time.",
                  load.step_ms / 1e3);
   families.Gauge("rempart_worker_prefill_tokens_per_second", "Moving average over prefill steps.",
                  load.prefill_tokens_per_second);
+  families.Gauge("rempart_worker_prefill_budget_tokens",
+                 "Prompt tokens that fit into a step beside decodes.", load.prefill_budget);
+  families.Gauge("rempart_worker_memory_short",
+                 "1 while memory is short and new requests are refused.",
+                 load.memory_short ? 1 : 0);
   families.Counter("rempart_worker_steps_total", "Forward passes.", load.steps);
   families.Counter("rempart_worker_prompt_tokens_total",
                    "Prompt tokens computed, with those computed again after preemption.",
@@ -94,6 +102,20 @@ std::string MetricsText(const EngineLoad& load, const StatusSnapshot& status,
                    load.generated_tokens);
   families.Counter("rempart_worker_preemptions_total", "Sequences that lost their blocks.",
                    load.preemptions);
+  families.Counter("rempart_worker_prefix_cache_lookups_total",
+                   "Prompts looked up in the prefix cache, each once.", load.prefix_lookups);
+  families.Counter("rempart_worker_prefix_cache_queried_tokens_total", "Tokens of these prompts.",
+                   load.prefix_queried_tokens);
+  families.Counter("rempart_worker_prefix_cache_hit_tokens_total",
+                   "Of these, tokens that were not computed.", load.prefix_hit_tokens);
+  families.Counter("rempart_worker_prefix_cache_evictions_total",
+                   "Cached blocks given up for new ones.", load.prefix_evictions);
+  families.Counter("rempart_worker_forks_total",
+                   "Continuations that went on from another's prompt.", load.forks);
+  families.Counter("rempart_worker_kv_blocks_copied_total", "Blocks copied for forks.",
+                   load.blocks_copied);
+  families.Counter("rempart_worker_memory_refusals_total",
+                   "Requests refused because memory was short.", load.memory_refusals);
   families.Counter("rempart_worker_sequences_finished_total", "Sequences that ended well.",
                    load.requests_finished);
   families.Counter("rempart_worker_sequences_failed_total", "Sequences refused or failed.",

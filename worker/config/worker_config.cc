@@ -50,7 +50,10 @@ EngineSettings EngineFrom(const v1::EngineConfig& config, Problems& problems) {
   if (config.max_step_tokens() != 0) engine.max_step_tokens = config.max_step_tokens();
   engine.kv_cache_bytes = int64_t{config.kv_cache_mib()} << 20;
   if (!config.kv_cache_type().empty()) engine.kv_cache_type = config.kv_cache_type();
-  engine.prefix_cache = config.prefix_cache();
+  if (config.has_prefix_cache()) engine.prefix_cache = config.prefix_cache();
+  if (config.has_max_step_milliseconds()) {
+    engine.max_step_milliseconds = config.max_step_milliseconds();
+  }
   engine.threads = config.threads();
   engine.exact_arithmetic = config.arithmetic() == "exact";
   engine.kernel_tier = config.kernel_tier();
@@ -59,6 +62,7 @@ EngineSettings EngineFrom(const v1::EngineConfig& config, Problems& problems) {
   CheckRange("engine.max_step_tokens", engine.max_step_tokens, engine.max_sequences, 1 << 20,
              problems);
   CheckRange("engine.kv_cache_mib", config.kv_cache_mib(), 0, 1 << 24, problems);
+  CheckRange("engine.max_step_milliseconds", engine.max_step_milliseconds, 0, 60'000, problems);
   CheckRange("engine.threads", engine.threads, 0, 1024, problems);
   CheckOneOf("engine.kv_cache_type", engine.kv_cache_type, {"auto", "f16", "f32"}, problems);
   CheckOneOf("engine.arithmetic", config.arithmetic(), {"", "fast", "exact"}, problems);

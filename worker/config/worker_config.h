@@ -19,8 +19,9 @@ struct EngineSettings {
   int32_t max_step_tokens = 512;
   int64_t kv_cache_bytes = 0;  // 0: by the memory that is free
   std::string kv_cache_type = "auto";
-  bool prefix_cache = false;
-  int32_t threads = 0;  // 0: the CPU quota
+  bool prefix_cache = true;
+  int32_t max_step_milliseconds = 100;  // 0: no bound
+  int32_t threads = 0;                  // 0: the CPU quota
   bool exact_arithmetic = false;
   std::string kernel_tier;  // empty: the best this CPU has
 };

@@ -8,17 +8,11 @@
 #include "absl/types/optional.h"
 #include "common/check.h"
 #include "common/log.h"
+#include "worker/engine/engine_sequence.h"
 #include "worker/engine/scheduler.h"
 
 namespace rempart::worker {
 namespace {
-
-// Weight of the newest value in a moving average.
-constexpr double kAverageWeight = 0.1;
-
-double Average(double average, double value) {
-  return average == 0 ? value : average + kAverageWeight * (value - average);
-}
 
 // Continuation i > 0 of a request draws from a stream of its own.
 uint64_t SeedOf(uint64_t seed, int32_t index) {
@@ -27,39 +21,6 @@ uint64_t SeedOf(uint64_t seed, int32_t index) {
 
 }  // namespace
 
-// The part that the n continuations of one request share. Constant after Accept.
-struct Engine::Request {
-  SequenceRequest asked;
-  int32_t max_new_tokens;
-};
-
-struct Engine::Sequence {
-  Sequence(std::shared_ptr<const Request> r, int32_t i)
-      : request(std::move(r)), index(i), text(request->asked.stop) {}
-
-  const std::shared_ptr<const Request> request;
-  const int32_t index;
-  ScheduledSequence view;
-  SamplingParams sampling;
-  std::vector<int32_t> tokens;  // prompt, resumed, generated
-  std::vector<BlockId> blocks;
-  TokenCounts counts;
-  TextStream text;
-  bool reported_prompt = false;
-  bool ended = false;
-  int64_t delta_index = -1;  // into deltas_, in this step
-
-  int32_t prompt_count() const { return static_cast<int32_t>(request->asked.prompt_ids.size()); }
-  int32_t generated_count() const { return static_cast<int32_t>(tokens.size()) - prompt_count(); }
-  void Append(int32_t token_id) {
-    tokens.push_back(token_id);
-    view.tokens_known = static_cast<int32_t>(tokens.size());
-    if (!UsesPenalties(sampling)) return;
-    ++counts.generated[token_id];
-    counts.seen[token_id] = true;
-  }
-};
-
 Engine::Engine(const EngineOptions& options, ModelRunner* model, const Vocabulary* vocabulary,
                const Clock* clock, Sink sink)
     : options_(options),
@@ -67,7 +28,8 @@ Engine::Engine(const EngineOptions& options, ModelRunner* model, const Vocabular
       vocabulary_(vocabulary),
       clock_(clock),
       sink_(std::move(sink)),
-      pool_(options.blocks_total) {
+      ledger_({options.blocks_total, options.limits.block_size, options.prefix_cache}),
+      pace_(options.max_step_time) {
   CHECK_GT(options.context_length, 1);
   CHECK_GT(options.limits.max_sequences, 0);
   CHECK_GE(options.limits.max_step_tokens, options.limits.max_sequences);
@@ -101,6 +63,12 @@ void Engine::Wake() {
   woken_ = true;
 }
 
+void Engine::SetMemoryShort(std::string reason) {
+  MutexLock lock(&mu_);
+  memory_short_ = std::move(reason);
+  woken_ = true;
+}
+
 void Engine::WaitForWork(absl::Time until) {
   const auto has_work = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     return woken_ || !inbox_.empty() || !cancels_.empty();
@@ -124,6 +92,8 @@ void Engine::DrainInbox() {
     cancels.swap(cancels_);
     figures_.submissions_seen = submissions_;
     figures_.draining = draining_;
+    figures_.memory_short = !memory_short_.empty();
+    memory_reason_ = memory_short_;
     if (published_.busy_since == absl::InfiniteFuture() &&
         (!requests.empty() || !sequences_.empty())) {
       published_.busy_since = clock_->Now();
@@ -139,63 +109,97 @@ void Engine::DrainInbox() {
   }
 }
 
-void Engine::Accept(SequenceRequest request) {
-  const auto refuse = [&](FailureCode code, std::string message, std::string field) {
-    for (int32_t i = 0; i < request.n; ++i) Fail(request.request_id, i, {code, message, field});
-  };
+// Why the request cannot be taken, if so.
+std::optional<Failure> Engine::ReasonToRefuse(const SequenceRequest& request) {
   const int64_t prompt_tokens = static_cast<int64_t>(request.prompt_ids.size());
-  const int64_t resumed = static_cast<int64_t>(request.resume_tokens.size());
   const int64_t room = options_.context_length - prompt_tokens;
   if (figures_.draining) {
-    return refuse(FailureCode::kDraining, "this worker is draining: send the request elsewhere",
-                  "");
+    return Failure{FailureCode::kDraining, "this worker is draining: send the request elsewhere",
+                   ""};
+  }
+  if (figures_.memory_short) {
+    ++figures_.memory_refusals;
+    return Failure{FailureCode::kOverloaded,
+                   absl::StrCat("the worker has reached its memory limit (", memory_reason_,
+                                "): try again later"),
+                   ""};
   }
   if (prompt_tokens == 0) {
-    return refuse(FailureCode::kInvalidArgument, "the prompt has no tokens", "prompt");
+    return Failure{FailureCode::kInvalidArgument, "the prompt has no tokens", "prompt"};
   }
   if (room < 1 || request.max_tokens > room) {
     const std::string completion = request.max_tokens > 0
                                        ? absl::StrCat(request.max_tokens, " for the completion")
                                        : std::string("at least 1 for the completion");
-    return refuse(FailureCode::kContextOverflow,
-                  absl::StrCat("This model's context holds ", options_.context_length,
-                               " tokens, but the request needs ",
-                               prompt_tokens + std::max(request.max_tokens, 1), ": ", prompt_tokens,
-                               " in the prompt and ", completion,
-                               ". Shorten the prompt or lower max_tokens."),
-                  room < 1 ? "prompt" : "max_tokens");
+    return Failure{FailureCode::kContextOverflow,
+                   absl::StrCat("This model's context holds ", options_.context_length,
+                                " tokens, but the request needs ",
+                                prompt_tokens + std::max(request.max_tokens, 1), ": ",
+                                prompt_tokens, " in the prompt and ", completion,
+                                ". Shorten the prompt or lower max_tokens."),
+                   room < 1 ? "prompt" : "max_tokens"};
   }
   if (static_cast<int64_t>(sequences_.size()) + request.n >
       options_.max_waiting + options_.limits.max_sequences) {
-    return refuse(FailureCode::kOverloaded,
-                  absl::StrCat("the worker's queue is full: ", sequences_.size(), " sequences"),
-                  "");
+    return Failure{FailureCode::kOverloaded,
+                   absl::StrCat("the worker's queue is full: ", sequences_.size(), " sequences"),
+                   ""};
+  }
+  return std::nullopt;
+}
+
+void Engine::Accept(SequenceRequest request) {
+  if (const std::optional<Failure> refusal = ReasonToRefuse(request)) {
+    for (int32_t i = 0; i < request.n; ++i) Fail(request.request_id, i, *refusal);
+    return;
   }
   auto shared = std::make_shared<Request>();
-  shared->max_new_tokens = request.max_tokens > 0 ? request.max_tokens : static_cast<int32_t>(room);
+  shared->max_new_tokens =
+      request.max_tokens > 0
+          ? request.max_tokens
+          : options_.context_length - static_cast<int32_t>(request.prompt_ids.size());
   shared->asked = std::move(request);
-  const SequenceRequest& asked = shared->asked;
-  for (int32_t i = 0; i < asked.n; ++i) {
-    auto sequence = std::make_unique<Sequence>(shared, i);
-    sequence->view.sequence_id = sequence->view.arrival = ++last_sequence_id_;
-    sequence->view.priority = asked.priority;
-    sequence->sampling = asked.sampling;
-    sequence->sampling.seed = SeedOf(asked.sampling.seed, i);
-    sequence->tokens = asked.prompt_ids;
-    sequence->view.tokens_known = static_cast<int32_t>(prompt_tokens);
-    if (UsesPenalties(sequence->sampling)) {
-      for (int32_t id : asked.prompt_ids) sequence->counts.seen[id] = true;
+  Sequence* leader = nullptr;
+  for (int32_t i = 0; i < shared->asked.n; ++i) {
+    Sequence& sequence = AddSequence(shared, i);
+    if (leader == nullptr) {
+      leader = &sequence;
+    } else {
+      sequence.awaits_fork = true;
+      leader->forks.push_back(&sequence);
     }
-    // Their text was sent by whoever generated them; the same bytes bring the stop conditions to
-    // the state they had there.
-    for (int32_t id : asked.resume_tokens) {
-      sequence->Append(id);
-      sequence->text.Append(vocabulary_->TokenBytes(id));
+    if (sequence.generated_count() >= shared->max_new_tokens) {
+      End(sequence, FinishReason::kLength);
     }
-    by_id_[sequence->view.sequence_id] = sequence.get();
-    sequences_.push_back(std::move(sequence));
-    if (resumed >= shared->max_new_tokens) End(*sequences_.back(), FinishReason::kLength);
   }
+}
+
+Engine::Sequence& Engine::AddSequence(const std::shared_ptr<const Request>& request,
+                                      int32_t index) {
+  const SequenceRequest& asked = request->asked;
+  auto sequence = std::make_unique<Sequence>(request, index);
+  sequence->view.sequence_id = sequence->view.arrival = ++last_sequence_id_;
+  sequence->view.priority = asked.priority;
+  sequence->sampling = asked.sampling;
+  sequence->sampling.seed = SeedOf(asked.sampling.seed, index);
+  sequence->tokens = asked.prompt_ids;
+  sequence->view.tokens_known = static_cast<int32_t>(asked.prompt_ids.size());
+  // The length goes first, so that no two pairs spell the same salt.
+  sequence->page.salt =
+      SaltKey(absl::StrCat(asked.client.size(), ":", asked.client, asked.cache_salt));
+  sequence->client = shares_.Join(asked.client);
+  if (UsesPenalties(sequence->sampling)) {
+    for (int32_t id : asked.prompt_ids) sequence->counts.seen[id] = true;
+  }
+  // Their text was sent by whoever generated them; the same bytes bring the stop conditions to the
+  // state they had there.
+  for (int32_t id : asked.resume_tokens) {
+    sequence->Append(id);
+    sequence->text.Append(vocabulary_->TokenBytes(id));
+  }
+  by_id_[sequence->view.sequence_id] = sequence.get();
+  sequences_.push_back(std::move(sequence));
+  return *sequences_.back();
 }
 
 void Engine::ExpireDeadlines() {
@@ -204,100 +208,6 @@ void Engine::ExpireDeadlines() {
     if (!sequence->ended && sequence->request->asked.deadline <= now) {
       End(*sequence, FinishReason::kDeadline);
     }
-  }
-}
-
-StepPlan Engine::MakePlan() {
-  EngineState state;
-  state.limits = options_.limits;
-  state.blocks_free = pool_.blocks_free();
-  state.sequences.reserve(sequences_.size());
-  for (const auto& sequence : sequences_) state.sequences.push_back(sequence->view);
-  return Schedule(state);
-}
-
-void Engine::ApplyPlan(const StepPlan& plan) {
-  for (uint64_t id : plan.preempted) {
-    ReleaseBlocks(*by_id_.at(id));
-    ++figures_.preemptions;
-  }
-  for (const PlannedSlice& slice : plan.slices) {
-    Sequence& sequence = *by_id_.at(slice.sequence_id);
-    CHECK(pool_.Allocate(slice.blocks_to_add, sequence.blocks)) << slice.blocks_to_add;
-    sequence.view.blocks_held = static_cast<int32_t>(sequence.blocks.size());
-    sequence.view.running = true;
-  }
-  for (auto& sequence : sequences_) {
-    if (!sequence->view.running) ++sequence->view.steps_waited;
-  }
-}
-
-void Engine::RunModel(const StepPlan& plan) {
-  StepBatch batch;
-  std::vector<Sequence*> wanting;
-  int64_t prefill_tokens = 0;
-  for (const PlannedSlice& slice : plan.slices) {
-    Sequence& sequence = *by_id_.at(slice.sequence_id);
-    const int32_t first = sequence.view.tokens_computed;
-    const bool last = first + slice.token_count == sequence.view.tokens_known;
-    batch.slices.push_back({absl::MakeConstSpan(sequence.tokens).subspan(first, slice.token_count),
-                            first, sequence.blocks, last});
-    if (last) wanting.push_back(&sequence);
-    if (first < sequence.prompt_count()) prefill_tokens += slice.token_count;
-  }
-  const size_t vocabulary_size = static_cast<size_t>(model_->vocabulary_size());
-  logits_.resize(std::max(logits_.size(), wanting.size() * vocabulary_size));
-  const absl::Time start = clock_->Now();
-  const absl::Status status =
-      model_->Forward(batch, absl::MakeSpan(logits_).subspan(0, wanting.size() * vocabulary_size));
-  for (const PlannedSlice& slice : plan.slices) {
-    by_id_.at(slice.sequence_id)->view.tokens_computed += slice.token_count;
-  }
-  if (!status.ok()) {
-    LogError("engine", "forward pass failed", {{"error", status.ToString()}});
-    for (const PlannedSlice& slice : plan.slices) {
-      Sequence& sequence = *by_id_.at(slice.sequence_id);
-      Fail(sequence.request->asked.request_id, sequence.index,
-           {FailureCode::kInternal, "the model failed to compute this step", ""});
-      sequence.ended = true;
-    }
-    wanting.clear();
-  }
-  for (size_t i = 0; i < wanting.size(); ++i) {
-    ConsumeLogits(*wanting[i],
-                  absl::MakeSpan(logits_).subspan(i * vocabulary_size, vocabulary_size));
-  }
-  figures_.prompt_tokens += prefill_tokens;
-  PublishStep(clock_->Now() - start, prefill_tokens);
-}
-
-void Engine::ConsumeLogits(Sequence& sequence, absl::Span<float> logits) {
-  absl::StatusOr<Sampled> sampled =
-      Sample(logits, sequence.sampling, sequence.counts, sequence.generated_count(), scratch_);
-  if (!sampled.ok()) {
-    Fail(sequence.request->asked.request_id, sequence.index,
-         {FailureCode::kInternal, std::string(sampled.status().message()), ""});
-    sequence.ended = true;
-    return;
-  }
-  ++figures_.generated_tokens;
-  SequenceDelta& delta = DeltaOf(sequence);
-  if (sampled->logprob) delta.logprobs.push_back(*std::move(sampled->logprob));
-  AppendToken(sequence, sampled->token_id, delta);
-}
-
-void Engine::AppendToken(Sequence& sequence, int32_t token_id, SequenceDelta& delta) {
-  sequence.Append(token_id);
-  delta.token_ids.push_back(token_id);
-  if (vocabulary_->EndsGeneration(token_id) && !sequence.sampling.ignore_eos) {
-    return End(sequence, FinishReason::kStop);
-  }
-  delta.text += sequence.text.Append(vocabulary_->TokenBytes(token_id));
-  if (sequence.text.stopped()) {
-    return End(sequence, FinishReason::kStop, sequence.text.matched_stop());
-  }
-  if (sequence.generated_count() >= sequence.request->max_new_tokens) {
-    End(sequence, FinishReason::kLength);
   }
 }
 
@@ -318,10 +228,14 @@ void Engine::Fail(uint64_t request_id, int32_t index, Failure failure) {
   ++figures_.requests_failed;
 }
 
+void Engine::FailSequence(Sequence& sequence, Failure failure) {
+  Fail(sequence.request->asked.request_id, sequence.index, std::move(failure));
+  sequence.ended = true;
+}
+
 void Engine::ReleaseBlocks(Sequence& sequence) {
-  for (BlockId block : sequence.blocks) pool_.Release(block);
-  sequence.blocks.clear();
-  sequence.view.blocks_held = sequence.view.tokens_computed = 0;
+  ledger_.Release(sequence.page);
+  sequence.view.tokens_computed = 0;
   sequence.view.running = false;
 }
 
@@ -329,6 +243,7 @@ void Engine::RemoveEnded() {
   std::erase_if(sequences_, [this](const std::unique_ptr<Sequence>& sequence) {
     if (!sequence->ended) return false;
     ReleaseBlocks(*sequence);
+    shares_.Leave(sequence->client);
     by_id_.erase(sequence->view.sequence_id);
     return true;
   });
@@ -347,22 +262,27 @@ SequenceDelta& Engine::DeltaOf(Sequence& sequence) {
   if (!sequence.reported_prompt) {
     sequence.reported_prompt = true;
     const SequenceRequest& asked = sequence.request->asked;
-    delta.prompt = PromptFacts{sequence.prompt_count(), std::nullopt};
+    delta.prompt = PromptFacts{sequence.prompt_count(), sequence.prompt_cached, std::nullopt};
     if (asked.seed_was_drawn) delta.prompt->seed = asked.sampling.seed;
     delta.text = asked.echo_text;
   }
   return delta;
 }
 
-void Engine::PublishStep(absl::Duration step_time, int64_t prefill_tokens) {
-  ++figures_.steps;
-  figures_.step_ms = Average(figures_.step_ms, absl::ToDoubleMilliseconds(step_time));
-  if (prefill_tokens > 0 && step_time > absl::ZeroDuration()) {
-    figures_.prefill_tokens_per_second =
-        Average(figures_.prefill_tokens_per_second,
-                static_cast<double>(prefill_tokens) / absl::ToDoubleSeconds(step_time));
+void Engine::CountSequences() {
+  figures_.running = figures_.waiting = 0;
+  figures_.queued_prefill_tokens = 0;
+  for (auto& sequence : sequences_) {
+    sequence->delta_index = -1;
+    ++(sequence->view.running ? figures_.running : figures_.waiting);
+    if (sequence->awaits_fork) continue;
+    const int32_t left = sequence->view.tokens_known - sequence->view.tokens_computed;
+    if (left > 1) figures_.queued_prefill_tokens += left;
   }
-  figures_.last_step = clock_->Now();
+  figures_.blocks_used = ledger_.pool().blocks_held();
+  figures_.blocks_cached = ledger_.pool().blocks_cached();
+  figures_.prefix_evictions = ledger_.evictions();
+  figures_.busy_since = sequences_.empty() ? absl::InfiniteFuture() : figures_.last_step;
 }
 
 bool Engine::Step() {
@@ -371,20 +291,14 @@ bool Engine::Step() {
   RemoveEnded();
   const StepPlan plan = MakePlan();
   if (!plan.slices.empty()) {
-    ApplyPlan(plan);
-    RunModel(plan);
-    RemoveEnded();
+    StepBatch batch;
+    ApplyPlan(plan, batch);
+    RunModel(plan, std::move(batch));
+  } else if (figures_.memory_short && !sequences_.empty()) {
+    ShedYoungest();
   }
-  figures_.running = figures_.waiting = 0;
-  figures_.queued_prefill_tokens = 0;
-  for (auto& sequence : sequences_) {
-    sequence->delta_index = -1;
-    ++(sequence->view.running ? figures_.running : figures_.waiting);
-    const int32_t left = sequence->view.tokens_known - sequence->view.tokens_computed;
-    if (left > 1) figures_.queued_prefill_tokens += left;
-  }
-  figures_.blocks_used = pool_.blocks_total() - pool_.blocks_free();
-  figures_.busy_since = sequences_.empty() ? absl::InfiniteFuture() : figures_.last_step;
+  RemoveEnded();
+  CountSequences();
   {
     MutexLock lock(&mu_);
     figures_.draining = draining_;

@@ -2,9 +2,9 @@
 // The engine: drains its inbox, asks Schedule, runs one forward pass, samples, publishes; again.
 // Nothing else touches scheduling state.
 //
-// Threads: Submit, Cancel, Drain, Wake and load() from any thread; Step() from one thread only
-// (EngineThread in production, the test itself in tests), which also calls the sink and the model.
-// Invariants:
+// Threads: Submit, Cancel, Drain, Wake, SetMemoryShort and load() from any thread; Step() from one
+// thread only (EngineThread in production, the test itself in tests), which also calls the sink and
+// the model. Invariants:
 //  1. Every submitted request ends with exactly one finish or failure per index.
 //  2. A request that is cancelled or past its deadline holds no block after the next step.
 //  3. The sink is called at most once per step, with everything that the step produced.
@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -22,10 +23,12 @@
 #include "absl/time/time.h"
 #include "common/clock.h"
 #include "common/mutex.h"
-#include "worker/cache/block_pool.h"
+#include "worker/cache/block_ledger.h"
+#include "worker/engine/client_shares.h"
 #include "worker/engine/model_runner.h"
 #include "worker/engine/sampler.h"
 #include "worker/engine/sequence.h"
+#include "worker/engine/step_pace.h"
 #include "worker/engine/step_plan.h"
 #include "worker/engine/stop_conditions.h"
 
@@ -36,22 +39,36 @@ struct EngineOptions {
   int32_t context_length = 0;  // tokens of prompt and completion; must fit the pool
   int32_t blocks_total = 0;
   int32_t max_waiting = 1024;  // sequences; beyond it requests are refused as overload
+  bool prefix_cache = true;
+  // What a step with decodes is to take at most; prefill is cut to fit. Zero: no bound.
+  absl::Duration max_step_time = absl::ZeroDuration();
 };
 
 // What /metrics and Load report; counters grow for the life of the process.
 struct EngineLoad {
   bool draining = false;
+  bool memory_short = false;
   int32_t running = 0;
   int32_t waiting = 0;
   int64_t queued_prefill_tokens = 0;
-  int32_t blocks_used = 0;
+  int32_t blocks_used = 0;    // held by sequences
+  int32_t blocks_cached = 0;  // held by nobody, but with content for the prefix cache
   int32_t blocks_total = 0;
   double prefill_tokens_per_second = 0;  // moving average
   double step_ms = 0;                    // moving average
+  int32_t prefill_budget = 0;            // tokens of prefill beside decodes
   uint64_t steps = 0;
   uint64_t prompt_tokens = 0;  // computed by forward passes, recomputation included
   uint64_t generated_tokens = 0;
   uint64_t preemptions = 0;
+  // Each prompt is counted once, at its first token.
+  uint64_t prefix_lookups = 0;
+  uint64_t prefix_queried_tokens = 0;
+  uint64_t prefix_hit_tokens = 0;
+  uint64_t prefix_evictions = 0;  // blocks
+  uint64_t forks = 0;             // continuations that went on with another's blocks
+  uint64_t blocks_copied = 0;
+  uint64_t memory_refusals = 0;
   uint64_t requests_finished = 0;
   uint64_t requests_failed = 0;
   // Submissions (in order of the numbers that Submit returned) that the figures above count.
@@ -89,6 +106,9 @@ class Engine {
   // Blocks until Step has something to do, or `until`, or Wake().
   void WaitForWork(absl::Time until);
   void Wake();
+  // Memory is short, for the reason given: from now on requests are refused, and the KV pool takes
+  // no memory that it does not have. An empty reason ends this.
+  void SetMemoryShort(std::string reason);
 
   EngineLoad load() const;
   const EngineOptions& options() const { return options_; }
@@ -98,19 +118,27 @@ class Engine {
   struct Sequence;
 
   void DrainInbox();
+  std::optional<Failure> ReasonToRefuse(const SequenceRequest& request);
   void Accept(SequenceRequest request);
+  Sequence& AddSequence(const std::shared_ptr<const Request>& request, int32_t index);
   void ExpireDeadlines();
+  void RefreshView(Sequence& sequence);
   StepPlan MakePlan();
-  void ApplyPlan(const StepPlan& plan);
-  void RunModel(const StepPlan& plan);
+  void ApplyPlan(const StepPlan& plan, StepBatch& batch);
+  void RunModel(const StepPlan& plan, StepBatch batch);
+  void FailPlanned(const StepPlan& plan);
+  void CountPrompt(Sequence& sequence);
+  void ForkFrom(Sequence& leader, absl::Span<const float> logits);
   void ConsumeLogits(Sequence& sequence, absl::Span<float> logits);
   void AppendToken(Sequence& sequence, int32_t token_id, SequenceDelta& delta);
+  void ShedYoungest();
   void End(Sequence& sequence, FinishReason reason, std::string matched_stop = "");
   void Fail(uint64_t request_id, int32_t index, Failure failure);
+  void FailSequence(Sequence& sequence, Failure failure);
   void ReleaseBlocks(Sequence& sequence);
   void RemoveEnded();
   SequenceDelta& DeltaOf(Sequence& sequence);
-  void PublishStep(absl::Duration step_time, int64_t prefill_tokens);
+  void CountSequences();
 
   // Constant after construction.
   const EngineOptions options_;
@@ -120,20 +148,25 @@ class Engine {
   const Sink sink_;
 
   // Owned by the thread that calls Step.
-  BlockPool pool_;
+  BlockLedger ledger_;
+  ClientShares shares_;
+  StepPace pace_;
   std::vector<std::unique_ptr<Sequence>> sequences_;  // in order of arrival
   absl::flat_hash_map<uint64_t, Sequence*> by_id_;
   uint64_t last_sequence_id_ = 0;
-  std::vector<float> logits_;  // [max_sequences, vocabulary_size]
+  std::vector<float> logits_;       // [max_sequences, vocabulary_size]
+  std::vector<float> fork_logits_;  // [vocabulary_size]
   SamplerScratch scratch_;
   std::vector<SequenceDelta> deltas_;
   EngineLoad figures_;
+  std::string memory_reason_;
 
   mutable Mutex mu_;
   std::vector<SequenceRequest> inbox_ ABSL_GUARDED_BY(mu_);
   std::vector<uint64_t> cancels_ ABSL_GUARDED_BY(mu_);
   uint64_t submissions_ ABSL_GUARDED_BY(mu_) = 0;
   bool draining_ ABSL_GUARDED_BY(mu_) = false;
+  std::string memory_short_ ABSL_GUARDED_BY(mu_);
   bool woken_ ABSL_GUARDED_BY(mu_) = false;
   EngineLoad published_ ABSL_GUARDED_BY(mu_);
 };

@@ -38,6 +38,11 @@ struct SequenceRequest {
   std::vector<std::string> stop;
   int32_t n = 1;
   int32_t priority = 0;
+  // Who asks: of equal priorities the client that had less goes first, and prompts of one client
+  // are never found in the cache by another.
+  std::string client;
+  // Prompts with different salts share nothing in the prefix cache either.
+  std::string cache_salt;
   absl::Time deadline = absl::InfiniteFuture();
   // Generated and delivered elsewhere: generation continues after them; they are not sent again.
   std::vector<int32_t> resume_tokens;
@@ -72,6 +77,7 @@ struct SampledLogprob {
 
 struct PromptFacts {
   int32_t prompt_tokens = 0;
+  int32_t cached_tokens = 0;  // of those, not computed: the prefix cache had them
   std::optional<uint64_t> seed;
 };
 

@@ -10,6 +10,7 @@ namespace rempart::router::openai {
 namespace {
 
 namespace dom = simdjson::dom;
+constexpr size_t kMaxSaltBytes = 1024;
 constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
 
 Verdict ReadModel(absl::string_view name, dom::element value, Draft& draft) {
@@ -141,6 +142,12 @@ Verdict WantsOrdinaryTier(absl::string_view name, dom::element value, Draft&) {
   return Unsupported(name, "");
 }
 
+Verdict ReadCacheSalt(absl::string_view name, dom::element value, Draft& draft) {
+  if (Verdict bad = ReadText(name, value, draft.request.cache_salt)) return bad;
+  if (draft.request.cache_salt.size() <= kMaxSaltBytes) return std::nullopt;
+  return Invalid(name, absl::StrCat("'", name, "' is longer than ", kMaxSaltBytes, " bytes."));
+}
+
 constexpr Field kShared[] = {
     {"model", FieldRule::kApplied, ReadModel, ""},
     {"temperature", FieldRule::kApplied, ReadFloat<&Sampling::temperature, 0, 2>, ""},
@@ -158,6 +165,7 @@ constexpr Field kShared[] = {
     {"stop", FieldRule::kApplied, ReadStop, ""},
     {"stream", FieldRule::kApplied, ReadStream, ""},
     {"stream_options", FieldRule::kApplied, ReadStreamOptions, ""},
+    {"cache_salt", FieldRule::kApplied, ReadCacheSalt, ""},
     {"user", FieldRule::kInert, nullptr, "the API key says who calls"},
     {"metadata", FieldRule::kInert, nullptr, "nothing is stored that it could describe"},
     {"safety_identifier", FieldRule::kInert, nullptr, "the API key says who calls"},

@@ -39,6 +39,8 @@ TEST(ReadStart, TakesWhatTheClientSays) {
   start.set_deadline_ms(1500);
   start.set_n(3);
   start.set_echo(true);
+  start.set_tenant("team-a");
+  start.set_cache_salt("s");
   start.add_stop("END");
   start.mutable_sampling()->set_seed(5);
   start.mutable_sampling()->set_top_k(-1);
@@ -46,6 +48,8 @@ TEST(ReadStart, TakesWhatTheClientSays) {
   const auto request = absl::get<SequenceRequest>(Read(start));
   EXPECT_EQ(request.deadline, kNow + absl::Milliseconds(1500));
   EXPECT_EQ(request.n, 3);
+  EXPECT_EQ(request.client, "team-a");
+  EXPECT_EQ(request.cache_salt, "s");
   EXPECT_EQ(request.echo_text, "hi");
   EXPECT_EQ(request.stop, std::vector<std::string>{"END"});
   EXPECT_EQ(request.sampling.seed, 5u);

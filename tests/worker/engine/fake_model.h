@@ -4,6 +4,7 @@
 // wrong block, position or order therefore changes what it says.
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <string>
 #include <utility>
@@ -43,9 +44,15 @@ class FakeModel : public ModelRunner {
     ++forward_count;
     batch_sizes.push_back(batch.slices.size());
     if (!next_status.ok()) return std::exchange(next_status, absl::OkStatus());
+    for (const BlockCopy& copy : batch.copies) {
+      ++copy_count;
+      std::copy_n(memory_.begin() + copy.source * block_size_, block_size_,
+                  memory_.begin() + copy.destination * block_size_);
+    }
     size_t row = 0;
     for (const SequenceSlice& slice : batch.slices) {
       int32_t position = slice.first_position;
+      token_count += static_cast<int64_t>(slice.token_ids.size());
       for (int32_t token : slice.token_ids) Slot(slice, position++) = token;
       if (!slice.wants_logits) continue;
       std::vector<int32_t> context;
@@ -63,6 +70,8 @@ class FakeModel : public ModelRunner {
   std::function<void(const std::vector<int32_t>&, float*)> script;
   absl::Status next_status;  // returned once
   int forward_count = 0;
+  int copy_count = 0;
+  int64_t token_count = 0;  // computed, of all slices
   std::vector<size_t> batch_sizes;
 
  private:

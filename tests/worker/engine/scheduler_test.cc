@@ -2,11 +2,14 @@
 // Schedule as a specification. A state is written as one line per sequence:
 //   name  priority  running|waiting  computed/known  blocks
 // and the plan as "name:tokens" (with "+blocks" when blocks are added) after "!name" for each that
-// is preempted. Arrival is the order of the lines; a block holds 4 tokens.
+// is preempted. Arrival is the order of the lines; a block holds 4 tokens. A running sequence holds
+// its blocks; a waiting one has so many in the cache. Blocks are of one sequence alone unless a
+// line says which they are.
 #include "worker/engine/scheduler.h"
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -24,6 +27,10 @@ struct Line {
   int known;
   int blocks;
   int steps_waited = 0;
+  std::vector<int> shared_blocks = {};  // the first of its blocks; numbers from 0 to 9
+  int copy_source = -1;
+  int client = 0;
+  int label = 0;
 };
 
 struct Case {
@@ -33,25 +40,55 @@ struct Case {
   int blocks_free;
   std::vector<Line> sequences;
   const char* plan;
+  std::vector<int64_t> client_service = {0, 0};
+  int prefill_beside_decodes = 1000;
 };
 
-std::string PlanOf(const Case& c) {
+// The blocks of a line: the shared ones by their numbers, the others by new ones.
+std::vector<int32_t> BlocksOf(const Line& line, int32_t& next_block) {
+  std::vector<int32_t> blocks(line.shared_blocks.begin(), line.shared_blocks.end());
+  while (static_cast<int>(blocks.size()) < line.blocks) blocks.push_back(next_block++);
+  return blocks;
+}
+
+EngineState StateOf(const Case& c, std::vector<std::vector<int32_t>>& tables,
+                    std::vector<int32_t>& references) {
   EngineState state;
   state.limits = {c.max_step_tokens, c.max_sequences, /*block_size=*/4, /*aging_steps=*/100};
-  state.blocks_free = c.blocks_free;
-  for (const Line& line : c.sequences) {
+  state.blocks_available = c.blocks_free;
+  state.client_service = c.client_service;
+  state.prefill_tokens_beside_decodes = c.prefill_beside_decodes;
+  references.assign(100, 0);
+  int32_t next_block = 10;
+  for (const Line& line : c.sequences) tables.push_back(BlocksOf(line, next_block));
+  for (size_t i = 0; i < c.sequences.size(); ++i) {
+    const Line& line = c.sequences[i];
     ScheduledSequence s;
     s.sequence_id = static_cast<uint64_t>(line.name);
     s.priority = line.priority;
-    s.arrival = state.sequences.size();
+    s.arrival = i;
     s.steps_waited = line.steps_waited;
     s.running = std::string(line.state) == "running";
     s.tokens_known = line.known;
     s.tokens_computed = line.computed;
-    s.blocks_held = line.blocks;
+    s.blocks = tables[i];
+    s.copy_source = line.copy_source;
+    s.client = line.client;
+    s.next_block_label = static_cast<uint64_t>(line.label);
+    if (s.running) {
+      for (const int32_t block : s.blocks) ++references[block];
+      if (s.copy_source >= 0) ++references[s.copy_source];
+    }
     state.sequences.push_back(s);
   }
-  const StepPlan plan = Schedule(state);
+  state.references = references;
+  return state;
+}
+
+std::string PlanOf(const Case& c) {
+  std::vector<std::vector<int32_t>> tables;
+  std::vector<int32_t> references;
+  const StepPlan plan = Schedule(StateOf(c, tables, references));
   std::vector<std::string> words;
   for (uint64_t id : plan.preempted) words.push_back(absl::StrCat("!", std::string(1, char(id))));
   for (const PlannedSlice& slice : plan.slices) {
@@ -179,6 +216,110 @@ const Case kCases[] = {
      10,
      {{'a', 0, "running", 5, 6, 2, 0}, {'b', 0, "waiting", 0, 5, 0, 900}},
      "a:1"},
+    {"what the cache has of a prompt is not computed again",
+     8,
+     4,
+     10,
+     {{'a', 0, "waiting", 0, 12, 2}},
+     "a:4+1"},
+    {"cached blocks that nobody holds count as taken once they are used",
+     8,
+     4,
+     3,
+     {{'a', 0, "waiting", 0, 12, 2}, {'b', 0, "waiting", 0, 3, 0}},
+     "a:4+1"},
+    {"cached blocks that somebody holds cost nothing",
+     8,
+     4,
+     2,
+     {{'a', 0, "running", 9, 10, 3, 0, {0, 1}},
+      {'b', 0, "waiting", 0, 12, 2, 0, {0, 1}},
+      {'c', 0, "waiting", 0, 3, 0}},
+     "a:1 b:4+1 c:3+1"},
+    {"two that are admitted together hold one cached block once",
+     8,
+     4,
+     3,
+     {{'a', 0, "waiting", 0, 7, 1, 0, {0}}, {'b', 0, "waiting", 0, 7, 1, 0, {0}}},
+     "a:3+1 b:3+1"},
+    {"preempting one of two holders frees only what is its own",
+     8,
+     4,
+     0,
+     {{'a', 0, "running", 8, 9, 2, 0, {0, 1}},
+      {'b', 0, "running", 6, 7, 2, 0, {0}},
+      {'c', 0, "running", 6, 7, 2, 0, {0, 1}}},
+     "!b !c a:1+1"},
+    {"a decode sits out when those below hold nothing alone",
+     8,
+     4,
+     0,
+     {{'a', 0, "running", 8, 9, 2, 0, {0, 1}}, {'b', 0, "running", 6, 7, 2, 0, {0, 1}}},
+     "b:1"},
+    {"a fork gets a block for its copy of the last one",
+     8,
+     4,
+     2,
+     {{'a', 0, "running", 6, 7, 2, 0, {0, 1}},
+      {'b', 0, "running", 6, 7, 1, 0, {0}, 1},
+      {'c', 0, "running", 6, 7, 1, 0, {0}, 1}},
+     "a:1 b:1+1 c:1+1"},
+    {"forks give back the block they would copy",
+     8,
+     4,
+     0,
+     {{'a', 0, "running", 4, 5, 1, 0, {}},
+      {'b', 0, "running", 6, 7, 1, 0, {0}, 1},
+      {'c', 0, "running", 6, 7, 1, 0, {0}, 1}},
+     "!b !c a:1+1"},
+    {"one computes a common prefix, the other waits for it, a third is not held up",
+     8,
+     4,
+     10,
+     {{'a', 0, "waiting", 0, 5, 0, 0, {}, -1, 0, 7},
+      {'b', 0, "waiting", 0, 5, 0, 0, {}, -1, 0, 7},
+      {'c', 0, "waiting", 0, 3, 0, 0, {}, -1, 0, 8}},
+     "a:5+2 c:3+1"},
+    {"of equal priorities the client that had less goes first",
+     8,
+     1,
+     10,
+     {{'a', 0, "waiting", 0, 5, 0, 0, {}, -1, 0}, {'b', 0, "waiting", 0, 5, 0, 0, {}, -1, 1}},
+     "b:5+2",
+     {100, 20}},
+    {"priority goes before what a client had",
+     8,
+     1,
+     10,
+     {{'a', 1, "waiting", 0, 5, 0, 0, {}, -1, 0}, {'b', 0, "waiting", 0, 5, 0, 0, {}, -1, 1}},
+     "a:5+2",
+     {100, 20}},
+    {"what a client gets in this step counts at once",
+     16,
+     4,
+     10,
+     {{'a', 0, "waiting", 0, 5, 0, 0, {}, -1, 0},
+      {'b', 0, "waiting", 0, 5, 0, 0, {}, -1, 0},
+      {'c', 0, "waiting", 0, 5, 0, 0, {}, -1, 1},
+      {'d', 0, "waiting", 0, 5, 0, 0, {}, -1, 1}},
+     "c:5+2 d:5+2 a:5+2 b:1+2",
+     {100, 98}},
+    {"beside decodes prefill gets what the step's time allows",
+     64,
+     4,
+     10,
+     {{'a', 0, "running", 5, 6, 2}, {'b', 0, "waiting", 0, 20, 0}},
+     "a:1 b:6+5",
+     {0, 0},
+     6},
+    {"without decodes it gets the whole step",
+     64,
+     4,
+     10,
+     {{'b', 0, "waiting", 0, 20, 0}},
+     "b:20+5",
+     {0, 0},
+     6},
 };
 
 TEST(Schedule, ReadsLikeItsSpecification) {
@@ -188,13 +329,16 @@ TEST(Schedule, ReadsLikeItsSpecification) {
 TEST(Schedule, IsAFunctionOfTheStateNotOfItsOrder) {
   EngineState state;
   state.limits.block_size = 4;
-  state.blocks_free = 9;
+  state.blocks_available = 9;
+  state.client_service = {0, 5};
   for (uint64_t i = 0; i < 6; ++i) {
-    state.sequences.push_back({.sequence_id = i, .arrival = i, .tokens_known = 7});
+    state.sequences.push_back(
+        {.sequence_id = i, .client = static_cast<int32_t>(i % 2), .arrival = i, .tokens_known = 7});
   }
   const StepPlan forward = Schedule(state);
   std::reverse(state.sequences.begin(), state.sequences.end());
   EXPECT_EQ(Schedule(state).slices, forward.slices);
+  EXPECT_EQ(forward.slices.size(), 4u);
 }
 
 }  // namespace

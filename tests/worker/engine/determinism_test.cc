@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a request gets does not depend on its company: tokens and log-probabilities are the same,
+// bit for bit, in random batches, with prompts cut anywhere, with the prefix cache on or off,
+// forked or not, preempted or not. The oracle is an engine that runs one sequence at a time and
+// caches nothing. Over the fake model and over a real one.
+#include <gtest/gtest.h>
+
+#include "common/clock.h"
+#include "tests/worker/engine/fake_model.h"
+#include "tests/worker/engine/random_traffic.h"
+#include "tests/worker/engine/real_model.h"
+
+namespace rempart::worker {
+namespace {
+
+struct Subject {
+  ModelRunner* model;
+  const Vocabulary* vocabulary;
+  TrafficShape shape;
+  int32_t block_size;
+  int32_t most_blocks;
+};
+
+// What has been exercised over all seeds, so that the test cannot pass by doing nothing.
+struct Totals {
+  uint64_t preemptions = 0, hit_tokens = 0, forks = 0, copies = 0, evictions = 0;
+  int compared = 0, cancelled = 0;
+};
+
+Answers Alone(const Subject& subject, const SequenceRequest& request) {
+  EngineOptions options;
+  options.limits = {.max_step_tokens = 512, .max_sequences = 1, .block_size = subject.block_size};
+  options.context_length = subject.shape.context;
+  options.blocks_total = subject.most_blocks;
+  options.prefix_cache = false;
+  ManualClock clock;
+  Answers answers;
+  Engine engine(options, subject.model, subject.vocabulary, &clock,
+                [&](StepResult result) { Collect(result, answers); });
+  engine.Submit(request);
+  while (engine.Step()) {
+  }
+  return answers;
+}
+
+void CompareWithAlone(const Subject& subject, const SequenceRequest& request, bool cancelled,
+                      const Answers& together) {
+  Answers alone = Alone(subject, request);
+  for (int32_t i = 0; i < request.n; ++i) {
+    const Received& got = together.at({request.request_id, i});
+    Received expected = alone.at({request.request_id, i});
+    EXPECT_EQ(got.endings, 1);
+    if (cancelled) {  // as far as it came
+      ASSERT_LE(got.tokens.size(), expected.tokens.size());
+      expected.tokens.resize(got.tokens.size());
+      expected.logprobs.resize(std::min(got.logprobs.size(), expected.logprobs.size()));
+    }
+    EXPECT_EQ(got.tokens, expected.tokens) << "request " << request.request_id << "." << i;
+    EXPECT_EQ(got.logprobs, expected.logprobs) << "request " << request.request_id << "." << i;
+  }
+}
+
+void RunSeed(const Subject& subject, uint64_t seed, int request_count, Totals& totals) {
+  SCOPED_TRACE(testing::Message() << "seed " << seed);
+  Draw draw(seed);
+  const EngineOptions options =
+      RandomOptions(draw, subject.shape, subject.block_size, subject.most_blocks);
+  ManualClock clock;
+  Answers answers;
+  Engine engine(options, subject.model, subject.vocabulary, &clock,
+                [&](StepResult result) { Collect(result, answers); });
+  std::map<uint64_t, SequenceRequest> requests;
+  std::map<uint64_t, bool> cancelled;
+  while (static_cast<int>(requests.size()) < request_count) {
+    for (int burst = draw.OneIn(6) ? draw(1, 6) : 0; burst > 0; --burst) {
+      const uint64_t id = requests.size() + 1;
+      requests[id] = RandomRequest(draw, id, subject.shape);
+      engine.Submit(requests[id]);
+    }
+    if (draw.OneIn(40) && !requests.empty()) {
+      const uint64_t id = static_cast<uint64_t>(draw(1, static_cast<int>(requests.size())));
+      engine.Cancel(id);
+      cancelled[id] = true;
+      ++totals.cancelled;
+    }
+    engine.Step();
+  }
+  for (int step = 0; engine.Step(); ++step) ASSERT_LT(step, 100'000);
+  const EngineLoad load = engine.load();
+  EXPECT_EQ(load.blocks_used, 0);
+  totals.preemptions += load.preemptions;
+  totals.hit_tokens += load.prefix_hit_tokens;
+  totals.forks += load.forks;
+  totals.copies += load.blocks_copied;
+  totals.evictions += load.prefix_evictions;
+  for (const auto& [id, request] : requests) {
+    ASSERT_NO_FATAL_FAILURE(CompareWithAlone(subject, request, cancelled[id], answers));
+    ++totals.compared;
+  }
+}
+
+void ExpectHardEnough(const Totals& totals) {
+  std::cout << totals.compared << " requests: " << totals.preemptions << " preemptions, "
+            << totals.hit_tokens << " tokens from the cache, " << totals.forks << " forks, "
+            << totals.copies << " copies, " << totals.evictions << " evictions, "
+            << totals.cancelled << " cancelled\n";
+  EXPECT_GT(totals.preemptions, 50u);
+  EXPECT_GT(totals.hit_tokens, 1000u);
+  EXPECT_GT(totals.forks, 20u);
+  EXPECT_GT(totals.copies, 20u);
+  EXPECT_GT(totals.evictions, 50u);
+  EXPECT_GT(totals.cancelled, 0);
+}
+
+TEST(Determinism, OfTheFakeModelInRandomCompany) {
+  FakeModel model(40, 4);
+  model.end_logit = 6.0f;
+  FakeVocabulary vocabulary;
+  Totals totals;
+  for (uint64_t seed = 1; seed <= 60 && !testing::Test::HasFailure(); ++seed) {
+    RunSeed({&model, &vocabulary, {kFakeEnd, 64}, 4, 40}, seed, 40, totals);
+  }
+  ExpectHardEnough(totals);
+}
+
+TEST(Determinism, OfARealModelInRandomCompany) {
+  RealModel model;
+  ASSERT_TRUE(model.ok());
+  PlainVocabulary vocabulary;
+  Totals totals;
+  for (uint64_t seed = 1; seed <= 12 && !testing::Test::HasFailure(); ++seed) {
+    RunSeed({&model, &vocabulary, {512, 96}, kStoriesBlockSize, 24}, seed, 40, totals);
+  }
+  ExpectHardEnough(totals);
+}
+
+}  // namespace
+}  // namespace rempart::worker

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+// The engine's own record of a request and of each of its continuations. Private to the engine.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "worker/cache/block_ledger.h"
+#include "worker/engine/client_shares.h"
+#include "worker/engine/engine.h"
+#include "worker/engine/sampler.h"
+#include "worker/engine/sequence.h"
+#include "worker/engine/step_plan.h"
+#include "worker/engine/stop_conditions.h"
+
+namespace rempart::worker {
+
+// The part that the n continuations of one request share. Constant after Accept.
+struct Engine::Request {
+  SequenceRequest asked;
+  int32_t max_new_tokens = 0;
+};
+
+struct Engine::Sequence {
+  Sequence(std::shared_ptr<const Request> r, int32_t i)
+      : request(std::move(r)), index(i), text(request->asked.stop) {}
+
+  const std::shared_ptr<const Request> request;
+  const int32_t index;
+  ScheduledSequence view;
+  SamplingParams sampling;
+  std::vector<int32_t> tokens;  // prompt, resumed, generated
+  SequenceBlocks page;
+  TokenCounts counts;
+  TextStream text;
+  Client* client = nullptr;
+  // Of the first continuation, until its prompt is computed: the others, which are not scheduled
+  // before they are forked from it.
+  std::vector<Sequence*> forks;
+  bool awaits_fork = false;
+  int32_t prompt_computed = 0;  // prompt tokens that passed the model before the first logits
+  int32_t prompt_cached = 0;    // the others
+  bool has_logits = false;
+  bool reported_prompt = false;
+  bool ended = false;
+  int64_t delta_index = -1;  // into deltas_, in this step
+
+  int32_t prompt_count() const { return static_cast<int32_t>(request->asked.prompt_ids.size()); }
+  int32_t generated_count() const { return static_cast<int32_t>(tokens.size()) - prompt_count(); }
+  void Append(int32_t token_id) {
+    tokens.push_back(token_id);
+    view.tokens_known = static_cast<int32_t>(tokens.size());
+    if (!UsesPenalties(sampling)) return;
+    ++counts.generated[token_id];
+    counts.seen[token_id] = true;
+  }
+};
+
+}  // namespace rempart::worker
