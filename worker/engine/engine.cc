@@ -51,9 +51,10 @@ void Engine::Cancel(uint64_t request_id) {
   cancels_.push_back(request_id);
 }
 
-void Engine::Drain() {
+void Engine::Drain(absl::Time deadline) {
   MutexLock lock(&mu_);
   draining_ = true;
+  drain_deadline_ = std::min(drain_deadline_, deadline);
   published_.draining = true;
   woken_ = true;
 }
@@ -94,6 +95,7 @@ void Engine::DrainInbox() {
     figures_.draining = draining_;
     figures_.memory_short = !memory_short_.empty();
     memory_reason_ = memory_short_;
+    unfinished_fail_at_ = drain_deadline_;
     if (published_.busy_since == absl::InfiniteFuture() &&
         (!requests.empty() || !sequences_.empty())) {
       published_.busy_since = clock_->Now();
@@ -207,6 +209,9 @@ void Engine::ExpireDeadlines() {
   for (auto& sequence : sequences_) {
     if (!sequence->ended && sequence->request->asked.deadline <= now) {
       End(*sequence, FinishReason::kDeadline);
+    } else if (!sequence->ended && unfinished_fail_at_ <= now) {
+      FailSequence(*sequence, {FailureCode::kDraining,
+                               "this worker has stopped: send the request elsewhere", ""});
     }
   }
 }

@@ -98,8 +98,9 @@ class Engine {
   uint64_t Submit(SequenceRequest request);
   // Ends what is left of the request with kCancelled; unknown ids are ignored.
   void Cancel(uint64_t request_id);
-  // From now on new requests fail with kDraining; what runs, ends.
-  void Drain();
+  // From now on new requests fail with kDraining; what runs, ends. What has not ended at the
+  // deadline fails with kDraining too. Of several deadlines the earliest holds.
+  void Drain(absl::Time deadline = absl::InfiniteFuture());
 
   // One turn. False when there was nothing to do.
   bool Step();
@@ -160,12 +161,14 @@ class Engine {
   std::vector<SequenceDelta> deltas_;
   EngineLoad figures_;
   std::string memory_reason_;
+  absl::Time unfinished_fail_at_ = absl::InfiniteFuture();  // while draining
 
   mutable Mutex mu_;
   std::vector<SequenceRequest> inbox_ ABSL_GUARDED_BY(mu_);
   std::vector<uint64_t> cancels_ ABSL_GUARDED_BY(mu_);
   uint64_t submissions_ ABSL_GUARDED_BY(mu_) = 0;
   bool draining_ ABSL_GUARDED_BY(mu_) = false;
+  absl::Time drain_deadline_ ABSL_GUARDED_BY(mu_) = absl::InfiniteFuture();
   std::string memory_short_ ABSL_GUARDED_BY(mu_);
   bool woken_ ABSL_GUARDED_BY(mu_) = false;
   EngineLoad published_ ABSL_GUARDED_BY(mu_);

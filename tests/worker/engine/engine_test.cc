@@ -536,6 +536,19 @@ TEST(Engine, DrainingItFinishesWhatRunsAndRefusesTheRest) {
   EXPECT_TRUE(bench.engine.load().draining);
 }
 
+TEST(Engine, WhatHasNotEndedAtTheDeadlineOfTheDrainIsSentElsewhere) {
+  Bench bench;
+  bench.engine.Submit(Greedy(1, "first", 100));
+  bench.engine.Step();
+  bench.engine.Drain(bench.clock.Now() + absl::Seconds(5));
+  bench.engine.Drain();
+  bench.engine.Step();
+  bench.clock.Advance(absl::Seconds(6));
+  bench.RunAll();
+  EXPECT_EQ((bench.answers[{1, 0}].failure->code), FailureCode::kDraining);
+  EXPECT_EQ((bench.answers[{1, 0}].tokens.size()), 2u);
+}
+
 TEST(Engine, AFailedPassFailsItsRequestsAndNothingElse) {
   Bench bench;
   bench.engine.Submit(Greedy(1, "first", 8));
