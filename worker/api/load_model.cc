@@ -18,9 +18,9 @@
 #include "common/status_macros.h"
 #include "worker/api/model_text.h"
 #include "worker/api/source_check.h"
-#include "worker/model/families/families.h"
-#include "worker/model/mapped_file.h"
+#include "worker/model/model_source.h"
 #include "worker/model/repack_cache.h"
+#include "worker/model/rope.h"
 #include "worker/model/transformer.h"
 
 namespace rempart::worker {
@@ -37,9 +37,7 @@ struct ModelFile {
 
   ThreadPool pool;
   std::optional<RepackCache> cache;
-  std::unique_ptr<MappedFile> file;
-  GgufFile gguf;
-  ModelConfig config;
+  ModelSource source;
   Weights weights;
   std::unique_ptr<Transformer> transformer;
 };
@@ -156,12 +154,14 @@ absl::Status About(const std::string& path, const absl::Status& status) {
 absl::Status Prepare(const WorkerSettings& settings, const kernels::Ops& ops, ModelFile& model,
                      EngineOptions& engine, WorkerStatus& status) {
   const EngineSettings& wanted = settings.engine;
-  ASSIGN_OR_RETURN(engine.context_length, ContextLength(wanted, model.config));
+  ASSIGN_OR_RETURN(engine.context_length, ContextLength(wanted, model.source.config));
   const auto kv_type = wanted.kv_cache_type == "f32" ? kernels::DType::kF32 : kernels::DType::kF16;
-  const int64_t file_bytes = static_cast<int64_t>(model.file->bytes().size());
+  ChooseRopes(engine.context_length, model.source.config);
+  const int64_t file_bytes = model.source.bytes();
   TransformerOptions options;
-  ASSIGN_OR_RETURN(options.kv_blocks, KvBlocks(wanted, engine.context_length,
-                                               KvBytesPerBlock(model.config, kv_type), file_bytes));
+  ASSIGN_OR_RETURN(options.kv_blocks,
+                   KvBlocks(wanted, engine.context_length,
+                            KvBytesPerBlock(model.source.config, kv_type), file_bytes));
   options.kv_type = kv_type;
   options.exact = wanted.exact_arithmetic;
   options.max_step_tokens = wanted.max_step_tokens;
@@ -177,18 +177,20 @@ absl::Status Prepare(const WorkerSettings& settings, const kernels::Ops& ops, Mo
   pack.on_progress = [&](int64_t done, int64_t total) { status.SetLoaded(done, total); };
   if (model.cache) {
     pack.cache = &*model.cache;
-    ASSIGN_OR_RETURN(pack.source, SampleSource(settings.model_path));
+    ASSIGN_OR_RETURN(pack.source, SampleModel(settings.model_path));
   }
   absl::Time begin = absl::Now();
   ASSIGN_OR_RETURN(model.weights,
-                   BindWeights(model.gguf.tensors, model.config, ops, pack, model.pool));
+                   BindWeights(model.source.tensors, model.source.config, ops, pack, model.pool));
   status.AddStartPart(model.weights.from_cache ? "map" : "repack", absl::Now() - begin);
   status.SetLoaded(file_bytes, file_bytes);
   // Only rows of the embedding and small vectors are read from the file from here on.
-  if (!model.weights.packed.bytes().empty()) model.file->DropResidentPages();
+  if (!model.weights.packed.bytes().empty()) {
+    for (const MappedFile& file : model.source.files) file.DropResidentPages();
+  }
   begin = absl::Now();
-  ASSIGN_OR_RETURN(model.transformer,
-                   Transformer::Create(model.config, model.weights, ops, model.pool, options));
+  ASSIGN_OR_RETURN(model.transformer, Transformer::Create(model.source.config, model.weights, ops,
+                                                          model.pool, options));
   status.AddStartPart("allocate", absl::Now() - begin);
   return absl::OkStatus();
 }
@@ -210,7 +212,7 @@ absl::Status CheckLater(const std::string& path, const ModelFile& model,
   if (known) {
     digest = *known;
   } else {
-    ASSIGN_OR_RETURN(digest, HashFile(path, stop, nullptr));
+    ASSIGN_OR_RETURN(digest, HashModel(path, stop, nullptr));
     status.SetDigest(DigestText(digest));
   }
   if (!model.cache) return absl::OkStatus();
@@ -265,25 +267,22 @@ absl::StatusOr<LoadedModel> LoadModelFile(const WorkerSettings& settings, Worker
   const absl::Time begin = absl::Now();
   ASSIGN_OR_RETURN(const kernels::Ops* ops, ChooseOps(settings.engine.kernel_tier));
   auto model = std::make_shared<ModelFile>(settings.engine.threads);
-  ASSIGN_OR_RETURN(MappedFile file, MappedFile::Open(path));
-  model->file = std::make_unique<MappedFile>(std::move(file));
-  ASSIGN_OR_RETURN(model->gguf, ParseGguf(path, model->file->bytes()));
-  absl::StatusOr<ModelConfig> config = ReadModelConfig(model->gguf);
-  if (!config.ok()) return About(path, config.status());
-  model->config = *std::move(config);
+  ASSIGN_OR_RETURN(model->source, OpenModel(path));
+  const ModelSource& source = model->source;
   OpenCache(settings.repack_cache_folder, *model);
   status.AddStartPart("open", absl::Now() - begin);
 
   std::unique_ptr<ModelText> text;
   std::optional<Sha256> digest;
   Beside tokenizer("tokenizer", status, [&] {
-    ASSIGN_OR_RETURN(text, ModelText::FromGguf(model->gguf.metadata));
+    ASSIGN_OR_RETURN(text, source.is_folder ? ModelText::FromFolder(path, source.config.vocabulary)
+                                            : ModelText::FromGguf(source.metadata));
     return absl::OkStatus();
   });
   std::optional<Beside> hash;
   if (!settings.model_digest.empty()) {
     hash.emplace("hash", status, [&] {
-      ASSIGN_OR_RETURN(digest, HashFile(path, {}, nullptr));
+      ASSIGN_OR_RETURN(digest, HashModel(path, {}, nullptr));
       return CheckDigest(path, settings.model_digest, *digest);
     });
   }
@@ -294,7 +293,7 @@ absl::StatusOr<LoadedModel> LoadModelFile(const WorkerSettings& settings, Worker
   RETURN_IF_ERROR(verified);
   if (!named.ok()) return About(path, named);
   if (!prepared.ok()) return About(path, prepared);
-  if (text->vocabulary_size() > model->config.vocabulary) {
+  if (text->vocabulary_size() > model->source.config.vocabulary) {
     return absl::InvalidArgumentError(absl::StrCat(
         path, ": tokenizer.ggml.tokens has more entries than token_embd.weight has rows"));
   }

@@ -7,12 +7,18 @@
 
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
 #include <memory>
+#include <numeric>
+#include <system_error>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "common/log.h"
+#include "common/status_macros.h"
+#include "worker/model/model_source.h"
 
 namespace rempart::worker {
 namespace {
@@ -47,6 +53,44 @@ absl::StatusOr<Sha256> HashFile(const std::string& path, std::stop_token stop,
     if (on_progress) on_progress(done, info.st_size);
   }
   return hasher.Finish();
+}
+
+absl::StatusOr<Sha256> HashModel(const std::string& path, std::stop_token stop,
+                                 const HashProgress& on_progress) {
+  if (!IsFolder(path)) return HashFile(path, stop, on_progress);
+  ASSIGN_OR_RETURN(const std::vector<std::string> names, ModelFilesOf(path));
+  std::vector<int64_t> sizes;
+  for (const std::string& name : names) {
+    std::error_code error;
+    const auto size = std::filesystem::file_size(path + "/" + name, error);
+    sizes.push_back(error ? 0 : static_cast<int64_t>(size));
+  }
+  const int64_t total = std::accumulate(sizes.begin(), sizes.end(), int64_t{0});
+  int64_t before = 0;
+  Sha256Hasher all;
+  for (size_t i = 0; i < names.size(); ++i) {
+    const auto progress = [&](int64_t done, int64_t) {
+      if (on_progress) on_progress(before + done, total);
+    };
+    ASSIGN_OR_RETURN(const Sha256 hash, HashFile(path + "/" + names[i], stop, progress));
+    const std::string line =
+        absl::StrCat(absl::StripPrefix(DigestText(hash), "sha256:"), "  ", names[i], "\n");
+    all.Add(line.data(), line.size());
+    before += sizes[i];
+  }
+  return all.Finish();
+}
+
+absl::StatusOr<Sha256> SampleModel(const std::string& path) {
+  if (!IsFolder(path)) return SampleSource(path);
+  ASSIGN_OR_RETURN(const std::vector<std::string> names, ModelFilesOf(path));
+  Sha256Hasher all;
+  for (const std::string& name : names) {
+    ASSIGN_OR_RETURN(const Sha256 sample, SampleSource(path + "/" + name));
+    const std::string line = absl::StrCat(DigestText(sample), "  ", name, "\n");
+    all.Add(line.data(), line.size());
+  }
+  return all.Finish();
 }
 
 absl::Status CheckDigest(const std::string& path, const std::string& wanted, const Sha256& seen) {

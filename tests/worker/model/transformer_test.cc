@@ -20,23 +20,6 @@ std::vector<int32_t> Ids(simdjson::dom::element element) {
   return ids;
 }
 
-std::vector<int32_t> Greedy(WholeModel& model, std::vector<int32_t> ids, size_t count) {
-  std::vector<int32_t> generated;
-  std::vector<float> logits(model.vocabulary());
-  int32_t position = 0;
-  std::vector<int32_t> next = std::move(ids);
-  while (generated.size() < count) {
-    StepBatch batch;
-    batch.slices.push_back({next, position, model.table(), true});
-    EXPECT_TRUE(model.transformer().Forward(batch, absl::MakeSpan(logits)).ok());
-    position += static_cast<int32_t>(next.size());
-    const auto best = std::max_element(logits.begin(), logits.end());
-    next = {static_cast<int32_t>(best - logits.begin())};
-    generated.push_back(next[0]);
-  }
-  return generated;
-}
-
 class TransformerTiers : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(TransformerTiers, ContinuesStoriesExactlyAsTheGoldens) {
@@ -49,7 +32,7 @@ TEST_P(TransformerTiers, ContinuesStoriesExactlyAsTheGoldens) {
   int cases = 0;
   for (auto item : goldens["cases"].get_array()) {
     const std::vector<int32_t> tokens = Ids(item["tokens"]);
-    EXPECT_EQ(Greedy(model, Ids(item["prompt_tokens"]), tokens.size()), tokens);
+    EXPECT_EQ(model.Greedy(Ids(item["prompt_tokens"]), tokens.size()), tokens);
     ++cases;
   }
   EXPECT_EQ(cases, 4);

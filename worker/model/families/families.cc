@@ -1,82 +1,164 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/model/families/families.h"
 
-#include <cmath>
+#include <optional>
+#include <string>
+#include <vector>
 
 #include "absl/status/status.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
 #include "common/status_macros.h"
 
 namespace rempart::worker {
 namespace {
 
-constexpr int64_t kMaxSize = 1 << 24;
+constexpr const Family* kFamilies[] = {&kLlama, &kMistral, &kQwen2, &kQwen3, &kGemma3, &kPhi3};
 
-absl::StatusOr<int64_t> Size(const GgufFile& file, const std::string& key,
-                             std::optional<uint64_t> fallback, int64_t limit) {
-  ASSIGN_OR_RETURN(const uint64_t value, file.metadata.Uint(key, fallback));
-  if (value == 0 || value > static_cast<uint64_t>(limit)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(key, " is ", value, "; it must be between 1 and ", limit));
+constexpr TensorName kCommonNames[] = {
+    {"input_layernorm", "attn_norm"},    {"self_attn.q_proj", "attn_q"},
+    {"self_attn.k_proj", "attn_k"},      {"self_attn.v_proj", "attn_v"},
+    {"self_attn.q_norm", "attn_q_norm"}, {"self_attn.k_norm", "attn_k_norm"},
+    {"self_attn.o_proj", "attn_output"}, {"post_attention_layernorm", "ffn_norm"},
+    {"mlp.gate_proj", "ffn_gate"},       {"mlp.up_proj", "ffn_up"},
+    {"mlp.down_proj", "ffn_down"}};
+
+// Limits of the kernels, whatever the family.
+absl::StatusOr<ModelConfig> CheckShape(ModelConfig config) {
+  if (config.heads % config.kv_heads != 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the number of heads (", config.heads,
+        ") is not a multiple of the number of key-value heads (", config.kv_heads, ")"));
   }
-  return static_cast<int64_t>(value);
+  if (config.head_dim % 8 != 0 || config.head_dim > 256) {
+    return absl::UnimplementedError(
+        absl::StrCat("heads of ", config.head_dim,
+                     " dimensions are not served: it must be a multiple of 8, at most 256"));
+  }
+  return config;
+}
+
+// The text model of a folder that also holds another one (vision).
+absl::StatusOr<ConfigJson> TextConfig(const ConfigJson& config) {
+  if (!config.Has("text_config")) return config;
+  ASSIGN_OR_RETURN(const std::string type, config.String("model_type", std::nullopt));
+  if (type != "gemma3" && type != "mistral3") return config;
+  return config.Object("text_config");
+}
+
+absl::StatusOr<const Family*> FindFamily(const ConfigJson& config) {
+  ASSIGN_OR_RETURN(const std::string type, config.String("model_type", std::nullopt));
+  std::vector<absl::string_view> served;
+  for (const Family* family : kFamilies) {
+    if (family->model_type == type) return family;
+    served.push_back(family->model_type);
+  }
+  return absl::UnimplementedError(absl::StrCat(
+      config.Where("model_type"), " \"", type, "\" is not served",
+      absl::StrContains(type, "moe") || type == "mixtral" ? " (mixture of experts)" : "",
+      "; this version serves ", absl::StrJoin(served, ", ")));
+}
+
+// Other heads than the one that predicts the next token give other outputs.
+absl::Status CheckTask(const ConfigJson& config) {
+  if (!config.Has("architectures")) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const std::vector<std::string> classes, config.Strings("architectures"));
+  for (const std::string& name : classes) {
+    if (absl::EndsWith(name, "ForCausalLM") || absl::EndsWith(name, "ForConditionalGeneration")) {
+      return absl::OkStatus();
+    }
+  }
+  return absl::UnimplementedError(absl::StrCat(config.Where("architectures"), " is ",
+                                               absl::StrJoin(classes, ", "),
+                                               "; served are models that generate text "
+                                               "(…ForCausalLM)"));
+}
+
+// "model.layers.3.mlp.up_proj.weight" as "blk.3.ffn_up.weight"; a name of no known meaning stays,
+// and whoever binds the tensors refuses it by that name.
+std::string GgufName(absl::string_view name, absl::Span<const TensorName> own) {
+  if (name == "model.embed_tokens.weight") return "token_embd.weight";
+  if (name == "model.norm.weight") return "output_norm.weight";
+  if (name == "lm_head.weight") return "output.weight";
+  absl::string_view rest = name;
+  if (!absl::ConsumePrefix(&rest, "model.layers.")) return std::string(name);
+  const size_t dot = rest.find('.');
+  const size_t suffix = rest.rfind('.');
+  if (dot == absl::string_view::npos || suffix <= dot) return std::string(name);
+  const absl::string_view part = rest.substr(dot + 1, suffix - dot - 1);
+  for (const absl::Span<const TensorName> names : {own, absl::MakeConstSpan(kCommonNames)}) {
+    for (const TensorName& known : names) {
+      if (known.folder != part) continue;
+      return absl::StrCat("blk.", rest.substr(0, dot), ".", known.gguf, rest.substr(suffix));
+    }
+  }
+  return std::string(name);
+}
+
+// The name inside the text model, or nothing for a tensor that is not part of it.
+std::optional<std::string> TextName(absl::string_view name, bool multimodal) {
+  if (absl::EndsWith(name, "rotary_emb.inv_freq")) return std::nullopt;  // computed instead
+  if (!multimodal) return std::string(name);
+  if (absl::StrContains(name, "vision_tower.") || absl::StrContains(name, "multi_modal_proj")) {
+    return std::nullopt;
+  }
+  // "language_model.model.layers..." and, in newer files, "model.language_model.layers...".
+  if (absl::ConsumePrefix(&name, "model.language_model.")) return absl::StrCat("model.", name);
+  absl::ConsumePrefix(&name, "language_model.");
+  return std::string(name);
+}
+
+absl::StatusOr<TensorMap> Renamed(TensorMap tensors, const Family& family, bool multimodal) {
+  TensorMap renamed;
+  for (auto& [key, tensor] : tensors) {
+    const std::optional<std::string> name = TextName(key, multimodal);
+    if (!name.has_value()) continue;
+    if (!renamed.try_emplace(GgufName(*name, family.names), std::move(tensor)).second) {
+      return absl::InvalidArgumentError(absl::StrCat("two tensors are called ", *name));
+    }
+  }
+  return renamed;
 }
 
 }  // namespace
 
-std::vector<float> InverseFrequencies(double base, int64_t rotary_dim, double factor) {
-  std::vector<float> inverse(rotary_dim / 2);
-  for (size_t i = 0; i < inverse.size(); ++i) {
-    const double exponent = -2.0 * static_cast<double>(i) / static_cast<double>(rotary_dim);
-    inverse[i] = static_cast<float>(std::pow(base, exponent) / factor);
-  }
-  return inverse;
-}
-
-absl::StatusOr<ModelConfig> ReadCommon(const GgufFile& file, const std::string& architecture) {
-  ModelConfig config;
-  config.architecture = architecture;
-  const std::string prefix = architecture + ".";
-  const auto none = std::nullopt;
-  ASSIGN_OR_RETURN(const int64_t layers, Size(file, prefix + "block_count", none, 4096));
-  ASSIGN_OR_RETURN(config.hidden, Size(file, prefix + "embedding_length", none, kMaxSize));
-  ASSIGN_OR_RETURN(config.ffn, Size(file, prefix + "feed_forward_length", none, kMaxSize));
-  ASSIGN_OR_RETURN(config.heads, Size(file, prefix + "attention.head_count", none, 65536));
-  ASSIGN_OR_RETURN(config.kv_heads,
-                   Size(file, prefix + "attention.head_count_kv", config.heads, 65536));
-  ASSIGN_OR_RETURN(config.context_length, Size(file, prefix + "context_length", none, 1 << 30));
-  ASSIGN_OR_RETURN(config.head_dim,
-                   Size(file, prefix + "attention.key_length", config.hidden / config.heads, 256));
-  ASSIGN_OR_RETURN(const double epsilon,
-                   file.metadata.Float(prefix + "attention.layer_norm_rms_epsilon"));
-  config.norm_epsilon = static_cast<float>(epsilon);
-  config.attention_scale = 1.0f / std::sqrt(static_cast<float>(config.head_dim));
-  config.layers.resize(layers);
-  if (config.heads % config.kv_heads != 0) {
-    return absl::InvalidArgumentError(absl::StrCat(prefix, "attention.head_count (", config.heads,
-                                                   ") is not a multiple of head_count_kv (",
-                                                   config.kv_heads, ")"));
-  }
-  if (config.head_dim % 8 != 0) {
-    return absl::InvalidArgumentError(absl::StrCat("the head dimension ", config.head_dim,
-                                                   " is not a multiple of 8: not supported"));
-  }
-  const auto embedding = file.tensors.find("token_embd.weight");
-  if (embedding == file.tensors.end()) {
-    return absl::InvalidArgumentError("the tensor token_embd.weight is missing");
-  }
-  config.vocabulary = embedding->second.rows();
-  return config;
-}
-
 absl::StatusOr<ModelConfig> ReadModelConfig(const GgufFile& file) {
   ASSIGN_OR_RETURN(const absl::string_view architecture,
                    file.metadata.String("general.architecture"));
-  if (architecture == "llama") return ReadLlama(file);
-  if (architecture == "gemma3") return ReadGemma3(file);
+  std::vector<absl::string_view> served;
+  for (const Family* family : kFamilies) {
+    if (family->from_gguf == nullptr) continue;
+    if (family->name == architecture) {
+      ASSIGN_OR_RETURN(ModelConfig config, family->from_gguf(file));
+      return CheckShape(std::move(config));
+    }
+    served.push_back(family->name);
+  }
   return absl::UnimplementedError(absl::StrCat("the architecture \"", architecture,
-                                               "\" is not served; this version serves llama and "
-                                               "gemma3"));
+                                               "\" is not served; this version serves ",
+                                               absl::StrJoin(served, ", ")));
+}
+
+absl::StatusOr<ModelConfig> ReadModelConfig(const ConfigJson& config, TensorMap& tensors) {
+  ASSIGN_OR_RETURN(const ConfigJson text, TextConfig(config));
+  ASSIGN_OR_RETURN(const Family* family, FindFamily(text));
+  RETURN_IF_ERROR(CheckTask(config));
+  ASSIGN_OR_RETURN(ModelConfig model, family->from_json(text));
+  const bool multimodal = config.Has("text_config");
+  ASSIGN_OR_RETURN(tensors, Renamed(std::move(tensors), *family, multimodal));
+  // Without a word the files decide; a copy of the embedding beside tied weights is not read.
+  const ConfigJson& ties = config.Has("tie_word_embeddings") ? config : text;
+  ASSIGN_OR_RETURN(const bool tied,
+                   ties.Bool("tie_word_embeddings", !tensors.contains("output.weight")));
+  if (tied) {
+    tensors.erase("output.weight");
+  } else if (!tensors.contains("output.weight")) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        ties.Where("tie_word_embeddings"), " is false, but the tensor lm_head.weight is missing"));
+  }
+  return CheckShape(std::move(model));
 }
 
 }  // namespace rempart::worker

@@ -1,47 +1,123 @@
 // SPDX-License-Identifier: Apache-2.0
-// Gemma 3, text: five layers with a sliding window and a local rotation to one that sees all. The
-// (1 + w) of its norms is already in the file.
+// Gemma 3, text: five layers with a sliding window and a local rotation to one that sees all. Its
+// norms scale by 1 + w: GGUF files hold the sum, model folders w.
 #include <cmath>
 
 #include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "worker/model/families/families.h"
+#include "worker/model/families/gguf_common.h"
+#include "worker/model/families/json_common.h"
+#include "worker/model/rope.h"
 
 namespace rempart::worker {
 namespace {
 
 constexpr int64_t kPattern = 6;  // every sixth layer is global
+constexpr double kGlobalBase = 1000000.0;
 constexpr double kLocalBase = 10000.0;
+constexpr int64_t kMaxWindow = 1 << 30;
 // The 27B model scales queries by hidden / heads instead of by the head dimension.
 constexpr size_t kLayersOf27B = 62;
 
-}  // namespace
+constexpr TensorName kNames[] = {{"post_attention_layernorm", "post_attention_norm"},
+                                 {"pre_feedforward_layernorm", "ffn_norm"},
+                                 {"post_feedforward_layernorm", "post_ffw_norm"}};
 
-absl::StatusOr<ModelConfig> ReadGemma3(const GgufFile& file) {
-  ASSIGN_OR_RETURN(ModelConfig config, ReadCommon(file, "gemma3"));
+void SetArithmetic(ModelConfig& config) {
   config.activation = Activation::kGeluTanh;
   config.qk_norm = true;
   config.post_norms = true;
   config.embedding_scale = std::sqrt(static_cast<float>(config.hidden));
+}
+
+absl::StatusOr<ModelConfig> FromGguf(const GgufFile& file) {
+  ASSIGN_OR_RETURN(ModelConfig config, ReadGgufCommon(file, "gemma3"));
+  SetArithmetic(config);
   if (config.layers.size() == kLayersOf27B) {
     config.attention_scale =
         1.0f / std::sqrt(static_cast<float>(config.hidden) / static_cast<float>(config.heads));
   }
-  ASSIGN_OR_RETURN(const double base, file.metadata.Float("gemma3.rope.freq_base", 1000000.0));
+  ASSIGN_OR_RETURN(const double base, file.metadata.Float("gemma3.rope.freq_base", kGlobalBase));
   ASSIGN_OR_RETURN(const double factor, file.metadata.Float("gemma3.rope.scaling.factor", 1.0));
-  ASSIGN_OR_RETURN(const uint64_t window, file.metadata.Uint("gemma3.attention.sliding_window"));
-  if (!(factor > 0) || window == 0 || window > (1u << 30)) {
-    return absl::InvalidArgumentError("gemma3: the rope factor or the sliding window is invalid");
+  ASSIGN_OR_RETURN(const int64_t window, ReadGgufWindow(file, config));
+  if (!(base > 1) || !(factor > 0) || window == 0) {
+    return absl::InvalidArgumentError(
+        "gemma3: rope.freq_base, rope.scaling.factor or attention.sliding_window is invalid");
   }
-  const auto layout = kernels::RopeLayout::kHalves;
-  config.ropes = {{InverseFrequencies(base, config.head_dim, factor), layout},
-                  {InverseFrequencies(kLocalBase, config.head_dim, 1.0), layout}};
+  config.ropes.resize(2);
+  config.ropes[0].inverse_frequency = InverseFrequencies(base, config.head_dim, factor);
+  config.ropes[1].inverse_frequency = InverseFrequencies(kLocalBase, config.head_dim, 1.0);
+  for (RopeSpec& rope : config.ropes) rope.layout = kernels::RopeLayout::kHalves;
   for (size_t i = 0; i < config.layers.size(); ++i) {
     if (i % kPattern == kPattern - 1) continue;
-    config.layers[i].window = static_cast<int64_t>(window);
+    config.layers[i].window = window;
     config.layers[i].rope = 1;
   }
   return config;
 }
+
+// rope_parameters of both kinds of layer, or the older rope_theta, rope_scaling and
+// rope_local_base_freq.
+absl::Status ReadRopes(const ConfigJson& json, ModelConfig& config) {
+  config.ropes.resize(2);
+  if (json.Has("rope_parameters")) {
+    ASSIGN_OR_RETURN(const ConfigJson both, json.Object("rope_parameters"));
+    ASSIGN_OR_RETURN(const ConfigJson global, both.Object("full_attention"));
+    ASSIGN_OR_RETURN(const ConfigJson local, both.Object("sliding_attention"));
+    ASSIGN_OR_RETURN(const double global_base, global.Number("rope_theta", kGlobalBase));
+    ASSIGN_OR_RETURN(const double local_base, local.Number("rope_theta", kLocalBase));
+    ASSIGN_OR_RETURN(config.ropes[0], ReadJsonRope(json, global, global_base, config));
+    ASSIGN_OR_RETURN(config.ropes[1], ReadJsonRope(json, local, local_base, config));
+    return absl::OkStatus();
+  }
+  ASSIGN_OR_RETURN(config.ropes[0], ReadJsonRope(json, kGlobalBase, config));
+  ASSIGN_OR_RETURN(const double local_base, json.Number("rope_local_base_freq", kLocalBase));
+  config.ropes[1].inverse_frequency = InverseFrequencies(local_base, config.head_dim, 1.0);
+  config.ropes[1].layout = kernels::RopeLayout::kHalves;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<ModelConfig> FromJson(const ConfigJson& json) {
+  JsonDefaults defaults;
+  defaults.hidden = 2304;
+  defaults.ffn = 9216;
+  defaults.layers = 26;
+  defaults.heads = 8;
+  defaults.kv_heads = 4;
+  defaults.head_dim = 256;
+  defaults.context = 131072;
+  defaults.vocabulary = 262208;
+  ASSIGN_OR_RETURN(ModelConfig config, ReadJsonCommon(json, defaults));
+  SetArithmetic(config);
+  config.norm_offset = 1.0f;
+  ASSIGN_OR_RETURN(config.qkv_bias, json.Bool("attention_bias", false));
+  config.output_bias = config.qkv_bias;
+  ASSIGN_OR_RETURN(const double scalar, json.Number("query_pre_attn_scalar", 256.0));
+  ASSIGN_OR_RETURN(const double score_cap, json.Number("attn_logit_softcapping", 0.0));
+  ASSIGN_OR_RETURN(const double logit_cap, json.Number("final_logit_softcapping", 0.0));
+  if (!(scalar > 0) || score_cap < 0 || logit_cap < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(json.Where("query_pre_attn_scalar"), " or a softcap is invalid"));
+  }
+  config.attention_scale = static_cast<float>(1.0 / std::sqrt(scalar));
+  config.attention_softcap = static_cast<float>(score_cap);
+  config.logit_softcap = static_cast<float>(logit_cap);
+  RETURN_IF_ERROR(ReadRopes(json, config));
+  const char* key =
+      json.Has("sliding_window_pattern") ? "sliding_window_pattern" : "_sliding_window_pattern";
+  ASSIGN_OR_RETURN(const int64_t pattern, json.Size(key, kPattern, 4096));
+  ASSIGN_OR_RETURN(const int64_t window, json.Size("sliding_window", 4096, kMaxWindow));
+  std::vector<bool> slides(config.layers.size());
+  for (size_t i = 0; i < slides.size(); ++i) slides[i] = (i + 1) % pattern != 0;
+  RETURN_IF_ERROR(ReadLayerTypes(json, window, slides, config));
+  for (LayerSpec& layer : config.layers) layer.rope = layer.window > 0 ? 1 : 0;
+  return config;
+}
+
+}  // namespace
+
+const Family kGemma3 = {"gemma3", FromGguf, "gemma3_text", FromJson, kNames};
 
 }  // namespace rempart::worker

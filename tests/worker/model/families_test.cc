@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every family against transformers in F32, on small models with random weights:
+// tests/goldens/families/NAME holds the model folder and what transformers computed with it.
+#include "worker/model/families/families.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <simdjson.h>
+
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+
+#include "tests/worker/model/whole_model.h"
+
+namespace rempart::worker {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr char kFolder[] = "tests/goldens/families/";
+
+std::vector<int32_t> Ids(simdjson::dom::element element) {
+  std::vector<int32_t> ids;
+  for (int64_t id : element.get_array()) ids.push_back(static_cast<int32_t>(id));
+  return ids;
+}
+
+// The numbers of a .npy file of F32 (its header is as long as bytes 8 and 9 say).
+std::vector<float> ReadNpy(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  const std::string bytes((std::istreambuf_iterator<char>(file)), {});
+  const size_t start = 10 + static_cast<uint8_t>(bytes.at(8)) + 256 * uint8_t(bytes.at(9));
+  EXPECT_NE(bytes.find("<f4"), std::string::npos);
+  std::vector<float> values((bytes.size() - start) / sizeof(float));
+  std::memcpy(values.data(), bytes.data() + start, values.size() * sizeof(float));
+  return values;
+}
+
+// sum p log(p / q) of two rows of logits.
+double Divergence(absl::Span<const float> p, absl::Span<const float> q) {
+  const auto log_sum = [](absl::Span<const float> row) {
+    double largest = *std::max_element(row.begin(), row.end());
+    double sum = 0;
+    for (const float x : row) sum += std::exp(x - largest);
+    return largest + std::log(sum);
+  };
+  const double log_p = log_sum(p);
+  const double log_q = log_sum(q);
+  double divergence = 0;
+  for (size_t i = 0; i < p.size(); ++i) {
+    divergence += std::exp(p[i] - log_p) * ((p[i] - log_p) - (q[i] - log_q));
+  }
+  return divergence;
+}
+
+std::vector<std::string> GoldenFamilies() {
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(kFolder)) {
+    if (std::filesystem::exists(entry.path() / "golden.json")) {
+      names.push_back(entry.path().filename().string());
+    }
+  }
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+class Families : public ::testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    folder_ = kFolder + GetParam();
+    golden_ = parser_.load(folder_ + "/golden.json");
+    expected_ = ReadNpy(folder_ + "/logits_f32.npy");
+  }
+
+  std::string folder_;
+  simdjson::dom::parser parser_;
+  simdjson::dom::element golden_;
+  std::vector<float> expected_;  // [logits_rows, vocabulary]
+};
+
+TEST_P(Families, LogitsAndGreedyIdsAreThoseOfTransformers) {
+  WholeModel model(folder_, kernels::BestOps(), /*exact=*/true);
+  ASSERT_TRUE(model.ok());
+  const std::vector<int32_t> ids = Ids(golden_["input_ids"]);
+  const std::vector<float> logits = model.Logits(ids);
+  const size_t vocabulary = model.vocabulary();
+  const std::vector<int32_t> rows = Ids(golden_["logits_rows"]);
+  ASSERT_EQ(expected_.size(), rows.size() * vocabulary);
+  double worst = 0;
+  for (size_t i = 0; i < expected_.size(); ++i) {
+    const float ours = logits[rows[i / vocabulary] * vocabulary + i % vocabulary];
+    worst = std::max(worst, std::abs(double{ours} - expected_[i]));
+  }
+  EXPECT_LE(worst, 1e-3);
+  RecordProperty("worst_logit_difference", std::to_string(worst));
+
+  const std::vector<int32_t> best = Ids(golden_["argmax"]);
+  double log_likelihood = 0;
+  for (size_t i = 0; i < ids.size(); ++i) {
+    std::vector<float> row(&logits[i * vocabulary], &logits[i * vocabulary] + vocabulary);
+    EXPECT_EQ(kernels::ReferenceOps().argmax(row.data(), row.size()), best[i]) << "position " << i;
+    if (i + 1 == ids.size()) break;
+    const double next = row[ids[i + 1]];
+    log_likelihood += next - kernels::ReferenceOps().softmax(row.data(), row.size());
+  }
+  EXPECT_NEAR(log_likelihood, double(golden_["sum_logprob_next"]), 1e-2);
+
+  const std::vector<int32_t> greedy = Ids(golden_["greedy_from_24"]);
+  EXPECT_EQ(model.Greedy({ids.begin(), ids.begin() + 24}, greedy.size()), greedy);
+}
+
+TEST_P(Families, FastArithmeticKeepsTheDistribution) {
+  WholeModel model(folder_, kernels::BestOps(), /*exact=*/false, 2, kernels::DType::kF16);
+  ASSERT_TRUE(model.ok());
+  const std::vector<float> logits = model.Logits(Ids(golden_["input_ids"]));
+  const size_t vocabulary = model.vocabulary();
+  const std::vector<int32_t> rows = Ids(golden_["logits_rows"]);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    EXPECT_LE(Divergence({&expected_[i * vocabulary], vocabulary},
+                         {&logits[rows[i] * vocabulary], vocabulary}),
+              1e-3);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, Families, ::testing::ValuesIn(GoldenFamilies()),
+                         [](const auto& info) { return info.param; });
+
+TEST(FamilyGoldens, AreAllThere) { EXPECT_GE(GoldenFamilies().size(), 8u); }
+
+}  // namespace
+}  // namespace rempart::worker

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+// A model as it lies on disk, opened and validated: a GGUF file, or a folder in Hugging Face layout
+// (config.json, *.safetensors in one piece or in shards). Both end as the same: a configuration,
+// and tensors by their GGUF names.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "worker/model/gguf.h"
+#include "worker/model/mapped_file.h"
+#include "worker/model/model_config.h"
+#include "worker/model/tensor_view.h"
+
+namespace rempart::worker {
+
+struct ModelSource {
+  std::string path;
+  bool is_folder = false;
+  std::vector<MappedFile> files;  // that `tensors` view
+  GgufMetadata metadata;          // of a GGUF file; views into it
+  TensorMap tensors;
+  ModelConfig config;
+
+  int64_t bytes() const;  // of `files`
+};
+
+// Every message begins with the path of the file at fault, and says what to do.
+absl::StatusOr<ModelSource> OpenModel(const std::string& path);
+
+bool IsFolder(const std::string& path);
+
+// The files of a folder that make up its model, sorted by name: *.safetensors, *.json, *.jinja and
+// *.model.
+absl::StatusOr<std::vector<std::string>> ModelFilesOf(const std::string& folder);
+
+// The content of a small file of a folder. NotFound when there is none, InvalidArgument above
+// `max_bytes`.
+absl::StatusOr<std::string> ReadTextFile(const std::string& path, int64_t max_bytes);
+
+}  // namespace rempart::worker
