@@ -101,6 +101,7 @@ absl::StatusOr<std::unique_ptr<ModelText>> ModelText::FromGguf(const GgufMetadat
   std::unique_ptr<ModelText> text(new ModelText());
   ASSIGN_OR_RETURN(const TokenizerMetadata tokenizer, ReadTokenizer(metadata));
   ASSIGN_OR_RETURN(text->tokenizer_, Tokenizer::FromGguf(tokenizer));
+  text->vocabulary_ = text->tokenizer_->vocabulary_size();
   RETURN_IF_ERROR(text->ReadSpecialTokens(metadata, tokenizer));
   if (metadata.Has("tokenizer.chat_template")) {
     ASSIGN_OR_RETURN(absl::string_view source, metadata.String("tokenizer.chat_template"));
@@ -124,12 +125,16 @@ absl::Status ModelText::ReadSpecialTokens(const GgufMetadata& metadata,
     ASSIGN_OR_RETURN(const int32_t id, SpecialId(metadata, key, count));
     if (id >= 0) ends_.insert(id);
   }
-  for (size_t id = 0; id < count; ++id) {
-    const absl::string_view token = tokenizer.tokens[id];
-    if (std::find(kEndings.begin(), kEndings.end(), token) == kEndings.end()) continue;
-    if (tokenizer_->IsControl(static_cast<int32_t>(id))) ends_.insert(static_cast<int32_t>(id));
-  }
+  AddKnownEndings();
   return absl::OkStatus();
+}
+
+void ModelText::AddKnownEndings() {
+  for (int32_t id = 0; id < vocabulary_; ++id) {
+    const absl::string_view token = tokenizer_->TokenSpelling(id);
+    if (std::find(kEndings.begin(), kEndings.end(), token) == kEndings.end()) continue;
+    if (tokenizer_->IsControl(id)) ends_.insert(id);
+  }
 }
 
 std::string ModelText::TokenBytes(int32_t token_id) const {
@@ -138,7 +143,18 @@ std::string ModelText::TokenBytes(int32_t token_id) const {
 
 bool ModelText::EndsGeneration(int32_t token_id) const { return ends_.contains(token_id); }
 
-int32_t ModelText::vocabulary_size() const { return tokenizer_->vocabulary_size(); }
+int32_t ModelText::vocabulary_size() const { return vocabulary_; }
+
+absl::StatusOr<std::vector<int32_t>> ModelText::Encode(absl::string_view text) const {
+  ASSIGN_OR_RETURN(std::vector<int32_t> ids, tokenizer_->Encode(text, SpecialTokens::kParsed));
+  for (const int32_t id : ids) {
+    if (id < vocabulary_) continue;
+    return absl::InvalidArgumentError(absl::StrCat("the text has the token ",
+                                                   tokenizer_->TokenSpelling(id),
+                                                   ", which this model has no embedding for"));
+  }
+  return ids;
+}
 
 absl::StatusOr<std::vector<int32_t>> ModelText::EncodeChat(absl::string_view messages_json,
                                                            absl::string_view variables_json,
@@ -158,14 +174,14 @@ absl::StatusOr<std::vector<int32_t>> ModelText::EncodeChat(absl::string_view mes
                    ",\"eos_token\":", JsonString(tokenizer_->TokenSpelling(end_id_)), "}");
   ASSIGN_OR_RETURN(const std::string text,
                    template_->Render(all, absl::ToUnixSeconds(absl::Now())));
-  ASSIGN_OR_RETURN(std::vector<int32_t> ids, tokenizer_->Encode(text, SpecialTokens::kParsed));
+  ASSIGN_OR_RETURN(std::vector<int32_t> ids, Encode(text));
   // Many templates write BOS themselves.
   if (add_begin_ && (ids.empty() || ids.front() != begin_id_)) ids.insert(ids.begin(), begin_id_);
   return ids;
 }
 
 absl::StatusOr<std::vector<int32_t>> ModelText::EncodeText(absl::string_view text) const {
-  ASSIGN_OR_RETURN(std::vector<int32_t> ids, tokenizer_->Encode(text, SpecialTokens::kParsed));
+  ASSIGN_OR_RETURN(std::vector<int32_t> ids, Encode(text));
   if (add_begin_) ids.insert(ids.begin(), begin_id_);
   return ids;
 }

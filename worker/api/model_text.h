@@ -22,6 +22,12 @@ class ModelText : public Vocabulary, public PromptEncoder {
  public:
   // InvalidArgument names the metadata key at fault.
   static absl::StatusOr<std::unique_ptr<ModelText>> FromGguf(const GgufMetadata& metadata);
+  // From tokenizer.json, tokenizer_config.json, chat_template.jinja, generation_config.json and
+  // config.json of a folder in Hugging Face layout; only the first and the last must be there.
+  // `vocabulary`: rows of the model's embedding; tokens beyond them cannot be used. InvalidArgument
+  // names the file at fault.
+  static absl::StatusOr<std::unique_ptr<ModelText>> FromFolder(const std::string& folder,
+                                                               int64_t vocabulary);
 
   std::string TokenBytes(int32_t token_id) const override;
   bool EndsGeneration(int32_t token_id) const override;
@@ -37,9 +43,14 @@ class ModelText : public Vocabulary, public PromptEncoder {
  private:
   ModelText() = default;
   absl::Status ReadSpecialTokens(const GgufMetadata& metadata, const TokenizerMetadata& tokenizer);
+  absl::Status ReadFolderTokens(const std::string& folder);
+  // Control tokens that end a turn by their name, whatever the files declare.
+  void AddKnownEndings();
+  absl::StatusOr<std::vector<int32_t>> Encode(absl::string_view text) const;
 
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<ChatTemplate> template_;  // null: the model has none
+  int32_t vocabulary_ = 0;
   int32_t begin_id_ = -1;
   int32_t end_id_ = -1;
   bool add_begin_ = false;

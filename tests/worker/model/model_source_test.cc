@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+// Model folders, whole and wrong.
+#include "worker/model/model_source.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "tests/worker/model/whole_model.h"
+#include "worker/model/safetensors.h"
+
+namespace rempart::worker {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+constexpr char kLlama[] = "tests/goldens/families/llama_tied";
+
+std::string Read(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return std::string((std::istreambuf_iterator<char>(file)), {});
+}
+
+class ModelFolder : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = ::testing::TempDir() +
+              ::testing::UnitTest::GetInstance()->current_test_info()->name() + "/";
+    std::filesystem::remove_all(folder_);
+    std::filesystem::create_directories(folder_);
+  }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
+
+  void Write(const std::string& name, const std::string& content) {
+    std::ofstream(folder_ + name, std::ios::binary) << content;
+  }
+  void Copy(const std::string& name) { Write(name, Read(absl::StrCat(kLlama, "/", name))); }
+  // The config of llama_tied with a text of it replaced.
+  void Config(const std::string& old, const std::string& replacement) {
+    const std::string text = Read(absl::StrCat(kLlama, "/config.json"));
+    ASSERT_THAT(text, HasSubstr(old));
+    Write("config.json", absl::StrReplaceAll(text, {{old, replacement}}));
+  }
+  std::string Refusal() { return std::string(OpenModel(folder_).status().message()); }
+
+  // Splits the one file of llama_tied into two shards of whole tensors.
+  void Shard() {
+    auto whole = OpenWhole();
+    std::vector<std::string> names;
+    for (const auto& [name, tensor] : whole) names.push_back(name);
+    std::sort(names.begin(), names.end());
+    std::string map;
+    for (int shard = 0; shard < 2; ++shard) {
+      const std::string file = absl::StrCat("model-0000", shard + 1, "-of-00002.safetensors");
+      std::string header = "{", data;
+      for (size_t i = shard; i < names.size(); i += 2) {
+        const TensorView& tensor = whole.at(names[i]);
+        absl::StrAppend(&header, header.size() > 1 ? "," : "", "\"", names[i],
+                        "\":{\"dtype\":\"BF16\",\"shape\":", tensor.ShapeText(),
+                        ",\"data_offsets\":[", data.size(), ",", data.size() + tensor.bytes, "]}");
+        data.append(reinterpret_cast<const char*>(tensor.data), tensor.bytes);
+        absl::StrAppend(&map, map.empty() ? "" : ",", "\"", names[i], "\":\"", file, "\"");
+      }
+      header += "}";
+      while (header.size() % 8 != 0) header += ' ';
+      const uint64_t length = header.size();
+      Write(file, std::string(reinterpret_cast<const char*>(&length), 8) + header + data);
+    }
+    Write("model.safetensors.index.json",
+          absl::StrCat("{\"metadata\":{},\"weight_map\":{", map, "}}"));
+  }
+
+  std::string folder_;
+
+ private:
+  TensorMap OpenWhole() {
+    bytes_ = Read(absl::StrCat(kLlama, "/model.safetensors"));
+    return *ParseSafetensors(
+        "whole",
+        absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(bytes_.data()), bytes_.size()));
+  }
+  std::string bytes_;
+};
+
+TEST_F(ModelFolder, ShardsGiveTheSameModelAsOneFile) {
+  Copy("config.json");
+  Shard();
+  WholeModel sharded(folder_, kernels::BestOps(), true);
+  WholeModel whole(kLlama, kernels::BestOps(), true);
+  ASSERT_TRUE(sharded.ok() && whole.ok());
+  EXPECT_EQ(sharded.Logits({1, 2, 3}), whole.Logits({1, 2, 3}));
+}
+
+TEST_F(ModelFolder, RefusesShardsThatDoNotFitTheIndex) {
+  Copy("config.json");
+  Shard();
+  const std::string index = Read(folder_ + "model.safetensors.index.json");
+  Write("model.safetensors.index.json",
+        absl::StrReplaceAll(index, {{"\"model.norm.weight\"", "\"model.other.weight\""}}));
+  EXPECT_THAT(Refusal(), HasSubstr("the tensor model.other.weight is missing"));
+  Write("model.safetensors.index.json",
+        R"({"weight_map": {"model.norm.weight": "../model.safetensors"}})");
+  EXPECT_THAT(Refusal(), HasSubstr("must be the name of a .safetensors file in the same folder"));
+  Write("model.safetensors.index.json", R"({"weight_map": {"a": "gone.safetensors"}})");
+  EXPECT_THAT(Refusal(), HasSubstr("gone.safetensors: No such file"));
+  Write("model.safetensors.index.json", "{}");
+  EXPECT_THAT(Refusal(), HasSubstr("weight_map is missing"));
+}
+
+TEST_F(ModelFolder, SaysWhatToNameInstead) {
+  EXPECT_THAT(Refusal(), HasSubstr("config.json: No such file"));
+  Copy("config.json");
+  EXPECT_THAT(Refusal(), HasSubstr("has neither model.safetensors nor"));
+  Write("pytorch_model.bin", "x");
+  EXPECT_THAT(Refusal(), HasSubstr("pytorch_model.bin is a pickle file"));
+  Write("model.gguf", "x");
+  EXPECT_THAT(Refusal(), HasSubstr("model.gguf: name that file instead"));
+}
+
+TEST_F(ModelFolder, ListsTheFilesOfTheModel) {
+  for (const char* name :
+       {"model.safetensors", "config.json", "README.md", "chat_template.jinja"}) {
+    Write(name, "x");
+  }
+  EXPECT_THAT(*ModelFilesOf(folder_),
+              ElementsAre("chat_template.jinja", "config.json", "model.safetensors"));
+}
+
+TEST_F(ModelFolder, RefusesOtherFamiliesAndSaysWhichAreServed) {
+  Copy("model.safetensors");
+  for (const char* name : {"mixtral", "qwen3_moe"}) {
+    Write("config.json", Read(absl::StrCat("tests/goldens/families/", name, "/config.json")));
+    EXPECT_THAT(Refusal(), AllOf(HasSubstr(absl::StrCat("model_type \"", name, "\" is not served")),
+                                 HasSubstr("mixture of experts"),
+                                 HasSubstr("llama, mistral, qwen2, qwen3, gemma3_text, phi3")));
+  }
+}
+
+struct WrongField {
+  const char* old;
+  const char* replacement;
+  const char* message;
+};
+
+class WrongFields : public ModelFolder, public ::testing::WithParamInterface<WrongField> {
+ protected:
+  void SetUp() override {
+    folder_ = ::testing::TempDir() + "wrong_field/";
+    std::filesystem::remove_all(folder_);
+    std::filesystem::create_directories(folder_);
+  }
+};
+
+TEST_P(WrongFields, AreRefusedByName) {
+  Copy("model.safetensors");
+  Config(GetParam().old, GetParam().replacement);
+  EXPECT_THAT(Refusal(), AllOf(HasSubstr("config.json"), HasSubstr(GetParam().message)));
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, WrongFields,
+    ::testing::Values(
+        WrongField{"\"use_cache\": true",
+                   R"("quantization_config": {"quant_method": "gptq", "bits": 4})",
+                   "quantization_config (quant_method \"gptq\") is not served"},
+        WrongField{"\"use_cache\": true", R"("num_experts": 8)", "num_experts: mixture of experts"},
+        WrongField{"\"use_cache\": true", R"("embedding_multiplier": 12.0)",
+                   "embedding_multiplier is not served"},
+        WrongField{"\"rope_type\": \"default\"", R"("rope_type": "dynamic", "factor": 2.0)",
+                   "rope_parameters.rope_type \"dynamic\" is not served"},
+        WrongField{"\"rope_type\": \"default\"", R"("rope_type": "llama3", "factor": 2.0)",
+                   "rope_parameters.low_freq_factor is missing"},
+        WrongField{"\"rope_type\": \"default\"",
+                   R"("rope_type": "longrope", "long_factor": [1.0], "short_factor": [1.0])",
+                   "rope_parameters.long_factor must be 8 positive numbers, not 1"},
+        WrongField{"\"rope_theta\": 10000.0", R"("rope_theta": -1.0)", "rope_theta -1"},
+        WrongField{"\"hidden_act\": \"silu\"", R"("hidden_act": "relu")",
+                   "hidden_act \"relu\" is not served"},
+        WrongField{"\"hidden_size\": 96", R"("hidden_size": 0)",
+                   "hidden_size is 0; it must be an integer from 1"},
+        WrongField{"\"hidden_size\": 96,", "", "hidden_size is missing"},
+        WrongField{"\"num_key_value_heads\": 2", R"("num_key_value_heads": "two")",
+                   "num_key_value_heads is \"two\""},
+        WrongField{"\"tie_word_embeddings\": true", R"("tie_word_embeddings": false)",
+                   "tie_word_embeddings is false, but the tensor lm_head.weight is missing"},
+        WrongField{"LlamaForCausalLM", "LlamaForSequenceClassification",
+                   "served are models that generate text"},
+        WrongField{"\"model_type\": \"llama\"", R"("model_type": 7)", "model_type is 7"}));
+
+TEST_F(ModelFolder, RefusesShapesAndTensorsThatDoNotFit) {
+  Copy("model.safetensors");
+  ThreadPool pool({.threads = 1});
+  const auto bind = [&] {
+    const auto source = OpenModel(folder_);
+    EXPECT_TRUE(source.ok()) << source.status();
+    return std::string(BindWeights(source->tensors, source->config, kernels::BestOps(), false, pool)
+                           .status()
+                           .message());
+  };
+  Config("\"intermediate_size\": 224", "\"intermediate_size\": 192");
+  EXPECT_THAT(bind(), HasSubstr("blk.0.ffn_gate.weight is [224, 96] instead of [192, 96]"));
+  Config("\"num_hidden_layers\": 3", "\"num_hidden_layers\": 2");
+  EXPECT_THAT(bind(), HasSubstr("is not part of this architecture"));
+  Config("\"num_hidden_layers\": 3", "\"num_hidden_layers\": 4");
+  EXPECT_THAT(bind(), HasSubstr("the tensor blk.3.attn_norm.weight is missing"));
+}
+
+}  // namespace
+}  // namespace rempart::worker
