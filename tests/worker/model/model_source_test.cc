@@ -200,9 +200,10 @@ TEST_F(ModelFolder, RefusesShapesAndTensorsThatDoNotFit) {
   const auto bind = [&] {
     const auto source = OpenModel(folder_);
     EXPECT_TRUE(source.ok()) << source.status();
-    return std::string(BindWeights(source->tensors, source->config, kernels::BestOps(), false, pool)
-                           .status()
-                           .message());
+    return std::string(
+        BindWeights(source->tensors, source->config, kernels::BestOps(), {.pack = false}, pool)
+            .status()
+            .message());
   };
   Config("\"intermediate_size\": 224", "\"intermediate_size\": 192");
   EXPECT_THAT(bind(), HasSubstr("blk.0.ffn_gate.weight is [224, 96] instead of [192, 96]"));
