@@ -21,6 +21,9 @@ using SteadyClock = std::chrono::steady_clock;
 
 // A broadcast from here on is scattered and gathered.
 constexpr int64_t kScatterFromBytes = 256 << 10;
+// A waiting thread keeps its core for this long, about what a small message takes; then it lets
+// others run, which on a full machine may include the peer.
+constexpr std::chrono::microseconds kSpinAlone{15};
 
 Region Flat(void* data, int64_t bytes) { return {static_cast<uint8_t*>(data), 1, bytes, bytes}; }
 
@@ -39,6 +42,23 @@ std::vector<int64_t> Split(int64_t total, int pieces) {
 
 void Add(float* sum, const float* values, int64_t count) {
   for (int64_t i = 0; i < count; ++i) sum[i] += values[i];
+}
+
+// values = ((x0 + x1) + x2) + ..., where x of `rank` is values itself and the others' are rows of
+// `others`: the same on every rank. A block at a time, so that all but the first touch stays in
+// the first-level cache.
+void AddInOrder(float* values, int rank, const float* others, int size, int64_t count) {
+  constexpr int64_t kBlock = 1024;
+  float sum[kBlock];
+  for (int64_t begin = 0; begin < count; begin += kBlock) {
+    const int64_t length = std::min(kBlock, count - begin);
+    const auto of = [&](int peer) {
+      return (peer == rank ? values : others + peer * count) + begin;
+    };
+    std::copy_n(of(0), length, sum);
+    for (int peer = 1; peer < size; ++peer) Add(sum, of(peer), length);
+    std::copy_n(sum, length, values + begin);
+  }
 }
 
 }  // namespace
@@ -138,7 +158,8 @@ absl::Status MeshCommunicator::Exchange(absl::Span<const Transfer> transfers) {
     pending |= uint64_t{1} << transfer.peer;
   }
   absl::Status status;
-  auto spin_until = SteadyClock::now() + options_.spin;
+  const auto begin = SteadyClock::now();
+  auto spin_until = begin + options_.spin;
   while (status.ok()) {
     status = Advance(pending);
     if (!status.ok() || pending == 0) break;
@@ -146,7 +167,7 @@ absl::Status MeshCommunicator::Exchange(absl::Span<const Transfer> transfers) {
     if (now >= deadline_) {
       status = Expired(pending);
     } else if (now < spin_until) {
-      std::this_thread::yield();
+      if (now - begin > kSpinAlone) std::this_thread::yield();
     } else {
       status = Park(pending);
       spin_until = SteadyClock::now() + options_.spin;
@@ -214,6 +235,7 @@ absl::Status MeshCommunicator::AllReduceSum(float* values, int64_t count) {
   const Call call(*this, Activity::kAllReduce);
   const int64_t bytes = count * static_cast<int64_t>(sizeof(float));
   if (size() > 2 && bytes >= options_.ring_from_bytes) return ReduceAroundRing(values, count);
+  if (size() > 1 && bytes >= options_.two_hops_from_bytes) return ReduceInTwoHops(values, count);
   return ReduceDirectly(values, count);
 }
 
@@ -227,12 +249,31 @@ absl::Status MeshCommunicator::ReduceDirectly(float* values, int64_t count) {
         {peer, true, true, Flat(values, bytes), Flat(scratch_.data() + peer * count, bytes)});
   }
   RETURN_IF_ERROR(Exchange(transfers));
-  // ((x0 + x1) + x2) + ...: the same on every rank.
-  float* own = scratch_.data() + rank_ * count;
-  std::copy_n(values, count, own);
-  std::copy_n(scratch_.data(), count, values);
-  for (int peer = 1; peer < size(); ++peer) Add(values, scratch_.data() + peer * count, count);
+  AddInOrder(values, rank_, scratch_.data(), size(), count);
   return absl::OkStatus();
+}
+
+absl::Status MeshCommunicator::ReduceInTwoHops(float* values, int64_t count) {
+  const std::vector<int64_t> offsets = Split(count, size());
+  const auto chunk = [&](int rank) {
+    const int64_t begin = offsets[rank];
+    return Flat(values + begin, (offsets[rank + 1] - begin) * static_cast<int64_t>(sizeof(float)));
+  };
+  const int64_t own = offsets[rank_ + 1] - offsets[rank_];
+  scratch_.resize(std::max<int64_t>(scratch_.size(), size() * own));
+  std::vector<Transfer> transfers;
+  for (int peer = 0; peer < size(); ++peer) {
+    if (peer == rank_) continue;
+    transfers.push_back(
+        {peer, true, true, chunk(peer), Flat(scratch_.data() + peer * own, chunk(rank_).bytes())});
+  }
+  RETURN_IF_ERROR(Exchange(transfers));
+  AddInOrder(values + offsets[rank_], rank_, scratch_.data(), size(), own);
+  for (Transfer& transfer : transfers) {
+    transfer.send = chunk(rank_);
+    transfer.receive = chunk(transfer.peer);
+  }
+  return Exchange(transfers);
 }
 
 absl::Status MeshCommunicator::ReduceAroundRing(float* values, int64_t count) {

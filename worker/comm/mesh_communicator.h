@@ -4,6 +4,9 @@
 //
 // Algorithms, chosen by the size alone, so that all ranks choose alike:
 //   small all-reduce   every rank sends all to all and adds in the order of ranks: one hop
+//   medium             every rank adds a chunk of all, in the same order, and hands it out: two
+//   hops,
+//                      fewer bytes
 //   large all-reduce   chunks travel around a ring and are added on the way, then once more as
 //   sums:
 //                      2 (n - 1) / n of the bytes leave each rank, whatever n is
@@ -28,7 +31,8 @@ namespace rempart::worker {
 struct CommunicatorOptions {
   std::chrono::milliseconds timeout{20000};  // of each call
   std::chrono::microseconds spin{50};        // before a waiting thread parks
-  // Bytes from which an all-reduce of more than two ranks goes around the ring.
+  int64_t two_hops_from_bytes = 32 << 10;    // of an all-reduce
+  // Of an all-reduce of more than two ranks: no link then carries more than one message at a time.
   int64_t ring_from_bytes = 256 << 10;
 };
 
@@ -71,6 +75,7 @@ class MeshCommunicator : public Communicator {
   absl::Status Park(uint64_t& pending);
   absl::Status Expired(uint64_t pending);
   absl::Status ReduceDirectly(float* values, int64_t count);
+  absl::Status ReduceInTwoHops(float* values, int64_t count);
   absl::Status ReduceAroundRing(float* values, int64_t count);
   // The first failure stays. Returns it.
   absl::Status Fail(const absl::Status& why, int blamed_rank);

@@ -20,7 +20,9 @@ std::vector<int64_t> Offsets(std::vector<int64_t> sizes) {
 
 TEST_P(CommunicatorContract, AllReduceIsTheSameSumOnAllRanksAndEveryTime) {
   CommunicatorOptions options = Patient();
-  options.ring_from_bytes = 4096;  // so that both algorithms are seen
+  // So that all algorithms are seen.
+  options.two_hops_from_bytes = 64;
+  options.ring_from_bytes = 4096;
   for (const int size : {1, 2, 3, 4}) {
     Group group = Make(size, options);
     for (const int64_t count : {0, 1, 3, 17, 1023, 1024, 70001}) {
