@@ -3,6 +3,7 @@
 // rempart-worker probe --address HOST:PORT ready|live
 #include <pthread.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include <iostream>
 #include <string>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "common/log.h"
 #include "worker/api/health_server.h"
 #include "worker/api/load_model.h"
 #include "worker/api/worker_process.h"
@@ -54,7 +56,10 @@ int Run(const std::string& config) {
   std::thread([signals] {
     for (;;) {
       int number = 0;
-      if (sigwait(&signals, &number) == 0) stop.Signal();
+      if (sigwait(&signals, &number) != 0) continue;
+      if (stop.Signal() == AfterSignal::kWait) continue;
+      LogInfo("worker", "stopped while loading");
+      _exit(kExitOk);
     }
   }).detach();
   return RunWorker(*settings, LoadModelFile, stop);

@@ -2,7 +2,6 @@
 #include "worker/api/load_model.h"
 
 #include <algorithm>
-#include <fstream>
 #include <limits>
 #include <memory>
 #include <optional>
@@ -18,6 +17,7 @@
 #include "common/status_macros.h"
 #include "worker/api/model_text.h"
 #include "worker/api/source_check.h"
+#include "worker/device/memory_limit.h"
 #include "worker/model/model_source.h"
 #include "worker/model/repack_cache.h"
 #include "worker/model/rope.h"
@@ -85,13 +85,6 @@ class SharedEncoder : public PromptEncoder {
   std::shared_ptr<const ModelText> text_;
 };
 
-int64_t ReadNumber(const std::string& path) {
-  std::ifstream file(path);
-  int64_t value = -1;
-  if (!(file >> value)) return -1;
-  return value;
-}
-
 absl::StatusOr<int32_t> ContextLength(const EngineSettings& settings, const ModelConfig& config) {
   const auto trained = static_cast<int32_t>(
       std::min<int64_t>(config.context_length, std::numeric_limits<int32_t>::max()));
@@ -111,7 +104,7 @@ absl::StatusOr<int64_t> KvBlocks(const EngineSettings& settings, int32_t context
   const int64_t per_sequence =
       (context_length + kernels::kKvBlockTokens - 1) / kernels::kKvBlockTokens;
   const int64_t least = per_sequence * bytes_per_block;
-  const int64_t free = AvailableMemory("");
+  const int64_t free = ReadMemoryUse("").left_bytes();
   // Weights may be repacked, beside the pages of the file.
   const int64_t left = free - 2 * file_bytes - kReserve;
   int64_t wanted = settings.kv_cache_bytes;
@@ -239,28 +232,6 @@ class Beside {
 };
 
 }  // namespace
-
-int64_t AvailableMemory(const std::string& root) {
-  int64_t available = std::numeric_limits<int64_t>::max();
-  std::ifstream file(root + "/proc/meminfo");
-  std::string key, unit;
-  int64_t kib = 0;
-  while (file >> key >> kib) {
-    std::getline(file, unit);
-    if (key == "MemAvailable:") available = kib * 1024;
-  }
-  const std::string cgroup = root + "/sys/fs/cgroup/";
-  const std::pair<const char*, const char*> limits[] = {
-      {"memory.max", "memory.current"},
-      {"memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"}};
-  for (const auto& [limit_file, usage_file] : limits) {
-    const int64_t limit = ReadNumber(cgroup + limit_file);
-    const int64_t usage = ReadNumber(cgroup + usage_file);
-    if (limit > 0 && usage >= 0)
-      available = std::min(available, std::max<int64_t>(0, limit - usage));
-  }
-  return available;
-}
 
 absl::StatusOr<LoadedModel> LoadModelFile(const WorkerSettings& settings, WorkerStatus& status) {
   const std::string& path = settings.model_path;

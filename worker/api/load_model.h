@@ -4,8 +4,6 @@
 // the model serves where the settings name its digest, and while it serves otherwise.
 #pragma once
 
-#include <cstdint>
-
 #include "worker/api/worker_process.h"
 #include "worker/api/worker_status.h"
 #include "worker/config/worker_config.h"
@@ -13,9 +11,5 @@
 namespace rempart::worker {
 
 absl::StatusOr<LoadedModel> LoadModelFile(const WorkerSettings& settings, WorkerStatus& status);
-
-// Bytes that this process may still take: the free memory of the machine or what its cgroup leaves,
-// whichever is less. `root` is "" for the real file system.
-int64_t AvailableMemory(const std::string& root);
 
 }  // namespace rempart::worker

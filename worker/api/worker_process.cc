@@ -24,6 +24,7 @@
 #include "worker/api/health_server.h"
 #include "worker/api/join_client.h"
 #include "worker/api/worker_metrics.h"
+#include "worker/device/memory_limit.h"
 #include "worker/engine/engine_thread.h"
 
 namespace rempart::worker {
@@ -103,7 +104,7 @@ class BackgroundCheck {
 // Members are destroyed from the last to the first: streams end before the engine that serves them.
 class WorkerProcess {
  public:
-  WorkerProcess(const WorkerSettings& settings, const StopRequest& stop)
+  WorkerProcess(const WorkerSettings& settings, StopRequest& stop)
       : settings_(settings),
         stop_(stop),
         attach_({.group_name = settings.group_name,
@@ -117,7 +118,10 @@ class WorkerProcess {
       LogError("worker", opened.message());
       return opened.code() == absl::StatusCode::kUnavailable ? kExitAddress : kExitConfig;
     }
-    if (absl::Status ready = LoadAndWarmUp(load); !ready.ok()) return Fail(ready);
+    stop_.BeginLoad();
+    const absl::Status ready = LoadAndWarmUp(load);
+    stop_.EndLoad();
+    if (!ready.ok()) return Fail(ready);
     Engine* const engine = BeReady();
     EngineThread thread(engine);
     attach_.Open(engine, model_.encoder.get(), model_.vocabulary.get());
@@ -130,6 +134,7 @@ class WorkerProcess {
              {"start", StartText()}});
     BackgroundCheck check(model_.check_later);
     while (stop_.signals() == 0 && !check.failed()) {
+      WatchMemory(*engine);
       stop_.Wait(1, absl::Now() + kCheckPeriod);
     }
     // What runs computes with weights that are not the model's.
@@ -140,6 +145,16 @@ class WorkerProcess {
   }
 
  private:
+  void WatchMemory(Engine& engine) {
+    std::string reason = memory_watch_.Observe(ReadMemoryUse(""));
+    if (reason.empty() != memory_reason_.empty()) {
+      LogWarning("worker", reason.empty() ? "memory is no longer short" : "memory is short",
+                 {{"reason", reason}});
+    }
+    if (reason != memory_reason_) engine.SetMemoryShort(reason);
+    memory_reason_ = std::move(reason);
+  }
+
   int Fail(const absl::Status& why) {
     const FailureKind kind = KindOf(why);
     LogError("worker", why.message(), {{"reason", kind.reason}});
@@ -194,7 +209,7 @@ class WorkerProcess {
     ASSIGN_OR_RETURN(join_,
                      JoinClient::Start(settings_.control_address, settings_.tls, identity,
                                        {.on_epoch = [this](int32_t e) { attach_.SetEpoch(e); },
-                                        .on_drain = [this](absl::Duration) { BeginDrain(); },
+                                        .on_drain = [this](absl::Duration d) { BeginDrain(d); },
                                         .rank_progress = [this] { return RankProgress(); }},
                                        &status_));
     return absl::OkStatus();
@@ -222,7 +237,7 @@ class WorkerProcess {
     status_.AddStartPart("total", SinceExec());
     MutexLock lock(&mu_);
     engine_ = std::move(engine);
-    if (draining_) engine_->Drain();
+    if (draining_) engine_->Drain(drain_deadline_);
     return absl::OkStatus();
   }
 
@@ -232,17 +247,21 @@ class WorkerProcess {
     return engine_.get();
   }
 
-  void BeginDrain() {
+  // What has not ended after `within` is sent elsewhere; zero: it may take its time.
+  void BeginDrain(absl::Duration within) {
     MutexLock lock(&mu_);
     draining_ = true;
-    if (engine_ != nullptr) engine_->Drain();
+    if (within > absl::ZeroDuration()) {
+      drain_deadline_ = std::min(drain_deadline_, absl::Now() + within);
+    }
+    if (engine_ != nullptr) engine_->Drain(drain_deadline_);
     status_.SetPhase(Phase::kDraining);
   }
 
-  // Until nothing runs, the deadline, or a second signal.
+  // Until nothing runs, a while after the deadline, or a second signal.
   void Drain() {
-    BeginDrain();
-    const absl::Time deadline = absl::Now() + kDrainDeadline;
+    BeginDrain(kDrainDeadline);
+    const absl::Time deadline = absl::Now() + kDrainDeadline + kFlushTimeout;
     LogInfo("worker", "draining", {{"running", Load().running}, {"waiting", Load().waiting}});
     while (Load().running + Load().waiting > 0 && absl::Now() < deadline && stop_.signals() < 2) {
       stop_.Wait(2, absl::Now() + absl::Milliseconds(20));
@@ -288,13 +307,16 @@ class WorkerProcess {
   }
 
   const WorkerSettings& settings_;
-  const StopRequest& stop_;
+  StopRequest& stop_;
   SystemClock clock_;
   WorkerStatus status_;
   LoadedModel model_;
   mutable Mutex mu_;
   std::unique_ptr<Engine> engine_ ABSL_GUARDED_BY(mu_);  // set once, when warm
   bool draining_ ABSL_GUARDED_BY(mu_) = false;
+  absl::Time drain_deadline_ ABSL_GUARDED_BY(mu_) = absl::InfiniteFuture();
+  MemoryWatch memory_watch_;   // of the thread in Run
+  std::string memory_reason_;  // what the engine was told last
   AttachService attach_;  // after the engine, whose load its heartbeat reads until it is destroyed
   std::unique_ptr<HealthServer> health_;
   std::unique_ptr<grpc::Server> server_;
@@ -303,9 +325,20 @@ class WorkerProcess {
 
 }  // namespace
 
-void StopRequest::Signal() {
+AfterSignal StopRequest::Signal() {
   MutexLock lock(&mu_);
   ++signals_;
+  return loading_ ? AfterSignal::kExit : AfterSignal::kWait;
+}
+
+void StopRequest::BeginLoad() {
+  MutexLock lock(&mu_);
+  loading_ = true;
+}
+
+void StopRequest::EndLoad() {
+  MutexLock lock(&mu_);
+  loading_ = false;
 }
 
 int StopRequest::signals() const {
@@ -319,7 +352,7 @@ void StopRequest::Wait(int signals, absl::Time until) const {
   mu_.AwaitWithDeadline(absl::Condition(&enough), until);
 }
 
-int RunWorker(const WorkerSettings& settings, const ModelLoader& load, const StopRequest& stop) {
+int RunWorker(const WorkerSettings& settings, const ModelLoader& load, StopRequest& stop) {
   return WorkerProcess(settings, stop).Run(load);
 }
 

@@ -48,11 +48,20 @@ struct LoadedModel {
 using ModelLoader = std::function<absl::StatusOr<LoadedModel>(const WorkerSettings& settings,
                                                               WorkerStatus& status)>;
 
+// What the one who asks a process to stop has left to do.
+enum class AfterSignal {
+  kWait,  // it drains and returns
+  kExit,  // nothing is served yet and loading cannot be interrupted: end the process
+};
+
 // The request to stop, from a signal or a test. Any thread.
 class StopRequest {
  public:
   // The first call asks to drain, the second to stop at once.
-  void Signal();
+  AfterSignal Signal();
+  // The worker loads its model between these two.
+  void BeginLoad();
+  void EndLoad();
   // 0, 1 or 2.
   int signals() const;
   // Returns when there are at least `signals`, or at `until`.
@@ -61,9 +70,10 @@ class StopRequest {
  private:
   mutable Mutex mu_;
   int signals_ ABSL_GUARDED_BY(mu_) = 0;
+  bool loading_ ABSL_GUARDED_BY(mu_) = false;
 };
 
 // Runs to the end and returns the process's exit status; what went wrong has been logged.
-int RunWorker(const WorkerSettings& settings, const ModelLoader& load, const StopRequest& stop);
+int RunWorker(const WorkerSettings& settings, const ModelLoader& load, StopRequest& stop);
 
 }  // namespace rempart::worker

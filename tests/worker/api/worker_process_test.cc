@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "common/mutex.h"
 #include "tests/worker/api/attach_bench.h"
 #include "tests/worker/api/fake_encoder.h"
 #include "worker/api/health_server.h"
@@ -44,12 +45,18 @@ class WorkerProcessTest : public testing::Test {
 
 TEST_F(WorkerProcessTest, ServesThenDrainsWhatRunsAndExitsWithZero) {
   int exit_code = -1;
-  // The tenth token comes after the request to stop, so that something runs when it arrives.
+  // The tenth token comes after the request to stop, the eleventh after the drain has begun, so
+  // that the rest is generated while draining.
+  Mutex mu;
+  bool draining = false;
   const ModelLoader load = [&](const WorkerSettings& settings, WorkerStatus& status) {
     auto model = LoadFake(settings, status);
     static_cast<FakeModel*>(model->runner.get())->script = [&](const std::vector<int32_t>& context,
                                                                float*) {
       if (context.size() == 15) stop_.Wait(1, absl::Now() + absl::Seconds(60));
+      if (context.size() != 16) return;
+      MutexLock lock(&mu);
+      mu.AwaitWithTimeout(absl::Condition(&draining), absl::Seconds(60));
     };
     return model;
   };
@@ -79,7 +86,13 @@ TEST_F(WorkerProcessTest, ServesThenDrainsWhatRunsAndExitsWithZero) {
   bool signalled = false;
   int tokens = 0;
   bool finished = false;
+  int tokens_before = 0;
   while (stream->Read(&frame)) {
+    if (frame.step().load().state() == v1::Load::DRAINING) {
+      MutexLock lock(&mu);
+      if (!draining) tokens_before = tokens;
+      draining = true;
+    }
     for (const v1::Delta& delta : frame.step().deltas()) {
       tokens += delta.token_ids_size();
       finished |= delta.has_finish();
@@ -91,7 +104,28 @@ TEST_F(WorkerProcessTest, ServesThenDrainsWhatRunsAndExitsWithZero) {
   process.join();
   EXPECT_TRUE(finished);
   EXPECT_EQ(tokens, 300) << "a drain lets what runs end";
+  EXPECT_TRUE(draining);
+  EXPECT_LE(tokens_before, 11);
   EXPECT_EQ(exit_code, kExitOk);
+}
+
+TEST_F(WorkerProcessTest, ASignalWhileItLoadsNeedNotWaitForTheLoad) {
+  AfterSignal while_loading = AfterSignal::kWait, afterwards = AfterSignal::kExit;
+  const int exit_code = RunWorker(
+      settings_,
+      [&](const WorkerSettings& settings, WorkerStatus& status) {
+        while_loading = stop_.Signal();
+        auto model = LoadFake(settings, status);
+        model->check_later = [&](std::stop_token) {
+          afterwards = stop_.Signal();
+          return absl::OkStatus();
+        };
+        return model;
+      },
+      stop_);
+  EXPECT_EQ(while_loading, AfterSignal::kExit);
+  EXPECT_EQ(afterwards, AfterSignal::kWait);
+  EXPECT_EQ(exit_code, kExitOk) << "whoever lives until the model is there, drains";
 }
 
 TEST_F(WorkerProcessTest, ExitsWithTheKindOfFailure) {
