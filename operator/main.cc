@@ -38,6 +38,7 @@ struct CommandLine {
   std::string worker_image;
   std::string worker_pull_policy = "IfNotPresent";
   std::string allow_node_paths = "false";
+  std::string network_policies = "true";
   std::string router_url;
   std::string kubeconfig;
 
@@ -56,6 +57,8 @@ struct CommandLine {
         {"worker-pull-policy", "Always, IfNotPresent or Never", &worker_pull_policy},
         {"allow-node-paths", "true or false: whether spec.source.uri may be file:///path",
          &allow_node_paths},
+        {"network-policies", "true or false: whether groups of several pods get a NetworkPolicy",
+         &network_policies},
         {"router-url",
          "what status.url tells; empty: http://rempart.NAMESPACE.svc.cluster.local/v1",
          &router_url},
@@ -105,6 +108,10 @@ std::string ParseFlags(const std::vector<std::string>& arguments, CommandLine& l
     return absl::StrCat("--allow-node-paths is \"", line.allow_node_paths,
                         "\": it must be true or false");
   }
+  if (line.network_policies != "true" && line.network_policies != "false") {
+    return absl::StrCat("--network-policies is \"", line.network_policies,
+                        "\": it must be true or false");
+  }
   for (const char* policy : {"Always", "IfNotPresent", "Never"}) {
     if (line.worker_pull_policy == policy) return "";
   }
@@ -124,6 +131,8 @@ OperatorOptions OptionsFrom(const CommandLine& line) {
   options.settings.control_address =
       line.control_address.empty() ? line.listen : line.control_address;
   options.settings.allow_node_paths = line.allow_node_paths == "true";
+  options.settings.network_policies = line.network_policies == "true";
+  options.settings.system_namespace = line.name_space;
   options.settings.url = line.router_url.empty() ? absl::StrCat("http://rempart.", line.name_space,
                                                                 ".svc.cluster.local/v1")
                                                  : line.router_url;

@@ -139,6 +139,7 @@ absl::StatusOr<WatchEvent> ParseWatchLine(absl::string_view line) {
 }
 
 absl::StatusOr<std::string> Client::Send(HttpRequest request) const {
+  if (request.method != "GET") ++writes_;
   ASSIGN_OR_RETURN(HttpResponse response, transport_->Send(request));
   RETURN_IF_ERROR(FromKubeResponse(response));
   return std::move(response.body);
@@ -225,12 +226,14 @@ absl::StatusOr<std::string> Client::MergePatch(const ResourceType& type, const O
                .body = std::move(json)});
 }
 
-absl::Status Client::Delete(const ResourceType& type, const ObjectKey& key,
-                            absl::string_view uid) const {
+absl::Status Client::Delete(const ResourceType& type, const ObjectKey& key, absl::string_view uid,
+                            std::optional<int32_t> grace_seconds) const {
   std::string options =
       R"({"apiVersion":"v1","kind":"DeleteOptions","propagationPolicy":"Background")";
   // A uid is made of characters that need no escape in JSON.
   if (!uid.empty()) absl::StrAppend(&options, R"(,"preconditions":{"uid":")", uid, "\"}");
+  if (grace_seconds.has_value())
+    absl::StrAppend(&options, R"(,"gracePeriodSeconds":)", *grace_seconds);
   const absl::Status status = Send({.method = "DELETE",
                                     .path = ObjectPath(type, key),
                                     .content_type = "application/json",

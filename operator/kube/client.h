@@ -7,7 +7,10 @@
 // Unavailable when there is no answer and for 5xx.
 #pragma once
 
+#include <atomic>
+#include <cstdint>
 #include <functional>
+#include <optional>
 #include <stop_token>
 #include <string>
 #include <utility>
@@ -74,14 +77,19 @@ class Client {
   // With metadata.resourceVersion in the patch it is a compare-and-swap.
   absl::StatusOr<std::string> MergePatch(const ResourceType& type, const ObjectKey& key,
                                          std::string json) const;
-  // Its dependents go too, in the background. With a uid, only that incarnation. OK when it is
-  // gone.
-  absl::Status Delete(const ResourceType& type, const ObjectKey& key, absl::string_view uid) const;
+  // Its dependents go too, in the background. With a uid, only that incarnation. Without
+  // `grace_seconds`, what the object itself says. OK when it is gone.
+  absl::Status Delete(const ResourceType& type, const ObjectKey& key, absl::string_view uid,
+                      std::optional<int32_t> grace_seconds = std::nullopt) const;
+
+  // Requests other than reads that have been sent.
+  int64_t writes() const { return writes_; }
 
  private:
   absl::StatusOr<std::string> Send(HttpRequest request) const;
 
   Transport* const transport_;
+  mutable std::atomic<int64_t> writes_ = 0;
 };
 
 template <typename T>
@@ -109,11 +117,15 @@ class Api {
   absl::StatusOr<T> ApplyStatus(const T& intent, absl::string_view field_owner) const {
     return Parse(client_->Apply(type_, KeyOf(intent), "status", Json(intent), field_owner));
   }
+  absl::StatusOr<T> MergePatchText(const ObjectKey& key, std::string json) const {
+    return Parse(client_->MergePatch(type_, key, std::move(json)));
+  }
   absl::StatusOr<T> MergePatch(const T& patch) const {
     return Parse(client_->MergePatch(type_, KeyOf(patch), ToJson(patch)));
   }
-  absl::Status Delete(const ObjectKey& key, absl::string_view uid = "") const {
-    return client_->Delete(type_, key, uid);
+  absl::Status Delete(const ObjectKey& key, absl::string_view uid = "",
+                      std::optional<int32_t> grace_seconds = std::nullopt) const {
+    return client_->Delete(type_, key, uid, grace_seconds);
   }
   const ResourceType& type() const { return type_; }
 

@@ -20,9 +20,14 @@ class Informer {
  public:
   // Called with an object that is new, changed or gone (its last known state).
   using Handler = std::function<void(const T&)>;
+  // Takes away what nobody reads, before an object is stored.
+  using Trim = std::function<void(T&)>;
 
-  explicit Informer(const Client* client, ReflectorOptions options = {})
-      : reflector_(client, ResourceOf<T>::Type(), std::move(options),
+  explicit Informer(const Client* client, ReflectorOptions options = {},
+                    typename Store<T>::Words words = {}, Trim trim = {})
+      : trim_(std::move(trim)),
+        store_(std::move(words)),
+        reflector_(client, ResourceOf<T>::Type(), std::move(options),
                    {.replace = [this](const auto& items) { return Replace(items); },
                     .change = [this](const WatchEvent& event) { return Change(event); },
                     .resync = [this] { TellAll(); }}) {}
@@ -46,6 +51,7 @@ class Informer {
     for (const std::string& json : items) {
       T object;
       RETURN_IF_ERROR(FromJson(json, object));
+      if (trim_) trim_(object);
       list.push_back(std::move(object));
     }
     deleted_versions_.clear();
@@ -56,6 +62,7 @@ class Informer {
   absl::Status Change(const WatchEvent& event) {
     T object;
     RETURN_IF_ERROR(FromJson(event.object_json, object));
+    if (trim_) trim_(object);
     const ObjectKey key = KeyOf(object);
     const std::string version = object.metadata().resource_version();
     const auto current = store_.Get(key);
@@ -87,6 +94,7 @@ class Informer {
     for (const Handler& handler : handlers_) handler(object);
   }
 
+  const Trim trim_;
   Store<T> store_;
   std::vector<Handler> handlers_;
   std::map<ObjectKey, std::string> deleted_versions_;

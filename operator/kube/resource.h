@@ -60,6 +60,9 @@ REMPART_RESOURCE(k8s::v1::Service, "", "v1", "services");
 REMPART_RESOURCE(k8s::v1::ConfigMap, "", "v1", "configmaps");
 REMPART_RESOURCE(k8s::v1::Secret, "", "v1", "secrets");
 REMPART_RESOURCE(k8s::v1::PersistentVolumeClaim, "", "v1", "persistentvolumeclaims");
+REMPART_RESOURCE(k8s::v1::Node, "", "v1", "nodes");
+REMPART_RESOURCE(k8s::v1::PodDisruptionBudget, "policy", "v1", "poddisruptionbudgets");
+REMPART_RESOURCE(k8s::v1::NetworkPolicy, "networking.k8s.io", "v1", "networkpolicies");
 REMPART_RESOURCE(k8s::v1::Lease, "coordination.k8s.io", "v1", "leases");
 REMPART_RESOURCE(k8s::v1::Event, "", "v1", "events");
 #undef REMPART_RESOURCE

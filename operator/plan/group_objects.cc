@@ -7,24 +7,27 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "operator/plan/placement.h"
 
 namespace rempart::op {
 namespace {
 
 constexpr int32_t kUser = 65532;
 constexpr int32_t kAttachPort = 7070;
+constexpr int32_t kDataPort = 7071;
+constexpr int32_t kControlPort = 7080;
+constexpr int32_t kDnsPort = 53;
 constexpr int32_t kTerminationSeconds = 60;
 
-void FillMetadata(const Observed& observed, const GroupPlan& group, k8s::v1::ObjectMeta& metadata) {
-  const auto& owner = observed.model.metadata();
-  metadata.set_name(group.name);
+void FillOwned(const Model& model, const std::string& name, k8s::v1::ObjectMeta& metadata) {
+  const auto& owner = model.metadata();
+  metadata.set_name(name);
   metadata.set_namespace_(owner.namespace_());
   auto& labels = *metadata.mutable_labels();
   labels["app.kubernetes.io/name"] = "rempart";
   labels["app.kubernetes.io/component"] = "worker";
   labels["app.kubernetes.io/managed-by"] = "rempart-operator";
   labels[kModelLabel] = owner.name();
-  labels[kGroupLabel] = group.name;
   k8s::v1::OwnerReference& reference = *metadata.add_owner_references();
   reference.set_api_version("serving.rempart.dev/v1alpha1");
   reference.set_kind("Model");
@@ -34,12 +37,17 @@ void FillMetadata(const Observed& observed, const GroupPlan& group, k8s::v1::Obj
   reference.set_block_owner_deletion(true);
 }
 
+void FillMetadata(const Observed& observed, const GroupPlan& group, k8s::v1::ObjectMeta& metadata) {
+  FillOwned(observed.model, group.name, metadata);
+  (*metadata.mutable_labels())[kGroupLabel] = group.name;
+}
+
 // Protobuf JSON; the field order of the schema, so that equal configurations are equal texts.
-std::string WorkerJson(const worker::v1::WorkerConfig& config) {
+std::string Json(const google::protobuf::Message& message) {
   google::protobuf::util::JsonPrintOptions options;
   options.add_whitespace = true;
   std::string json;
-  const auto status = google::protobuf::util::MessageToJsonString(config, &json, options);
+  const auto status = google::protobuf::util::MessageToJsonString(message, &json, options);
   return status.ok() ? json : std::string();
 }
 
@@ -68,6 +76,13 @@ void AddMount(k8s::v1::Container& container, const std::string& name, const std:
   mount.set_read_only(true);
 }
 
+void AddPort(k8s::v1::Container& container, const std::string& name, int32_t number) {
+  k8s::v1::ContainerPort& port = *container.add_ports();
+  port.set_name(name);
+  port.set_container_port(number);
+  port.set_protocol("TCP");
+}
+
 void FillContainer(const Observed& observed, const GroupPlan& group,
                    k8s::v1::Container& container) {
   container.set_name("worker");
@@ -79,14 +94,11 @@ void FillContainer(const Observed& observed, const GroupPlan& group,
   AddFieldEnv(container, "REMPART_POD_NAME", "metadata.name");
   AddFieldEnv(container, "REMPART_POD_IP", "status.podIP");
   AddFieldEnv(container, "REMPART_NODE_NAME", "spec.nodeName");
-  k8s::v1::EnvVar& index = *container.add_env();
-  index.set_name("REMPART_POD_INDEX");
-  index.set_value("0");
-  k8s::v1::ContainerPort& port = *container.add_ports();
-  port.set_name("attach");
-  port.set_container_port(kAttachPort);
-  port.set_protocol("TCP");
-  const auto& resources = observed.model.spec().resources();
+  AddFieldEnv(container, "REMPART_POD_INDEX",
+              absl::StrCat("metadata.labels['", kPodIndexLabel, "']"));
+  AddPort(container, "attach", kAttachPort);
+  if (group.pod_count > 1) AddPort(container, "data", kDataPort);
+  const auto& resources = group.spec.resources();
   *container.mutable_resources()->mutable_requests() = resources.requests();
   *container.mutable_resources()->mutable_limits() = resources.limits();
   AddMount(container, "config", "/etc/rempart/config");
@@ -120,10 +132,56 @@ void AddVolumes(const GroupPlan& group, k8s::v1::PodSpec& pod) {
   }
 }
 
+k8s::v1::NodeSelectorTerm& RequiredTerm(k8s::v1::PodSpec& pod) {
+  auto& terms = *pod.mutable_affinity()->mutable_node_affinity()->mutable_required();
+  return terms.node_selector_terms().empty() ? *terms.add_node_selector_terms()
+                                             : *terms.mutable_node_selector_terms(0);
+}
+
+void AddHosts(const std::vector<std::string>& nodes, k8s::v1::NodeSelectorTerm& term) {
+  k8s::v1::NodeRequirement& elsewhere = *term.add_match_expressions();
+  elsewhere.set_key(kHostnameLabel);
+  elsewhere.set_operator_("NotIn");
+  for (const std::string& node : nodes) elsewhere.add_values(node);
+}
+
+// What decides where the next pod goes and is no reason to replace one: not part of the hash.
+void AddPlacement(const Observed& observed, const GroupPlan& group, k8s::v1::PodTemplate& pod) {
+  const auto& labels = observed.model.metadata().labels();
+  if (const auto queue = labels.find(kQueueLabel); queue != labels.end()) {
+    auto& metadata = *pod.mutable_metadata();
+    (*metadata.mutable_labels())[kQueueLabel] = queue->second;
+    (*metadata.mutable_labels())["kueue.x-k8s.io/pod-group-name"] = group.name;
+    (*metadata.mutable_annotations())["kueue.x-k8s.io/pod-group-total-count"] =
+        absl::StrCat(group.pod_count);
+    return;
+  }
+  if (IsGated(group)) {
+    pod.mutable_spec()->add_scheduling_gates()->set_name(kPlacementGate);
+    return;
+  }
+  if (!group.excluded_nodes.empty()) {
+    AddHosts(group.excluded_nodes, RequiredTerm(*pod.mutable_spec()));
+  }
+  if (!group.suspect_nodes.empty()) {
+    auto& rather =
+        *pod.mutable_spec()->mutable_affinity()->mutable_node_affinity()->add_preferred();
+    rather.set_weight(100);
+    AddHosts(group.suspect_nodes, *rather.mutable_preference());
+  }
+}
+
 void FillPod(const Observed& observed, const GroupPlan& group, k8s::v1::PodSpec& pod) {
   FillContainer(observed, group, *pod.add_containers());
   AddVolumes(group, pod);
-  *pod.mutable_node_selector() = observed.model.spec().placement().node_selector();
+  *pod.mutable_node_selector() = group.spec.placement().node_selector();
+  const auto& jurisdictions = group.spec.placement().jurisdictions();
+  if (!jurisdictions.empty()) {
+    k8s::v1::NodeRequirement& within = *RequiredTerm(pod).add_match_expressions();
+    within.set_key(kJurisdictionLabel);
+    within.set_operator_("In");
+    for (const std::string& country : jurisdictions) within.add_values(country);
+  }
   pod.set_automount_service_account_token(false);
   pod.set_enable_service_links(false);
   pod.set_termination_grace_period_seconds(kTerminationSeconds);
@@ -140,9 +198,11 @@ void FillStatefulSet(const Observed& observed, const GroupPlan& group, k8s::v1::
   set.set_kind("StatefulSet");
   FillMetadata(observed, group, *set.mutable_metadata());
   k8s::v1::StatefulSetSpec& spec = *set.mutable_spec();
-  spec.set_replicas(1);
+  spec.set_replicas(group.pod_count);
   spec.set_service_name(group.name);
   spec.set_pod_management_policy("Parallel");
+  // The plan says which pod goes when: the leader first, so that what runs is finished.
+  spec.mutable_update_strategy()->set_type("OnDelete");
   auto& match = *spec.mutable_selector()->mutable_match_labels();
   match["app.kubernetes.io/name"] = "rempart";
   match[kModelLabel] = observed.model.metadata().name();
@@ -151,20 +211,118 @@ void FillStatefulSet(const Observed& observed, const GroupPlan& group, k8s::v1::
   FillPod(observed, group, *spec.mutable_template_()->mutable_spec());
 }
 
+template <typename Rule>
+void AddPolicyPort(Rule& rule, int32_t port, const char* protocol) {
+  k8s::v1::PolicyPort& one = *rule.add_ports();
+  one.set_port(port);
+  one.set_protocol(protocol);
+}
+
+void FillSystemPeer(const Observed& observed, const char* component, k8s::v1::PolicyPeer& peer) {
+  (*peer.mutable_namespace_selector()->mutable_match_labels())["kubernetes.io/metadata.name"] =
+      observed.settings.system_namespace;
+  auto& labels = *peer.mutable_pod_selector()->mutable_match_labels();
+  labels["app.kubernetes.io/name"] = "rempart";
+  labels["app.kubernetes.io/component"] = component;
+}
+
+// Closes all that the pods of the group do not need: routers dial the leader (7070), pods of this
+// group dial each other (7070, 7071), and all dial the operator (7080) and DNS.
+k8s::v1::NetworkPolicy MakeNetworkPolicy(const Observed& observed, const GroupPlan& group) {
+  k8s::v1::NetworkPolicy policy;
+  policy.set_api_version("networking.k8s.io/v1");
+  policy.set_kind("NetworkPolicy");
+  FillMetadata(observed, group, *policy.mutable_metadata());
+  k8s::v1::NetworkPolicySpec& spec = *policy.mutable_spec();
+  k8s::v1::LabelSelector members;
+  (*members.mutable_match_labels())[kModelLabel] = observed.model.metadata().name();
+  (*members.mutable_match_labels())[kGroupLabel] = group.name;
+  *spec.mutable_pod_selector() = members;
+  spec.add_policy_types("Ingress");
+  spec.add_policy_types("Egress");
+
+  k8s::v1::IngressRule& requests = *spec.add_ingress();
+  AddPolicyPort(requests, kAttachPort, "TCP");
+  FillSystemPeer(observed, "router", *requests.add_from());
+  k8s::v1::IngressRule& links = *spec.add_ingress();
+  AddPolicyPort(links, kAttachPort, "TCP");
+  AddPolicyPort(links, kDataPort, "TCP");
+  *links.add_from()->mutable_pod_selector() = members;
+
+  k8s::v1::EgressRule& peers = *spec.add_egress();
+  AddPolicyPort(peers, kAttachPort, "TCP");
+  AddPolicyPort(peers, kDataPort, "TCP");
+  *peers.add_to()->mutable_pod_selector() = members;
+  k8s::v1::EgressRule& control = *spec.add_egress();
+  AddPolicyPort(control, kControlPort, "TCP");
+  FillSystemPeer(observed, "operator", *control.add_to());
+  k8s::v1::EgressRule& names = *spec.add_egress();
+  AddPolicyPort(names, kDnsPort, "UDP");
+  AddPolicyPort(names, kDnsPort, "TCP");
+  return policy;
+}
+
 }  // namespace
 
 std::string PodSelector(const Model& model) {
   return absl::StrCat(kModelLabel, "=", model.metadata().name());
 }
 
-std::string TemplateHash(const Observed& observed, const GroupPlan& group) {
+bool IsGated(const GroupPlan& group) { return group.pod_count > 1; }
+
+std::string LastGoodName(const Model& model) {
+  return absl::StrCat(model.metadata().name(), "-last-good");
+}
+
+k8s::v1::PodDisruptionBudget MakeDisruptionBudget(const Model& model) {
+  k8s::v1::PodDisruptionBudget budget;
+  budget.set_api_version("policy/v1");
+  budget.set_kind("PodDisruptionBudget");
+  FillOwned(model, model.metadata().name(), *budget.mutable_metadata());
+  budget.mutable_spec()->set_max_unavailable(0);
+  (*budget.mutable_spec()->mutable_selector()->mutable_match_labels())[kModelLabel] =
+      model.metadata().name();
+  return budget;
+}
+
+k8s::v1::ConfigMap MakeLastGoodRecord(const Model& model, const LastGood& last_good) {
+  k8s::v1::ConfigMap record;
+  record.set_api_version("v1");
+  record.set_kind("ConfigMap");
+  FillOwned(model, LastGoodName(model), *record.mutable_metadata());
+  (*record.mutable_data())["revision"] = last_good.revision;
+  (*record.mutable_data())["spec.json"] = Json(last_good.spec);
+  return record;
+}
+
+std::optional<LastGood> ReadLastGoodRecord(const k8s::v1::ConfigMap& record) {
+  const auto revision = record.data().find("revision");
+  const auto spec = record.data().find("spec.json");
+  if (revision == record.data().end() || spec == record.data().end()) return std::nullopt;
+  LastGood last_good;
+  last_good.revision = revision->second;
+  google::protobuf::util::JsonParseOptions options;
+  options.ignore_unknown_fields = true;
+  const auto parsed =
+      google::protobuf::util::JsonStringToMessage(spec->second, &last_good.spec, options);
+  if (!parsed.ok()) return std::nullopt;
+  return last_good;
+}
+
+std::string TemplateHash(const Observed& observed, const GroupPlan& named) {
+  // Groups of one configuration share its hash.
+  GroupPlan group = named;
+  group.name = "group";
+  group.config.clear_group_name();
+  group.config.clear_config_hash();
   k8s::v1::StatefulSet set;
   FillStatefulSet(observed, group, set);
-  std::string bytes = WorkerJson(group.config);
+  std::string bytes;
   {
     google::protobuf::io::StringOutputStream stream(&bytes);
     google::protobuf::io::CodedOutputStream coded(&stream);
     coded.SetSerializationDeterministic(true);
+    group.config.SerializeToCodedStream(&coded);
     set.spec().template_().SerializeToCodedStream(&coded);
   }
   // FNV-1a, 64 bits: to notice a change, not to withstand an attacker.
@@ -180,7 +338,7 @@ GroupObjects MakeGroupObjects(const Observed& observed, const GroupPlan& group) 
   objects.config_map.set_api_version("v1");
   objects.config_map.set_kind("ConfigMap");
   FillMetadata(observed, group, *objects.config_map.mutable_metadata());
-  (*objects.config_map.mutable_data())["worker.json"] = WorkerJson(group.config);
+  (*objects.config_map.mutable_data())["worker.json"] = Json(group.config);
 
   objects.service.set_api_version("v1");
   objects.service.set_kind("Service");
@@ -197,6 +355,10 @@ GroupObjects MakeGroupObjects(const Observed& observed, const GroupPlan& group) 
   FillStatefulSet(observed, group, objects.stateful_set);
   auto& pod = *objects.stateful_set.mutable_spec()->mutable_template_()->mutable_metadata();
   (*pod.mutable_annotations())[kConfigAnnotation] = group.config_hash;
+  AddPlacement(observed, group, *objects.stateful_set.mutable_spec()->mutable_template_());
+  if (group.pod_count > 1 && observed.settings.network_policies) {
+    objects.network_policy = MakeNetworkPolicy(observed, group);
+  }
   return objects;
 }
 

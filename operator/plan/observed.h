@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "operator/plan/members.h"
+#include "operator/plan/nodes.h"
 #include "operator/plan/worker_phase.h"
 #include "proto/serving/v1alpha1/model.pb.h"
 
@@ -22,6 +24,10 @@ struct Settings {
   std::string control_address;
   // Where clients inside the cluster reach the router.
   std::string url;
+  // Of the operator and the router.
+  std::string system_namespace = "rempart";
+  // Whether the pods of a group get a NetworkPolicy of their own.
+  bool network_policies = true;
   // Chart value models.allowNodePaths: whether file:// is served.
   bool allow_node_paths = false;
   // Child processes of `rempart serve` instead of pods: file:// is a path of this machine, and
@@ -50,24 +56,41 @@ struct WorkerProgress {
 
 struct PodObservation {
   std::string name;
+  std::string uid;
+  int32_t index = 0;  // in its group
   std::string node;
-  std::string phase;  // Pending, Running...
+  std::string config_hash;  // of the template that it was made from
+  bool gated = false;       // waits for a place (kPlacementGate)
+  std::string phase;        // Pending, Running...
   bool ready = false;
   bool deleting = false;
+  int32_t overdue_seconds = 0;  // past the end of its grace
   int32_t restarts = 0;
-  std::string unschedulable;   // message of the scheduler
+  int32_t age_seconds = 0;
+  std::string unschedulable;  // message of the scheduler
+  int32_t unschedulable_seconds = 0;
   std::string waiting_reason;  // ImagePullBackOff, CrashLoopBackOff...
   std::string waiting_message;
   std::string last_termination;  // "exit code 3: ..."
+  int32_t last_exit_code = 0;    // of last_termination
 };
 
 // A StatefulSet of this Model, or what is left of it.
 struct GroupObservation {
   int32_t index = 0;
-  bool exists = false;      // the StatefulSet is there and not being deleted
-  std::string config_hash;  // of the template that runs (annotation rempart.dev/config)
+  bool exists = false;          // the StatefulSet is there and not being deleted
+  std::string config_hash;      // of the template that runs (annotation rempart.dev/config)
+  std::string set_config_hash;  // of the StatefulSet's template
+  bool set_is_current = false;  // its controller has seen that template
   std::vector<PodObservation> pods;
   WorkerProgress progress;
+  MembersObservation members;
+};
+
+// The configuration with which all groups last served, kept in the cluster for a rollback.
+struct LastGood {
+  std::string revision;  // empty: none has
+  serving::v1alpha1::ModelSpec spec;
 };
 
 enum class ClaimState { kNotNeeded, kMissing, kFound };
@@ -78,7 +101,13 @@ struct Observed {
   std::vector<NameClaim> others;
   ClaimState claim = ClaimState::kNotNeeded;
   std::vector<GroupObservation> groups;
-  std::string now;  // RFC 3339, for last_transition_time
+  std::vector<NodeObservation> nodes;
+  LastGood last_good;
+  std::string now;          // RFC 3339, for last_transition_time
+  int64_t now_seconds = 0;  // the same, since 1970
+  // For how long this operator has answered Join: before, that nothing is heard of a member means
+  // nothing.
+  int32_t listening_seconds = 0;
 };
 
 }  // namespace rempart::op

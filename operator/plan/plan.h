@@ -5,6 +5,8 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -28,9 +30,34 @@ struct GroupPlan {
   std::string name;  // "model-0": of the StatefulSet, its Service and its ConfigMap
   worker::v1::WorkerConfig config;
   WeightsVolume volume;
+  // The part of the manifest that it was made from: the current one, or the last that served.
+  serving::v1alpha1::ModelSpec spec;
+  int32_t pod_count = 1;
+  int32_t ranks_per_pod = 1;
+  // Nodes that its pods must not, and should rather not, be put on.
+  std::vector<std::string> excluded_nodes = {};
+  std::vector<std::string> suspect_nodes = {};
   std::string config_hash;
   // False: the group runs an older template and waits for its turn; leave it as it is.
   bool apply = true;
+};
+
+// A gated pod gets its node and is released.
+struct PodRelease {
+  std::string pod;
+  std::string uid;
+  std::string node;
+  Amounts requests;
+};
+
+// A pod to be replaced by its StatefulSet.
+struct PodDeletion {
+  std::string pod;
+  std::string uid;
+  // Absent: what the pod itself says, so that a leader finishes what it has begun. 0: at once,
+  // without the word of its node.
+  std::optional<int32_t> grace_seconds;
+  std::string why;
 };
 
 struct PlannedEvent {
@@ -43,6 +70,14 @@ struct Plan {
   std::vector<GroupPlan> groups;
   // Names of groups to delete: StatefulSet, Service and ConfigMap.
   std::vector<std::string> removed_groups;
+  std::vector<PodRelease> releases;
+  std::vector<PodDeletion> deletions;
+  // Why gated pods of a group (by index) stay so, node by node.
+  std::map<int32_t, std::string> unplaced;
+  // Why a group stays on a cordoned node.
+  std::map<int32_t, std::string> unmoved;
+  // To be kept in the cluster: all groups serve with it.
+  std::optional<LastGood> last_good;
   ModelStatus status;
   std::vector<PlannedEvent> events;
   // Look again after so many seconds even if nothing is observed; 0: no need.
@@ -50,6 +85,10 @@ struct Plan {
 };
 
 Plan MakePlan(const Observed& observed);
+
+// Of one group.
+int32_t RanksPerPod(const serving::v1alpha1::ModelSpec& spec);
+int32_t PodCount(const serving::v1alpha1::ModelSpec& spec);
 
 // "namespace/name".
 std::string FullName(const Model& model);

@@ -7,6 +7,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "operator/plan/group_objects.h"
+#include "operator/plan/group_plan.h"
+#include "operator/plan/rollout.h"
 
 namespace rempart::op {
 namespace {
@@ -25,7 +27,7 @@ struct Trouble {
 };
 
 std::string ConditionOf(const std::string& reason) {
-  if (reason == "InsufficientMemory") return "Fits";
+  if (reason == "InsufficientMemory" || reason == "InvalidParallelism") return "Fits";
   if (reason == "WeightsNotFound" || reason == "InvalidModelFile" ||
       reason == "UnsupportedArchitecture") {
     return "WeightsAvailable";
@@ -64,22 +66,6 @@ std::optional<Trouble> GroupTrouble(const GroupObservation& group) {
   return std::nullopt;
 }
 
-std::string GroupPhase(const GroupObservation& group) {
-  if (GroupIsReady(group)) return "Ready";
-  switch (group.progress.phase) {
-    case WorkerPhase::kLoading:
-      return "Loading";
-    case WorkerPhase::kWarmingUp:
-      return "WarmingUp";
-    case WorkerPhase::kDraining:
-      return "Draining";
-    case WorkerPhase::kFailed:
-      return "Failed";
-    default:
-      return GroupTrouble(group).has_value() ? "Failed" : "Pending";
-  }
-}
-
 class Conditions {
  public:
   Conditions(const Observed& observed, Plan& plan) : observed_(observed), plan_(plan) {}
@@ -102,7 +88,8 @@ class Conditions {
         before == nullptr || before->status() != status || before->reason() != reason;
     if (!changed) return;
     const bool proof = type == "Accepted" || type == "WeightsAvailable" || type == "Fits";
-    const bool trouble = (proof && status == "False") || (type == "Degraded" && status == "True") ||
+    const bool trouble = (proof && status == "False") ||
+                         (type == "Degraded" && status == "True" && reason != "RolledBack") ||
                          (type == "Ready" && reason == "WorkerFailed");
     if (trouble) plan_.events.push_back({"Warning", reason, message});
     if (type == "Ready" && status == "True") plan_.events.push_back({"Normal", reason, message});
@@ -120,38 +107,13 @@ class Conditions {
   Plan& plan_;
 };
 
-void FillGroups(const Observed& observed, Plan& plan) {
-  int64_t done = 0;
-  int64_t total = 0;
-  for (const GroupObservation& seen : observed.groups) {
-    GroupStatus& group = *plan.status.add_groups();
-    group.set_name(absl::StrCat(observed.model.metadata().name(), "-", seen.index));
-    group.set_phase(GroupPhase(seen));
-    int32_t restarts = 0;
-    for (const PodObservation& pod : seen.pods) {
-      auto& member = *group.add_members();
-      member.set_pod(pod.name);
-      member.set_node(pod.node);
-      member.set_step(seen.progress.step);
-      member.set_last_step_age_seconds(seen.progress.last_step_age_seconds);
-      member.set_state(pod.deleting ? "Terminating" : pod.phase);
-      restarts += pod.restarts;
-      if (!pod.last_termination.empty()) group.set_last_failure(pod.last_termination);
-    }
-    group.set_restarts(restarts);
-    if (seen.progress.phase == WorkerPhase::kLoading) {
-      done += seen.progress.bytes_done;
-      total += seen.progress.bytes_total;
-    }
-    if (!seen.progress.digest.empty()) plan.status.set_digest(seen.progress.digest);
-  }
-  if (total > 0) {
-    plan.status.mutable_download()->set_mib_done(static_cast<int32_t>(done / kMiB));
-    plan.status.mutable_download()->set_mib_total(static_cast<int32_t>(total / kMiB));
-  }
+std::string HowToRetry(const Model& model) {
+  return absl::StrCat("run: kubectl annotate model ", model.metadata().name(), " ",
+                      kRetryAnnotation, "=\"$(date)\" --overwrite");
 }
 
-std::optional<Trouble> FirstTrouble(const Observed& observed) {
+std::optional<Trouble> FirstTrouble(const Observed& observed, const Memory& memory,
+                                    const Plan& plan) {
   if (observed.claim == ClaimState::kMissing) {
     const std::string claim = ClaimOf(observed.model);
     return Trouble{"WeightsAvailable", "ClaimNotFound",
@@ -161,6 +123,29 @@ std::optional<Trouble> FirstTrouble(const Observed& observed) {
   }
   for (const GroupObservation& group : observed.groups) {
     if (auto trouble = GroupTrouble(group)) return trouble;
+  }
+  if (!plan.unplaced.empty()) {
+    const std::string excluded = ExcludedInWords(plan.status);
+    const std::string hint =
+        excluded.empty() ? ""
+                         : absl::StrCat(". Excluded: ", excluded, "; ", HowToRetry(observed.model));
+    return Trouble{"Fits", "NoRoom", plan.unplaced.begin()->second + hint};
+  }
+  for (const auto& [index, past] : memory) {
+    const GroupObservation* group = FindGroup(observed, index);
+    if (!past.exhausted() || group == nullptr || GroupIsReady(*group)) continue;
+    return Trouble{
+        "Ready", "FailureBudgetSpent",
+        absl::StrCat("group ", GroupName(observed.model, index), " broke ", past.failures,
+                     " times, each within ", kFailureWindowSeconds / 60,
+                     " minutes of the last, so nothing is replaced any more. The last time: ",
+                     past.last_failure, ". Remove the cause, then ", HowToRetry(observed.model))};
+  }
+  if (!plan.unmoved.empty()) {
+    return Trouble{"Degraded", "NodeCordoned", plan.unmoved.begin()->second};
+  }
+  if (!plan.status.rollout().failed_revision().empty()) {
+    return Trouble{"Degraded", "RolledBack", plan.status.rollout().message()};
   }
   return std::nullopt;
 }
@@ -175,6 +160,18 @@ void SetProved(Conditions& conditions, const std::string& type, bool proved,
   } else {
     conditions.Set(type, "Unknown", "NotKnownYet", "no worker has got so far");
   }
+}
+
+// All pods of some group of several have a node.
+bool IsPlaced(const Plan& plan) {
+  if (!plan.unplaced.empty()) return false;
+  return std::any_of(
+      plan.status.groups().begin(), plan.status.groups().end(), [](const GroupStatus& group) {
+        const auto& members = group.members();
+        return members.size() > 1 &&
+               std::none_of(members.begin(), members.end(),
+                            [](const auto& member) { return member.node().empty(); });
+      });
 }
 
 std::string ReadyMessage(int32_t ready, int32_t wanted) {
@@ -209,6 +206,15 @@ void SetServing(Conditions& conditions, Plan& plan, int32_t ready, int32_t wante
                  stalled ? trouble->message : "");
 }
 
+bool HasLeavingPods(const Observed& observed) {
+  for (const GroupObservation& group : observed.groups) {
+    for (const PodObservation& pod : group.pods) {
+      if (pod.deleting) return true;
+    }
+  }
+  return false;
+}
+
 void SetPhaseOfLoading(const Observed& observed, Plan& plan) {
   if (plan.status.phase() != "Pending") return;
   for (const GroupObservation& group : observed.groups) {
@@ -229,18 +235,20 @@ bool GroupIsReady(const GroupObservation& group) {
   if (!group.exists) return false;
   if (group.progress.phase == WorkerPhase::kReady) return true;
   if (group.progress.phase != WorkerPhase::kUnknown) return false;
-  return std::any_of(group.pods.begin(), group.pods.end(),
-                     [](const PodObservation& pod) { return pod.ready && !pod.deleting; });
+  // The leader's pod is ready when a token has passed the whole group.
+  return std::any_of(group.pods.begin(), group.pods.end(), [](const PodObservation& pod) {
+    return pod.index == 0 && pod.ready && !pod.deleting;
+  });
 }
 
 void MakeStatus(const Observed& observed, const std::optional<Refusal>& refusal, int32_t wanted,
-                Plan& plan) {
+                const Memory& memory, Plan& plan) {
   ModelStatus& status = plan.status;
   status.set_observed_generation(observed.model.metadata().generation());
   status.set_selector(PodSelector(observed.model));
   status.set_url(observed.settings.url);
   status.set_digest(observed.model.status().digest());
-  FillGroups(observed, plan);
+  FillGroups(observed, memory, plan);
   int32_t ready = 0;
   bool proved = false;
   int32_t existing = 0;
@@ -261,13 +269,17 @@ void MakeStatus(const Observed& observed, const std::optional<Refusal>& refusal,
     trouble = Trouble{"Accepted", refusal->reason, refusal->message};
   } else {
     conditions.Set("Accepted", "True", "Valid", "");
-    trouble = FirstTrouble(observed);
+    trouble = FirstTrouble(observed, memory, plan);
   }
   SetProved(conditions, "WeightsAvailable", proved, trouble, "Loaded");
-  SetProved(conditions, "Fits", proved, trouble, "Placed");
+  SetProved(conditions, "Fits", proved || IsPlaced(plan), trouble, "Placed");
   SetServing(conditions, plan, ready, wanted, trouble);
   SetPhaseOfLoading(observed, plan);
   if (ready < wanted && !refusal.has_value()) plan.requeue_seconds = kProgressSeconds;
+  // Time decides what comes next, and no event tells of it.
+  if (!plan.deletions.empty() || !plan.releases.empty() || HasLeavingPods(observed)) {
+    plan.requeue_seconds = 1;
+  }
 }
 
 }  // namespace rempart::op

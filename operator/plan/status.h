@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "operator/plan/plan.h"
+#include "operator/plan/recovery.h"
 #include "operator/plan/validate.h"
 
 namespace rempart::op {
@@ -15,6 +16,12 @@ namespace rempart::op {
 bool GroupIsReady(const GroupObservation& group);
 
 void MakeStatus(const Observed& observed, const std::optional<Refusal>& refusal, int32_t wanted,
-                Plan& plan);
+                const Memory& memory, Plan& plan);
+
+// "Pending", "Loading", "Ready"...
+std::string GroupPhaseName(WorkerPhase phase);
+
+// status.groups and status.download.
+void FillGroups(const Observed& observed, const Memory& memory, Plan& plan);
 
 }  // namespace rempart::op

@@ -3,9 +3,11 @@
 
 #include <algorithm>
 #include <tuple>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 
@@ -16,6 +18,7 @@ using serving::v1alpha1::ModelSpec;
 
 // StatefulSets put "-<hash>" behind their name in a label of 63 characters; we add "-<index>".
 constexpr size_t kMaxNameLength = 46;
+constexpr int32_t kMaxRanksPerPod = 16;
 
 std::optional<Refusal> NotSupported(absl::string_view field, absl::string_view advice) {
   return Refusal{"NotSupported",
@@ -40,44 +43,12 @@ std::optional<Refusal> ParsePvc(absl::string_view rest, ParsedSource& source) {
   return std::nullopt;
 }
 
-std::optional<Refusal> ParseSource(const Observed& observed, ParsedSource& source) {
-  absl::string_view uri = observed.model.spec().source().uri();
-  if (absl::ConsumePrefix(&uri, "pvc://")) {
-    if (observed.settings.local) {
-      return Refusal{"NotSupported",
-                     "spec.source.uri: there are no claims outside Kubernetes; use file:///path"};
-    }
-    return ParsePvc(uri, source);
-  }
-  if (absl::ConsumePrefix(&uri, "file://")) {
-    if (!observed.settings.local && !observed.settings.allow_node_paths) {
-      return Refusal{"NodePathsDisabled",
-                     "spec.source.uri: file:// is switched off; use pvc://claim/path, or install "
-                     "the chart with models.allowNodePaths=true"};
-    }
-    if (!absl::StartsWith(uri, "/") || HasParentStep(uri) || uri == "/") {
-      return Refusal{"InvalidSource",
-                     "spec.source.uri: file:// needs an absolute path without \"..\""};
-    }
-    source.path = std::string(uri);
-    return std::nullopt;
-  }
-  const std::string scheme(uri.substr(0, uri.find(':')));
-  return NotSupported("source.uri",
-                      absl::StrCat(scheme,
-                                   ":// cannot be fetched yet; copy the model to a volume "
-                                   "and use pvc://claim/path"));
-}
-
 std::optional<Refusal> UnsupportedFields(const ModelSpec& spec) {
   if (spec.device() == "gpu") {
     return NotSupported("device", "gpu cannot be computed on yet; set device: cpu");
   }
   if (spec.has_autoscaling()) {
     return NotSupported("autoscaling", "set replicas instead of autoscaling");
-  }
-  if (spec.parallelism().tensor() > 1 || spec.parallelism().ranks_per_pod() > 1) {
-    return NotSupported("parallelism", "a group is one rank; set tensor: 1, or leave it out");
   }
   if (spec.parallelism().pipeline() > 1) {
     return NotSupported("parallelism.pipeline", "leave it out");
@@ -88,14 +59,29 @@ std::optional<Refusal> UnsupportedFields(const ModelSpec& spec) {
   if (spec.source().has_public_key_secret()) {
     return NotSupported("source.publicKeySecret", "signatures are not checked yet; leave it out");
   }
-  if (spec.placement().jurisdictions_size() > 0) {
-    return NotSupported("placement.jurisdictions", "use placement.nodeSelector");
+  return std::nullopt;
+}
+
+// What the schema cannot say of the shape of a group. Whether the number of ranks divides the model
+// only the model file tells: the worker refuses it with the numbers that do.
+std::optional<Refusal> WrongShape(const ModelSpec& spec) {
+  const int32_t tensor = std::max(spec.parallelism().tensor(), 1);
+  const int32_t per_pod = spec.parallelism().ranks_per_pod();
+  if (per_pod == 0 && tensor > kMaxRanksPerPod) {
+    return Refusal{"InvalidParallelism",
+                   absl::StrCat("spec.parallelism.ranksPerPod is missing: ", tensor,
+                                " ranks are too many for one pod, which holds up to ",
+                                kMaxRanksPerPod, "; set it to a divisor of ", tensor)};
   }
-  if (spec.placement().has_topology_key()) {
-    return NotSupported("placement.topologyKey", "a group is one pod; leave it out");
-  }
-  if (spec.rollout().strategy() == "SurgeThenDrain") {
-    return NotSupported("rollout.strategy", "use DrainThenReplace");
+  if (per_pod > 0 && tensor % per_pod != 0) {
+    std::vector<int32_t> divisors;
+    for (int32_t i = 1; i <= std::min(tensor, kMaxRanksPerPod); ++i) {
+      if (tensor % i == 0) divisors.push_back(i);
+    }
+    return Refusal{
+        "InvalidParallelism",
+        absl::StrCat("spec.parallelism.ranksPerPod: ", per_pod, " does not divide tensor: ", tensor,
+                     "; choose one of ", absl::StrJoin(divisors, ", "))};
   }
   return std::nullopt;
 }
@@ -119,6 +105,36 @@ std::optional<Refusal> NameClash(const Observed& observed) {
 
 }  // namespace
 
+std::optional<Refusal> ParseSource(const Settings& settings,
+                                   const serving::v1alpha1::ModelSpec& spec, ParsedSource& source) {
+  absl::string_view uri = spec.source().uri();
+  if (absl::ConsumePrefix(&uri, "pvc://")) {
+    if (settings.local) {
+      return Refusal{"NotSupported",
+                     "spec.source.uri: there are no claims outside Kubernetes; use file:///path"};
+    }
+    return ParsePvc(uri, source);
+  }
+  if (absl::ConsumePrefix(&uri, "file://")) {
+    if (!settings.local && !settings.allow_node_paths) {
+      return Refusal{"NodePathsDisabled",
+                     "spec.source.uri: file:// is switched off; use pvc://claim/path, or install "
+                     "the chart with models.allowNodePaths=true"};
+    }
+    if (!absl::StartsWith(uri, "/") || HasParentStep(uri) || uri == "/") {
+      return Refusal{"InvalidSource",
+                     "spec.source.uri: file:// needs an absolute path without \"..\""};
+    }
+    source.path = std::string(uri);
+    return std::nullopt;
+  }
+  const std::string scheme(uri.substr(0, uri.find(':')));
+  return NotSupported("source.uri",
+                      absl::StrCat(scheme,
+                                   ":// cannot be fetched yet; copy the model to a volume "
+                                   "and use pvc://claim/path"));
+}
+
 std::optional<Refusal> Validate(const Observed& observed, ParsedSource& source) {
   const Model& model = observed.model;
   if (model.metadata().name().size() > kMaxNameLength) {
@@ -126,7 +142,8 @@ std::optional<Refusal> Validate(const Observed& observed, ParsedSource& source) 
                                                " characters; the limit is ", kMaxNameLength)};
   }
   if (auto refusal = UnsupportedFields(model.spec())) return refusal;
-  if (auto refusal = ParseSource(observed, source)) return refusal;
+  if (auto refusal = WrongShape(model.spec())) return refusal;
+  if (auto refusal = ParseSource(observed.settings, model.spec(), source)) return refusal;
   return NameClash(observed);
 }
 

@@ -17,6 +17,9 @@ struct Refusal {
   std::string message;
 };
 
+std::optional<Refusal> ParseSource(const Settings& settings,
+                                   const serving::v1alpha1::ModelSpec& spec, ParsedSource& source);
+
 std::optional<Refusal> Validate(const Observed& observed, ParsedSource& source);
 
 }  // namespace rempart::op

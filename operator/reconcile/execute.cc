@@ -9,7 +9,9 @@
 #include <type_traits>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "common/log.h"
+#include "operator/plan/placement.h"
 
 namespace rempart::op {
 namespace {
@@ -17,7 +19,7 @@ namespace {
 constexpr char kFieldOwner[] = "rempart-operator";
 constexpr char kStatusOwner[] = "rempart-operator-status";
 constexpr char kWorkerTls[] = "rempart-worker-tls";
-constexpr absl::Duration kTrustApplied = absl::Minutes(10);
+constexpr absl::Duration kTrustApplied = absl::Hours(1);
 
 bool IsOwnedBy(const k8s::v1::ObjectMeta& metadata, const Model& owner) {
   return std::any_of(metadata.owner_references().begin(), metadata.owner_references().end(),
@@ -61,6 +63,7 @@ void ClearVolatile(ModelStatus& status) {
   for (auto& group : *status.mutable_groups()) {
     for (auto& member : *group.mutable_members()) {
       member.clear_step();
+      member.clear_activity();
       member.clear_last_step_age_seconds();
     }
   }
@@ -74,10 +77,11 @@ bool StatusDiffers(ModelStatus a, ModelStatus b) {
   return !google::protobuf::util::MessageDifferencer::Equals(a, b);
 }
 
-Executor::Executor(const Client* client, const Informers* informers, EventRecorder* events,
-                   const Clock* clock, std::string own_namespace)
+Executor::Executor(const Client* client, const Informers* informers, NodeLedger* ledger,
+                   EventRecorder* events, const Clock* clock, std::string own_namespace)
     : client_(client),
       informers_(informers),
+      ledger_(ledger),
       events_(events),
       clock_(clock),
       own_namespace_(std::move(own_namespace)) {}
@@ -129,33 +133,21 @@ absl::Status Executor::ApplyGroup(const Observed& observed, const GroupPlan& gro
   const Model& owner = observed.model;
   RETURN_IF_ERROR(Apply(owner, informers_->config_maps.store(), objects.config_map));
   RETURN_IF_ERROR(Apply(owner, informers_->services.store(), objects.service));
+  if (objects.network_policy.has_value()) {
+    RETURN_IF_ERROR(Apply(owner, informers_->policies.store(), *objects.network_policy));
+  }
   return Apply(owner, informers_->stateful_sets.store(), objects.stateful_set);
 }
 
-absl::Status Executor::CopyWorkerTls(const std::string& ns) {
+absl::Status Executor::CopyWorkerTls(const Model& model) {
+  const std::string& ns = model.metadata().namespace_();
   if (own_namespace_.empty() || ns == own_namespace_) return absl::OkStatus();
-  const Api<k8s::v1::Secret> secrets(client_);
-  const std::string id = absl::StrCat("Secret ", ns);
-  k8s::v1::Secret intent;
-  intent.mutable_metadata()->set_name(kWorkerTls);
-  intent.mutable_metadata()->set_namespace_(ns);
-  (*intent.mutable_metadata()->mutable_labels())["app.kubernetes.io/managed-by"] = kFieldOwner;
-  for (const auto& model : informers_->models.store().All()) {
-    if (model->metadata().namespace_() != ns || !model->metadata().deletion_timestamp().empty()) {
-      continue;
-    }
-    k8s::v1::OwnerReference& owner = *intent.mutable_metadata()->add_owner_references();
-    owner.set_api_version(ResourceOf<Model>::Type().ApiVersion());
-    owner.set_kind("Model");
-    owner.set_name(model->metadata().name());
-    owner.set_uid(model->metadata().uid());
-  }
-  const std::string owners = BytesOf(intent);
-  const auto before = applied_.find(id);
-  if (before != applied_.end() && before->second.intent == owners &&
-      clock_->Now() - before->second.at < kTrustApplied) {
+  std::map<std::string, absl::Time>& owners = tls_owners_[ns];
+  const auto known = owners.find(model.metadata().uid());
+  if (known != owners.end() && clock_->Now() - known->second < kTrustApplied) {
     return absl::OkStatus();
   }
+  const Api<k8s::v1::Secret> secrets(client_);
   const absl::StatusOr<k8s::v1::Secret> original = secrets.Get({own_namespace_, kWorkerTls});
   if (!original.ok()) {
     return absl::Status(
@@ -163,11 +155,82 @@ absl::Status Executor::CopyWorkerTls(const std::string& ns) {
         absl::StrCat("Secret ", own_namespace_, "/", kWorkerTls,
                      ", made by the chart, cannot be read: ", original.status().message()));
   }
+  k8s::v1::Secret intent;
+  intent.mutable_metadata()->set_name(kWorkerTls);
+  intent.mutable_metadata()->set_namespace_(ns);
+  (*intent.mutable_metadata()->mutable_labels())["app.kubernetes.io/managed-by"] = kFieldOwner;
+  std::map<std::string, absl::Time> written;
+  for (const auto& one : informers_->models.store().All()) {
+    if (one->metadata().namespace_() != ns || !one->metadata().deletion_timestamp().empty()) {
+      continue;
+    }
+    k8s::v1::OwnerReference& owner = *intent.mutable_metadata()->add_owner_references();
+    owner.set_api_version(ResourceOf<Model>::Type().ApiVersion());
+    owner.set_kind("Model");
+    owner.set_name(one->metadata().name());
+    owner.set_uid(one->metadata().uid());
+    written[one->metadata().uid()] = clock_->Now();
+  }
   intent.set_type(original->type());
   *intent.mutable_data() = original->data();
   RETURN_IF_ERROR(secrets.Apply(intent, kFieldOwner).status());
-  applied_[id] = {owners, "", clock_->Now()};
+  owners = std::move(written);
   return absl::OkStatus();
+}
+
+absl::Status Executor::ApplyOfModel(const Observed& observed, const Plan& plan) {
+  if (plan.groups.empty()) return absl::OkStatus();
+  RETURN_IF_ERROR(CopyWorkerTls(observed.model));
+  RETURN_IF_ERROR(
+      Apply(observed.model, informers_->budgets.store(), MakeDisruptionBudget(observed.model)));
+  if (!plan.last_good.has_value()) return absl::OkStatus();
+  return Apply(observed.model, informers_->config_maps.store(),
+               MakeLastGoodRecord(observed.model, *plan.last_good));
+}
+
+// Names the pod's node and lifts our gate, in one patch; gates of others stay.
+absl::Status Executor::Release(const std::string& ns, const PodRelease& release) {
+  const ObjectKey key{ns, release.pod};
+  const auto pod = informers_->pods.store().Get(key);
+  const auto node = informers_->nodes.store().Get({"", release.node});
+  if (pod == nullptr || node == nullptr || pod->metadata().uid() != release.uid) {
+    return absl::OkStatus();  // the next plan sees it
+  }
+  k8s::v1::Pod patch;
+  patch.mutable_metadata()->set_uid(release.uid);
+  const auto host = node->metadata().labels().find(kHostnameLabel);
+  (*patch.mutable_spec()->mutable_node_selector())[kHostnameLabel] =
+      host == node->metadata().labels().end() ? release.node : host->second;
+  for (const auto& gate : pod->spec().scheduling_gates()) {
+    if (gate.name() != kPlacementGate) *patch.mutable_spec()->add_scheduling_gates() = gate;
+  }
+  std::string json = ToJson(patch);
+  if (patch.spec().scheduling_gates().empty()) {
+    json = absl::StrReplaceAll(json, {{"\"spec\":{", "\"spec\":{\"schedulingGates\":null,"}});
+  }
+  const absl::Status status = Api<k8s::v1::Pod>(client_).MergePatchText(key, json).status();
+  if (absl::IsNotFound(status) || absl::IsAborted(status)) return absl::OkStatus();
+  RETURN_IF_ERROR(status);
+  ledger_->Promise(key, release.uid, release.node, release.requests);
+  LogInfo("plan", "pod released", {{"pod", key.ToString()}, {"node", release.node}});
+  return absl::OkStatus();
+}
+
+absl::Status Executor::DeletePod(const std::string& ns, const PodDeletion& deletion) {
+  const ObjectKey key{ns, deletion.pod};
+  LogInfo("plan", "pod deleted", {{"pod", key.ToString()}, {"because", deletion.why}});
+  const absl::Status status =
+      Api<k8s::v1::Pod>(client_).Delete(key, deletion.uid, deletion.grace_seconds);
+  return absl::IsAborted(status) ? absl::OkStatus() : status;
+}
+
+void Executor::RemoveGroup(const Observed& observed, const std::string& name,
+                           absl::Status& result) {
+  const ObjectKey key{observed.model.metadata().namespace_(), name};
+  result.Update(Remove(observed.model, informers_->stateful_sets.store(), key));
+  result.Update(Remove(observed.model, informers_->services.store(), key));
+  result.Update(Remove(observed.model, informers_->config_maps.store(), key));
+  result.Update(Remove(observed.model, informers_->policies.store(), key));
 }
 
 absl::Status Executor::WriteStatus(const Observed& observed, const Plan& plan) {
@@ -192,16 +255,13 @@ absl::Status Executor::Execute(const Observed& observed, const Plan& plan) {
     return status.ok();
   };
   const std::string& ns = observed.model.metadata().namespace_();
-  if (!plan.groups.empty()) keep(CopyWorkerTls(ns));
+  keep(ApplyOfModel(observed, plan));
   for (const GroupPlan& group : plan.groups) {
     if (group.apply && !keep(ApplyGroup(observed, group))) break;
   }
-  for (const std::string& name : plan.removed_groups) {
-    const ObjectKey key{ns, name};
-    keep(Remove(observed.model, informers_->stateful_sets.store(), key));
-    keep(Remove(observed.model, informers_->services.store(), key));
-    keep(Remove(observed.model, informers_->config_maps.store(), key));
-  }
+  for (const PodDeletion& deletion : plan.deletions) keep(DeletePod(ns, deletion));
+  for (const PodRelease& release : plan.releases) keep(Release(ns, release));
+  for (const std::string& name : plan.removed_groups) RemoveGroup(observed, name, result);
   if (!result.ok()) {
     events_->Record(
         {ReferenceTo(observed.model), "Warning", "CannotApply", std::string(result.message())});

@@ -23,6 +23,52 @@ MetricFamily One(const char* name, const char* help, MetricType type, double val
   return {name, help, type, {metric}};
 }
 
+MetricFamily Empty(const char* name, const char* help, MetricType type) {
+  return {name, help, type, {}};
+}
+
+void AddGroups(const std::vector<GroupFigures>& groups, std::vector<MetricFamily>& families) {
+  MetricFamily blamed =
+      Empty("rempart_operator_blamed_member",
+            "1 for a member that its group lost and still waits for.", MetricType::Gauge);
+  MetricFamily ended = Empty("rempart_operator_epochs_ended_total", "Epochs of a group that ended.",
+                             MetricType::Counter);
+  MetricFamily recovered =
+      Empty("rempart_operator_recoveries_total",
+            "Times that a group served again after an epoch ended.", MetricType::Counter);
+  MetricFamily took =
+      Empty("rempart_operator_last_recovery_seconds",
+            "From the end of an epoch until the group served again.", MetricType::Gauge);
+  MetricFamily noticed =
+      Empty("rempart_operator_last_detection_seconds",
+            "From a member's last sign of life until its epoch was ended.", MetricType::Gauge);
+  for (const GroupFigures& group : groups) {
+    const auto add = [&](MetricFamily& family, double value) {
+      ClientMetric metric;
+      metric.label = {{"group", group.group}};
+      family.type == MetricType::Counter ? metric.counter.value = value
+                                         : metric.gauge.value = value;
+      family.metric.push_back(std::move(metric));
+    };
+    add(ended, static_cast<double>(group.epochs_ended));
+    add(recovered, static_cast<double>(group.recoveries));
+    add(took, group.last_recovery_seconds);
+    add(noticed, group.last_detection_seconds);
+    for (const BlamedMember& member : group.blamed) {
+      ClientMetric metric;
+      metric.label = {{"group", group.group},
+                      {"pod", member.pod},
+                      {"node", member.node},
+                      {"rank", std::to_string(member.rank)}};
+      metric.gauge.value = 1;
+      blamed.metric.push_back(std::move(metric));
+    }
+  }
+  for (MetricFamily* family : {&blamed, &ended, &recovered, &took, &noticed}) {
+    families.push_back(std::move(*family));
+  }
+}
+
 }  // namespace
 
 std::string MetricsText(const OperatorFigures& figures, const std::string& version) {
@@ -35,7 +81,7 @@ std::string MetricsText(const OperatorFigures& figures, const std::string& versi
   MetricFamily info = One("rempart_operator_info", "Constant 1; the label tells the version.",
                           MetricType::Gauge, 1);
   info.metric[0].label = {{"version", version}};
-  const std::vector<MetricFamily> families = {
+  std::vector<MetricFamily> families = {
       std::move(info),
       gauge("rempart_operator_leading", "1 on the replica that acts.", figures.leading ? 1 : 0),
       counter("rempart_operator_reconciles_total", "Models looked at.", figures.reconciles),
@@ -51,7 +97,10 @@ std::string MetricsText(const OperatorFigures& figures, const std::string& versi
       counter("rempart_operator_lists_total", "Lists taken from the API server.", figures.lists),
       counter("rempart_operator_watches_total", "Watches opened at the API server.",
               figures.watches),
+      counter("rempart_operator_api_writes_total", "Creations, patches and deletions sent.",
+              figures.api_writes),
   };
+  AddGroups(figures.groups, families);
   return prometheus::TextSerializer().Serialize(families);
 }
 

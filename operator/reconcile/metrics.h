@@ -4,8 +4,25 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace rempart::op {
+
+struct BlamedMember {
+  std::string pod;
+  std::string node;
+  int32_t rank = 0;
+};
+
+// Of a group of several pods.
+struct GroupFigures {
+  std::string group;  // "namespace/model-0"
+  int64_t epochs_ended = 0;
+  int64_t recoveries = 0;
+  double last_recovery_seconds = 0;
+  double last_detection_seconds = 0;
+  std::vector<BlamedMember> blamed;  // for the end of the last epoch, and not back since
+};
 
 struct OperatorFigures {
   bool leading = false;
@@ -18,6 +35,8 @@ struct OperatorFigures {
   int routers_joined = 0;
   int64_t lists = 0;
   int64_t watches = 0;
+  int64_t api_writes = 0;
+  std::vector<GroupFigures> groups;
 };
 
 // Prometheus text format 0.0.4. Pure.

@@ -2,6 +2,8 @@
 #include "operator/reconcile/observe.h"
 
 #include <algorithm>
+#include <map>
+#include <set>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -9,10 +11,14 @@
 #include "absl/strings/strip.h"
 #include "operator/plan/group_objects.h"
 #include "operator/plan/plan.h"
+#include "operator/plan/quantity.h"
+#include "operator/reconcile/members.h"
 #include "operator/reconcile/topology.h"
 
 namespace rempart::op {
 namespace {
+
+constexpr char kOthersSelector[] = "app.kubernetes.io/managed-by!=rempart-operator";
 
 ReflectorOptions Selecting(ReflectorOptions options, const char* selector) {
   options.label_selector = selector;
@@ -55,19 +61,27 @@ std::string Termination(const k8s::v1::ContainerStatus& container) {
   return "";
 }
 
-PodObservation ObservePod(const k8s::v1::Pod& pod) {
-  PodObservation seen;
-  seen.name = pod.metadata().name();
-  seen.node = pod.spec().node_name();
-  seen.phase = pod.status().phase();
-  seen.ready = PodIsReady(pod);
-  seen.deleting = !pod.metadata().deletion_timestamp().empty();
-  for (const auto& condition : pod.status().conditions()) {
-    if (condition.type() == "PodScheduled" && condition.status() == "False" &&
-        condition.reason() == "Unschedulable") {
-      seen.unschedulable = condition.message();
-    }
-  }
+absl::Time TimeOf(const std::string& timestamp) {
+  absl::Time time;
+  std::string error;
+  return absl::ParseTime(absl::RFC3339_full, timestamp, &time, &error) ? time
+                                                                       : absl::InfinitePast();
+}
+
+// 0 for what has no time, or a later one.
+int32_t SecondsSince(const std::string& timestamp, absl::Time now) {
+  if (timestamp.empty()) return 0;
+  const int64_t seconds = absl::ToInt64Seconds(now - TimeOf(timestamp));
+  return static_cast<int32_t>(std::clamp<int64_t>(seconds, 0, INT32_MAX));
+}
+
+int32_t PodIndex(const k8s::v1::Pod& pod) {
+  const std::string& name = pod.metadata().name();
+  int32_t index = 0;
+  return absl::SimpleAtoi(name.substr(name.rfind('-') + 1), &index) ? index : 0;
+}
+
+void ObserveContainers(const k8s::v1::Pod& pod, PodObservation& seen) {
   for (const auto& container : pod.status().container_statuses()) {
     seen.restarts += container.restart_count();
     if (container.state().has_waiting()) {
@@ -76,69 +90,196 @@ PodObservation ObservePod(const k8s::v1::Pod& pod) {
     }
     if (std::string end = Termination(container); !end.empty()) {
       seen.last_termination = std::move(end);
+      seen.last_exit_code = container.state().has_terminated()
+                                ? container.state().terminated().exit_code()
+                                : container.last_state().terminated().exit_code();
     }
   }
-  return seen;
 }
 
-absl::Time CreationTime(const k8s::v1::Pod& pod) {
-  absl::Time time;
-  std::string error;
-  return absl::ParseTime(absl::RFC3339_full, pod.metadata().creation_timestamp(), &time, &error)
-             ? time
-             : absl::InfinitePast();
+PodObservation ObservePod(const k8s::v1::Pod& pod, const Sources& sources) {
+  PodObservation seen;
+  seen.name = pod.metadata().name();
+  seen.uid = pod.metadata().uid();
+  seen.index = PodIndex(pod);
+  seen.config_hash = ConfigHashOf(pod.metadata());
+  seen.node = pod.spec().node_name();
+  const std::string promised = sources.ledger->PromisedNode(KeyOf(pod), seen.uid);
+  seen.gated = IsHeldBack(pod) && promised.empty();
+  if (seen.node.empty()) seen.node = promised;
+  seen.phase = pod.status().phase();
+  seen.ready = PodIsReady(pod);
+  seen.age_seconds = SecondsSince(pod.metadata().creation_timestamp(), sources.now);
+  seen.deleting = !pod.metadata().deletion_timestamp().empty();
+  seen.overdue_seconds = SecondsSince(pod.metadata().deletion_timestamp(), sources.now);
+  for (const auto& condition : pod.status().conditions()) {
+    if (condition.type() == "PodScheduled" && condition.status() == "False" &&
+        condition.reason() == "Unschedulable") {
+      seen.unschedulable = condition.message();
+      seen.unschedulable_seconds = SecondsSince(condition.last_transition_time(), sources.now);
+    }
+  }
+  ObserveContainers(pod, seen);
+  return seen;
 }
 
 // Of a pod that is going, or that has come since, the old words say nothing.
 void AddProgress(const GroupReport& report, const k8s::v1::Pod& pod, GroupObservation& group) {
   if (!pod.metadata().deletion_timestamp().empty()) return;
-  if (report.pod_name != pod.metadata().name() || report.at < CreationTime(pod)) return;
+  if (report.pod_name != pod.metadata().name() ||
+      report.at < TimeOf(pod.metadata().creation_timestamp())) {
+    return;
+  }
   group.progress = report.progress;
 }
 
-std::vector<GroupObservation> ObserveGroups(const Informers& informers, const JoinRegistry& joins,
-                                            const Model& model) {
-  std::map<int32_t, GroupObservation> groups;
-  const auto sets = informers.stateful_sets.store().Where(
-      [&](const auto& set) { return BelongsTo(set.metadata(), model); });
-  for (const auto& set : sets) {
-    const auto index = GroupIndex(set->metadata().name(), model.metadata().name());
-    if (!index.has_value()) continue;
-    GroupObservation& group = groups[*index];
-    group.exists = set->metadata().deletion_timestamp().empty();
-    group.config_hash = ConfigHashOf(set->spec().template_().metadata());
+// What runs is what the pods were made from; their StatefulSet may be ahead of them. Pods of
+// several configurations run none.
+std::string RunningHash(const GroupObservation& group) {
+  if (group.pods.empty()) return group.set_config_hash;
+  for (const PodObservation& pod : group.pods) {
+    if (pod.config_hash != group.pods[0].config_hash) return "";
   }
-  const auto pods = informers.pods.store().Where(
-      [&](const auto& pod) { return OwnerOf(pod.metadata()) == KeyOf(model); });
-  for (const auto& pod : pods) {
+  return group.pods[0].config_hash;
+}
+
+void ObserveSet(const k8s::v1::StatefulSet& set, GroupObservation& group) {
+  group.exists = set.metadata().deletion_timestamp().empty();
+  group.set_config_hash = ConfigHashOf(set.spec().template_().metadata());
+  group.set_is_current = set.status().observed_generation() >= set.metadata().generation();
+}
+
+std::vector<GroupObservation> ObserveGroups(const Sources& sources, const Model& model) {
+  std::map<int32_t, GroupObservation> groups;
+  const std::string word = KeyOf(model).ToString();
+  for (const auto& set : sources.informers->stateful_sets.store().Find(word)) {
+    if (!BelongsTo(set->metadata(), model)) continue;
+    const auto index = GroupIndex(set->metadata().name(), model.metadata().name());
+    if (index.has_value()) ObserveSet(*set, groups[*index]);
+  }
+  for (const auto& pod : sources.informers->pods.store().Find(word)) {
     const auto label = pod->metadata().labels().find(kGroupLabel);
     if (label == pod->metadata().labels().end()) continue;
     const auto index = GroupIndex(label->second, model.metadata().name());
     if (!index.has_value()) continue;
     GroupObservation& group = groups[*index];
-    group.pods.push_back(ObservePod(*pod));
-    // What runs is what the pod was made from; its StatefulSet may be ahead of it.
-    group.config_hash = ConfigHashOf(pod->metadata());
-    AddProgress(joins.Report(absl::StrCat(model.metadata().namespace_(), "/", label->second)), *pod,
-                group);
+    group.pods.push_back(ObservePod(*pod, sources));
+    if (group.pods.back().index != 0) continue;
+    const GroupReport report =
+        sources.joins->Report(absl::StrCat(model.metadata().namespace_(), "/", label->second));
+    AddProgress(report, *pod, group);
   }
   std::vector<GroupObservation> sorted;
   for (auto& [index, group] : groups) {
     group.index = index;
+    group.config_hash = RunningHash(group);
+    group.members =
+        ObserveMembers(sources.joins->Report(absl::StrCat(model.metadata().namespace_(), "/",
+                                                          model.metadata().name(), "-", index)),
+                       sources.now);
     sorted.push_back(std::move(group));
   }
   return sorted;
 }
 
+// Only those of interest, unless a pod waits for a place or must leave its node: then all.
+std::vector<NodeObservation> ObserveNodes(const Sources& sources, const Observed& observed) {
+  std::set<std::string> in_use;
+  bool all = false;
+  for (const GroupObservation& group : observed.groups) {
+    for (const PodObservation& pod : group.pods) {
+      all |= pod.gated;
+      if (!pod.node.empty()) in_use.insert(pod.node);
+    }
+  }
+  std::vector<NodeObservation> nodes;
+  for (const std::string& name : in_use) {
+    const auto node = sources.informers->nodes.store().Get({"", name});
+    if (node == nullptr) continue;
+    nodes.push_back(ObserveNode(*node, *sources.ledger));
+    all |= nodes.back().cordoned || !nodes.back().ready;
+  }
+  for (const auto& suspect : observed.model.status().suspect_nodes()) all |= suspect.excluded();
+  if (!all) return nodes;
+  nodes.clear();
+  for (const auto& node : sources.informers->nodes.store().All()) {
+    nodes.push_back(ObserveNode(*node, *sources.ledger));
+  }
+  return nodes;
+}
+
+std::vector<std::string> ModelWord(const k8s::v1::ObjectMeta& metadata) {
+  const ObjectKey owner = OwnerOf(metadata);
+  if (owner.name.empty()) return {};
+  return {owner.ToString()};
+}
+
+template <typename T>
+std::vector<std::string> ByModel(const T& object) {
+  return ModelWord(object.metadata());
+}
+
+std::vector<std::string> PodWords(const k8s::v1::Pod& pod) {
+  std::vector<std::string> words = ModelWord(pod.metadata());
+  if (!pod.spec().node_name().empty()) words.push_back(NodeWord(pod.spec().node_name()));
+  return words;
+}
+
+std::vector<std::string> ModelWords(const Model& model) {
+  std::vector<std::string> words;
+  for (const std::string& name : ServedNames(model)) words.push_back(NameWord(name));
+  if (const std::string claim = ClaimOf(model); !claim.empty()) {
+    words.push_back(ClaimWord({model.metadata().namespace_(), claim}));
+  }
+  return words;
+}
+
+// Ten thousand pods with all their probes and volumes would fill the operator's memory.
+void TrimPod(k8s::v1::Pod& pod) {
+  pod.mutable_spec()->clear_volumes();
+  pod.mutable_spec()->clear_affinity();
+  pod.mutable_spec()->clear_tolerations();
+  pod.mutable_spec()->clear_security_context();
+  for (auto& container : *pod.mutable_spec()->mutable_containers()) {
+    k8s::v1::ResourceRequirements kept;
+    kept.Swap(container.mutable_resources());
+    container.Clear();
+    container.mutable_resources()->Swap(&kept);
+  }
+}
+
+void TrimOtherPod(k8s::v1::Pod& pod) {
+  TrimPod(pod);
+  k8s::v1::ObjectMeta kept;
+  kept.set_name(pod.metadata().name());
+  kept.set_namespace_(pod.metadata().namespace_());
+  kept.set_uid(pod.metadata().uid());
+  kept.set_resource_version(pod.metadata().resource_version());
+  pod.mutable_metadata()->Swap(&kept);
+  const std::string phase = pod.status().phase();
+  pod.mutable_status()->Clear();
+  pod.mutable_status()->set_phase(phase);
+}
+
+void TrimNode(k8s::v1::Node& node) { node.mutable_metadata()->clear_annotations(); }
+
 }  // namespace
 
 Informers::Informers(const Client* client, ReflectorOptions options)
-    : models(client, options),
-      stateful_sets(client, Selecting(options, kManagedSelector)),
-      pods(client, Selecting(options, kManagedSelector)),
+    : models(client, options, ModelWords),
+      stateful_sets(client, Selecting(options, kManagedSelector), ByModel<k8s::v1::StatefulSet>),
+      pods(client, Selecting(options, kManagedSelector), PodWords, TrimPod),
       services(client, Selecting(options, kManagedSelector)),
-      config_maps(client, Selecting(options, kManagedSelector)),
-      claims(client, options) {}
+      config_maps(client, Selecting(options, kManagedSelector), ByModel<k8s::v1::ConfigMap>),
+      claims(client, options),
+      budgets(client, Selecting(options, kManagedSelector)),
+      policies(client, Selecting(options, kManagedSelector)),
+      nodes(client, options, {}, TrimNode),
+      other_pods(client, Selecting(options, kOthersSelector), {}, TrimOtherPod) {}
+
+std::string NameWord(const std::string& served_name) { return "name " + served_name; }
+std::string NodeWord(const std::string& node) { return "node " + node; }
+std::string ClaimWord(const ObjectKey& claim) { return "claim " + claim.ToString(); }
 
 bool Informers::synced() const { return Unsynced().empty(); }
 
@@ -153,6 +294,10 @@ std::string Informers::Unsynced() const {
   look("services", services.synced());
   look("configmaps", config_maps.synced());
   look("persistentvolumeclaims", claims.synced());
+  look("poddisruptionbudgets", budgets.synced());
+  look("networkpolicies", policies.synced());
+  look("nodes", nodes.synced());
+  look("other pods", other_pods.synced());
   return names;
 }
 
@@ -166,16 +311,50 @@ ObjectKey ModelOfGroup(const std::string& group) {
   return {parts.first, parts.second.substr(0, parts.second.rfind('-'))};
 }
 
-std::optional<Observed> Observe(const Informers& informers, const JoinRegistry& joins,
-                                const Settings& settings, const ObjectKey& key, absl::Time now) {
+NodeObservation ObserveNode(const k8s::v1::Node& node, const NodeLedger& ledger) {
+  NodeObservation seen;
+  seen.name = node.metadata().name();
+  seen.labels = {node.metadata().labels().begin(), node.metadata().labels().end()};
+  seen.cordoned = node.spec().unschedulable();
+  for (const auto& taint : node.spec().taints()) {
+    // Said by `ready` and `cordoned` in better words.
+    if (taint.key() == "node.kubernetes.io/unschedulable" ||
+        taint.key() == "node.kubernetes.io/unreachable" ||
+        taint.key() == "node.kubernetes.io/not-ready") {
+      continue;
+    }
+    seen.taints.push_back({taint.key(), taint.value(), taint.effect()});
+  }
+  seen.ready =
+      std::any_of(node.status().conditions().begin(), node.status().conditions().end(),
+                  [](const auto& one) { return one.type() == "Ready" && one.status() == "True"; });
+  seen.allocatable = ParseAmountsOf(node.status().allocatable());
+  ledger.Fill(seen);
+  return seen;
+}
+
+std::optional<Observed> Observe(const Sources& sources, const Settings& settings,
+                                const ObjectKey& key) {
+  const Informers& informers = *sources.informers;
   const auto model = informers.models.store().Get(key);
   if (model == nullptr || !model->metadata().deletion_timestamp().empty()) return std::nullopt;
   Observed observed;
   observed.model = *model;
   observed.settings = settings;
-  observed.now = absl::FormatTime("%Y-%m-%dT%H:%M:%SZ", now, absl::UTCTimeZone());
-  for (const auto& other : informers.models.store().All()) {
-    if (KeyOf(*other) == key || !other->metadata().deletion_timestamp().empty()) continue;
+  observed.now = absl::FormatTime("%Y-%m-%dT%H:%M:%SZ", sources.now, absl::UTCTimeZone());
+  observed.now_seconds = absl::ToUnixSeconds(sources.now);
+  observed.listening_seconds =
+      static_cast<int32_t>(std::min<int64_t>(absl::ToInt64Seconds(sources.listening), INT32_MAX));
+  // Only who wants one of its names matters.
+  std::map<ObjectKey, std::shared_ptr<const Model>> rivals;
+  for (const std::string& name : ServedNames(*model)) {
+    for (const auto& other : informers.models.store().Find(NameWord(name))) {
+      if (KeyOf(*other) != key && other->metadata().deletion_timestamp().empty()) {
+        rivals[KeyOf(*other)] = other;
+      }
+    }
+  }
+  for (const auto& [rival, other] : rivals) {
     observed.others.push_back(
         {FullName(*other), ServedNames(*other), other->metadata().creation_timestamp()});
   }
@@ -183,7 +362,12 @@ std::optional<Observed> Observe(const Informers& informers, const JoinRegistry& 
     const bool found = informers.claims.store().Get({key.ns, claim}) != nullptr;
     observed.claim = found ? ClaimState::kFound : ClaimState::kMissing;
   }
-  observed.groups = ObserveGroups(informers, joins, *model);
+  observed.groups = ObserveGroups(sources, *model);
+  observed.nodes = ObserveNodes(sources, observed);
+  const auto record = informers.config_maps.store().Get({key.ns, LastGoodName(*model)});
+  if (record != nullptr && BelongsTo(record->metadata(), *model)) {
+    observed.last_good = ReadLastGoodRecord(*record).value_or(LastGood{});
+  }
   return observed;
 }
 

@@ -15,6 +15,7 @@
 #include "operator/kube/leader.h"
 #include "operator/kube/wait.h"
 #include "operator/reconcile/execute.h"
+#include "operator/reconcile/members.h"
 #include "operator/reconcile/metrics.h"
 #include "operator/reconcile/observe.h"
 #include "operator/reconcile/topology.h"
@@ -48,6 +49,13 @@ ReflectorOptions ReflectorFrom(const OperatorOptions& options) {
   return reflector;
 }
 
+LeaderWord LeaderWordOf(const GroupReport& report) {
+  const WorkerPhase phase = report.progress.phase;
+  if (phase == WorkerPhase::kUnknown) return {report.epoch, "", false, false};
+  return {report.epoch, report.pod_name, phase == WorkerPhase::kReady,
+          phase == WorkerPhase::kDraining};
+}
+
 class OperatorProcess {
  public:
   OperatorProcess(const OperatorOptions& options, Transport* transport, const Clock* clock)
@@ -57,12 +65,13 @@ class OperatorProcess {
         informers_(&client_, ReflectorFrom(options)),
         queue_(clock),
         events_(&client_, options.identity, clock),
-        executor_(&client_, &informers_, &events_, clock,
+        executor_(&client_, &informers_, &ledger_, &events_, clock,
                   options.copy_worker_tls ? options.own_namespace : ""),
         joins_(clock, [this](const std::string& group) { OnJoinChange(group); }),
         join_service_(&joins_, options.tls_dir.empty() ? "" : "rempart-worker"),
         topology_service_(options.tls_dir.empty() ? "" : "rempart-router"),
-        elector_(&client_, LeaderFrom(options), clock) {
+        elector_(&client_, LeaderFrom(options), clock),
+        listening_since_(clock->Now()) {
     Connect();
   }
 
@@ -89,21 +98,23 @@ class OperatorProcess {
     const auto owned = [this](const auto& object) { AddOwner(object.metadata()); };
     informers_.stateful_sets.OnChange(owned);
     informers_.services.OnChange(owned);
+    informers_.budgets.OnChange(owned);
+    informers_.policies.OnChange(owned);
+    informers_.nodes.OnChange([this](const k8s::v1::Node& node) { OnNodeChange(node); });
+    informers_.other_pods.OnChange([this](const k8s::v1::Pod& pod) {
+      ledger_.OnPod(pod, informers_.other_pods.store().Get(KeyOf(pod)) == nullptr);
+    });
     informers_.config_maps.OnChange([this, owned](const k8s::v1::ConfigMap& config_map) {
       owned(config_map);
       topology_changed_ = true;
     });
     informers_.pods.OnChange([this, owned](const k8s::v1::Pod& pod) {
+      ledger_.OnPod(pod, informers_.pods.store().Get(KeyOf(pod)) == nullptr);
       owned(pod);
       topology_changed_ = true;
     });
     informers_.claims.OnChange([this](const k8s::v1::PersistentVolumeClaim& claim) {
-      const ObjectKey key = KeyOf(claim);
-      for (const auto& model : informers_.models.store().All()) {
-        if (model->metadata().namespace_() == key.ns && ClaimOf(*model) == key.name) {
-          queue_.Add(KeyOf(*model));
-        }
-      }
+      AddAll(informers_.models.store().Find(ClaimWord(KeyOf(claim))));
     });
   }
 
@@ -112,8 +123,27 @@ class OperatorProcess {
     if (!owner.name.empty()) queue_.Add(owner);
   }
 
+  template <typename Models>
+  void AddAll(const Models& models) {
+    for (const auto& model : models) queue_.Add(KeyOf(*model));
+  }
+
+  // On the thread of the nodes' informer. What kubelets write every few minutes changes nothing.
+  void OnNodeChange(const k8s::v1::Node& node) {
+    ledger_.OnNode(node);
+    const std::string& name = node.metadata().name();
+    NodeObservation seen = ObserveNode(node, ledger_);
+    seen.requested.clear();
+    seen.pods = 0;
+    const bool gone = informers_.nodes.store().Get(KeyOf(node)) == nullptr;
+    const auto known = nodes_.find(name);
+    if (!gone && known != nodes_.end() && known->second == seen) return;
+    gone ? void(nodes_.erase(name)) : void(nodes_[name] = std::move(seen));
+    for (const auto& pod : informers_.pods.store().Find(NodeWord(name))) AddOwner(pod->metadata());
+  }
+
   // On the thread of the models' informer. A Model that comes, goes or is edited may free or take a
-  // served name of any other, and is an owner of its namespace's copied Secret.
+  // served name of another.
   void OnModelChange(const Model& model) {
     topology_changed_ = true;
     const ObjectKey key = KeyOf(model);
@@ -121,11 +151,16 @@ class OperatorProcess {
     const bool gone = informers_.models.store().Get(key) == nullptr;
     const std::string version =
         gone ? "" : absl::StrCat(model.metadata().uid(), " ", model.metadata().generation());
-    std::string& known = model_versions_[key];
-    if (known == version) return;
-    known = version;
-    if (gone) model_versions_.erase(key);
-    for (const auto& other : informers_.models.store().All()) queue_.Add(KeyOf(*other));
+    const auto known = model_versions_.find(key);
+    if (known != model_versions_.end() && known->second.version == version) return;
+    const std::vector<std::string> names = gone ? std::vector<std::string>() : ServedNames(model);
+    for (const std::string& name : names) AddAll(informers_.models.store().Find(NameWord(name)));
+    if (known != model_versions_.end()) {
+      for (const std::string& name : known->second.names) {
+        AddAll(informers_.models.store().Find(NameWord(name)));
+      }
+    }
+    gone ? void(model_versions_.erase(key)) : void(model_versions_[key] = {version, names});
   }
 
   void OnJoinChange(const std::string& group) {
@@ -176,6 +211,10 @@ class OperatorProcess {
     StartThread([this](std::stop_token stop) { informers_.services.Run(stop); });
     StartThread([this](std::stop_token stop) { informers_.config_maps.Run(stop); });
     StartThread([this](std::stop_token stop) { informers_.claims.Run(stop); });
+    StartThread([this](std::stop_token stop) { informers_.budgets.Run(stop); });
+    StartThread([this](std::stop_token stop) { informers_.policies.Run(stop); });
+    StartThread([this](std::stop_token stop) { informers_.nodes.Run(stop); });
+    StartThread([this](std::stop_token stop) { informers_.other_pods.Run(stop); });
     StartThread([this](std::stop_token stop) { events_.Run(stop); });
     StartThread([this](std::stop_token stop) { PublishTopology(stop); });
   }
@@ -209,8 +248,9 @@ class OperatorProcess {
   }
 
   absl::StatusOr<absl::Duration> PlanAndExecute(const ObjectKey& key) {
-    const std::optional<Observed> observed =
-        Observe(informers_, joins_, options_.settings, key, clock_->Now());
+    const absl::Time now = clock_->Now();
+    const std::optional<Observed> observed = Observe(
+        {&informers_, &joins_, &ledger_, now, now - listening_since_}, options_.settings, key);
     // A deleted Model takes everything with it: all that was made for it names it as owner.
     if (!observed.has_value()) return absl::InfiniteDuration();
     const Plan plan = MakePlan(*observed);
@@ -224,9 +264,14 @@ class OperatorProcess {
     while (!stop.stop_requested()) {
       if (topology_changed_.exchange(false)) {
         topology_service_.Publish(MakeSnapshot(
-            {informers_.models.store().All(), informers_.pods.store().All(),
-             informers_.config_maps.store().All(),
-             [this](const std::string& group) { return joins_.Report(group).epoch; }}));
+            {informers_.models.store().All(),
+             [this](const ObjectKey& model) {
+               return informers_.pods.store().Find(model.ToString());
+             },
+             [this](const ObjectKey& model) {
+               return informers_.config_maps.store().Find(model.ToString());
+             },
+             [this](const std::string& group) { return LeaderWordOf(joins_.Report(group)); }}));
       }
       PauseUnlessStopped(stop, kLook);
     }
@@ -260,17 +305,30 @@ class OperatorProcess {
     for (const Reflector* reflector :
          {&informers_.models.reflector(), &informers_.stateful_sets.reflector(),
           &informers_.pods.reflector(), &informers_.services.reflector(),
-          &informers_.config_maps.reflector(), &informers_.claims.reflector()}) {
+          &informers_.config_maps.reflector(), &informers_.claims.reflector(),
+          &informers_.budgets.reflector(), &informers_.policies.reflector(),
+          &informers_.nodes.reflector(), &informers_.other_pods.reflector()}) {
       figures.lists += reflector->lists();
       figures.watches += reflector->watches();
     }
+    figures.api_writes = client_.writes();
+    for (const std::string& group : joins_.groups()) {
+      const GroupReport report = joins_.Report(group);
+      if (report.pod_count > 1) figures.groups.push_back(FiguresOf(group, report));
+    }
     return MetricsText(figures, kVersion);
   }
+
+  struct KnownModel {
+    std::string version;
+    std::vector<std::string> names;
+  };
 
   const OperatorOptions& options_;
   const Clock* const clock_;
   const Client client_;
   Informers informers_;
+  NodeLedger ledger_;
   WorkQueue queue_;
   EventRecorder events_;
   Executor executor_;
@@ -280,7 +338,9 @@ class OperatorProcess {
   TopologyService topology_service_;
   LeaderElector elector_;
 
-  std::map<ObjectKey, std::string> model_versions_;  // owned by the models' informer
+  std::map<ObjectKey, KnownModel> model_versions_;  // owned by the models' informer
+  std::map<std::string, NodeObservation> nodes_;    // owned by the nodes' informer
+  const absl::Time listening_since_;
   std::atomic<int64_t> reconciles_ = 0;
   std::atomic<int64_t> reconcile_errors_ = 0;
   std::atomic<int64_t> busy_since_ms_ = 0;

@@ -2,7 +2,6 @@
 #include "operator/reconcile/topology.h"
 
 #include <algorithm>
-#include <map>
 #include <set>
 
 #include "absl/strings/match.h"
@@ -42,16 +41,34 @@ int64_t UnixSeconds(const std::string& timestamp) {
                                                                        : 0;
 }
 
-// The names in the configurations of the groups that exist, by "namespace/model".
-std::map<std::string, std::set<std::string>> NamesBeingServed(const TopologySources& sources) {
-  std::map<std::string, std::set<std::string>> names;
-  for (const auto& config_map : sources.config_maps) {
+// The names in the configurations of the groups that exist.
+std::set<std::string> NamesBeingServed(const TopologySources& sources, const ObjectKey& model) {
+  std::set<std::string> names;
+  for (const auto& config_map : sources.config_maps(model)) {
     const auto text = config_map->data().find("worker.json");
     worker::v1::WorkerConfig config;
     if (text == config_map->data().end() || !FromJson(text->second, config).ok()) continue;
-    names[config.model_name()].insert(config.served_names().begin(), config.served_names().end());
+    names.insert(config.served_names().begin(), config.served_names().end());
   }
   return names;
+}
+
+bool Leads(const k8s::v1::Pod& pod) {
+  return absl::EndsWith(pod.metadata().name(), "-0") && !pod.status().pod_ip().empty();
+}
+
+void AddGroup(const TopologySources& sources, const k8s::v1::Pod& pod,
+              topology::v1::ModelEntry& entry) {
+  topology::v1::GroupEntry& group = *entry.add_groups();
+  group.set_group_name(
+      absl::StrCat(pod.metadata().namespace_(), "/", Label(pod.metadata(), kGroupLabel)));
+  const LeaderWord word = sources.leader(group.group_name());
+  const bool leaves = !pod.metadata().deletion_timestamp().empty();
+  const bool tells = word.pod_name == pod.metadata().name() && !leaves;
+  group.set_address(Address(pod.status().pod_ip()));
+  group.set_epoch(word.epoch);
+  group.set_ready(tells ? word.ready : PodIsReady(pod));
+  group.set_draining(leaves || (tells && word.draining));
 }
 
 }  // namespace
@@ -66,35 +83,24 @@ bool PodIsReady(const k8s::v1::Pod& pod) {
 
 topology::v1::Snapshot MakeSnapshot(const TopologySources& sources) {
   topology::v1::Snapshot snapshot;
-  const auto served = NamesBeingServed(sources);
   for (const auto& model : sources.models) {
     if (!model->metadata().deletion_timestamp().empty()) continue;
-    const std::string full_name = FullName(*model);
+    const ObjectKey key = KeyOf(*model);
     std::vector<std::string> names;
     if (IsAccepted(*model)) {
       names = ServedNames(*model);
-    } else if (const auto kept = served.find(full_name); kept != served.end()) {
-      names.assign(kept->second.begin(), kept->second.end());
+    } else {
+      const std::set<std::string> kept = NamesBeingServed(sources, key);
+      names.assign(kept.begin(), kept.end());
     }
     if (names.empty()) continue;
     topology::v1::ModelEntry& entry = *snapshot.add_models();
-    entry.set_model_name(full_name);
+    entry.set_model_name(FullName(*model));
     for (const std::string& name : names) entry.add_served_names(name);
     entry.set_created_unix_seconds(UnixSeconds(model->metadata().creation_timestamp()));
     entry.set_context_length(model->spec().engine().context_length());
-    for (const auto& pod : sources.pods) {
-      if (pod->metadata().namespace_() != model->metadata().namespace_() ||
-          Label(pod->metadata(), kModelLabel) != model->metadata().name() ||
-          pod->status().pod_ip().empty()) {
-        continue;
-      }
-      topology::v1::GroupEntry& group = *entry.add_groups();
-      group.set_group_name(
-          absl::StrCat(pod->metadata().namespace_(), "/", Label(pod->metadata(), kGroupLabel)));
-      group.set_address(Address(pod->status().pod_ip()));
-      group.set_epoch(sources.epoch(group.group_name()));
-      group.set_ready(PodIsReady(*pod));
-      group.set_draining(!pod->metadata().deletion_timestamp().empty());
+    for (const auto& pod : sources.pods(key)) {
+      if (Leads(*pod)) AddGroup(sources, *pod, entry);
     }
   }
   return snapshot;

@@ -79,6 +79,16 @@ def test_the_operator_reads_no_secret_but_its_own_copy(documents):
             assert rule["verbs"] == ["create"] or rule["resourceNames"] == ["rempart-worker-tls"]
 
 
+def test_the_operator_may_change_only_what_it_owns(documents):
+    verbs = {resource: set(rule["verbs"]) for rule in named(documents, "ClusterRole", "rempart-operator")["rules"]
+             for resource in rule["resources"]}
+    reads = {"get", "list", "watch"}
+    assert verbs["nodes"] == verbs["models"] == verbs["persistentvolumeclaims"] == reads
+    assert verbs["pods"] == reads | {"patch", "delete"}, "places gated pods and removes lost ones; makes none"
+    for owned in ("statefulsets", "services", "configmaps", "poddisruptionbudgets", "networkpolicies"):
+        assert verbs[owned] == reads | {"create", "patch", "delete"}
+
+
 def test_the_router_gets_digests_and_never_the_key(documents):
     digests = base64.b64decode(named(documents, "Secret", "rempart-api-keys")["data"]["keys"]).decode()
     key = base64.b64decode(named(documents, "Secret", "rempart-first-key")["data"]["key"])

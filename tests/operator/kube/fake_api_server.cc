@@ -138,12 +138,14 @@ std::string Unescaped(absl::string_view text) {
   return out;
 }
 
-// "a=b,c=d"
+// "a=b,c!=d"
 bool Selects(const std::string& selector, const Struct& json) {
   if (json.fields().empty()) return false;
   for (absl::string_view part : absl::StrSplit(selector, ',', absl::SkipEmpty())) {
-    const std::pair<std::string, std::string> term = absl::StrSplit(part, absl::MaxSplits('=', 1));
-    if (TextAt(json, {"metadata", "labels", term.first}) != term.second) return false;
+    std::pair<std::string, std::string> term = absl::StrSplit(part, absl::MaxSplits('=', 1));
+    const bool differs = !term.first.empty() && term.first.back() == '!';
+    if (differs) term.first.pop_back();
+    if ((TextAt(json, {"metadata", "labels", term.first}) == term.second) == differs) return false;
   }
   return true;
 }

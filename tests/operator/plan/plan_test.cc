@@ -113,9 +113,18 @@ TEST(MakePlan, RefusesWhatThisVersionDoesNotDo) {
       {"autoscaling",
        [](Observed& o) { o.model.mutable_spec()->mutable_autoscaling()->set_max(2); },
        "NotSupported", "set replicas instead of autoscaling"},
-      {"tensor parallel",
-       [](Observed& o) { o.model.mutable_spec()->mutable_parallelism()->set_tensor(2); },
-       "NotSupported", "tensor: 1"},
+      {"pipeline",
+       [](Observed& o) { o.model.mutable_spec()->mutable_parallelism()->set_pipeline(2); },
+       "NotSupported", "parallelism.pipeline"},
+      {"ranks that do not divide",
+       [](Observed& o) {
+         o.model.mutable_spec()->mutable_parallelism()->set_tensor(6);
+         o.model.mutable_spec()->mutable_parallelism()->set_ranks_per_pod(4);
+       },
+       "InvalidParallelism", "choose one of 1, 2, 3, 6"},
+      {"too many ranks for a pod",
+       [](Observed& o) { o.model.mutable_spec()->mutable_parallelism()->set_tensor(32); },
+       "InvalidParallelism", "ranksPerPod is missing"},
       {"digest",
        [](Observed& o) { o.model.mutable_spec()->mutable_source()->set_digest("sha256:0"); },
        "NotSupported", "source.digest"},
@@ -130,14 +139,6 @@ TEST(MakePlan, RefusesWhatThisVersionDoesNotDo) {
       {"pvc out of the claim",
        [](Observed& o) { o.model.mutable_spec()->mutable_source()->set_uri("pvc://m/../x"); },
        "InvalidSource", "without \"..\""},
-      {"jurisdictions",
-       [](Observed& o) { o.model.mutable_spec()->mutable_placement()->add_jurisdictions("FR"); },
-       "NotSupported", "placement.nodeSelector"},
-      {"surge",
-       [](Observed& o) {
-         o.model.mutable_spec()->mutable_rollout()->set_strategy("SurgeThenDrain");
-       },
-       "NotSupported", "DrainThenReplace"},
       {"long name", [](Observed& o) { o.model.mutable_metadata()->set_name(std::string(47, 'a')); },
        "NameTooLong", "the limit is 46"},
       {"name of an older Model",
@@ -207,6 +208,63 @@ TEST(MakeGroupObjects, RunsWithoutRightsAndBelongsToItsModel) {
   for (const auto& mount : container.volume_mounts()) EXPECT_TRUE(mount.read_only());
   EXPECT_EQ(objects.stateful_set.spec().template_().metadata().annotations().at(kConfigAnnotation),
             plan.groups[0].config_hash);
+}
+
+TEST(MakeGroupObjects, RanksBecomePodsThatWaitForEachOther) {
+  const Observed observed = OneModelOfThreePods();
+  const GroupPlan group = MakePlan(observed).groups.at(0);
+  EXPECT_EQ(group.pod_count, 3);
+  EXPECT_EQ(group.config.tensor_parallel(), 3);
+  EXPECT_EQ(group.config.ranks_per_pod(), 1);
+  EXPECT_EQ(group.config.data_address(), "0.0.0.0:7071");
+  EXPECT_EQ(group.config.config_hash(), group.config_hash);
+  const GroupObjects objects = MakeGroupObjects(observed, group);
+  EXPECT_EQ(objects.stateful_set.spec().replicas(), 3);
+  EXPECT_EQ(objects.stateful_set.spec().update_strategy().type(), "OnDelete");
+  const auto& pod = objects.stateful_set.spec().template_().spec();
+  ASSERT_EQ(pod.scheduling_gates_size(), 1);
+  EXPECT_EQ(pod.scheduling_gates(0).name(), "rempart.dev/placement");
+  EXPECT_EQ(pod.containers(0).ports_size(), 2);
+  ASSERT_TRUE(objects.network_policy.has_value());
+  const auto& policy = objects.network_policy->spec();
+  EXPECT_EQ(policy.pod_selector().match_labels().at(kGroupLabel), "smollm2-0");
+  ASSERT_EQ(policy.ingress_size(), 2);
+  EXPECT_EQ(policy.ingress(1).from(0).pod_selector().match_labels().at(kGroupLabel), "smollm2-0");
+}
+
+TEST(MakeGroupObjects, OnePodHasNobodyToWaitFor) {
+  Observed observed = OneModel();
+  observed.model.mutable_spec()->mutable_parallelism()->set_tensor(4);
+  const GroupPlan group = MakePlan(observed).groups.at(0);
+  EXPECT_EQ(group.pod_count, 1);
+  EXPECT_EQ(group.ranks_per_pod, 4);
+  const GroupObjects objects = MakeGroupObjects(observed, group);
+  EXPECT_EQ(objects.stateful_set.spec().template_().spec().scheduling_gates_size(), 0);
+  EXPECT_FALSE(objects.network_policy.has_value());
+}
+
+TEST(MakeGroupObjects, ExclusionOfANodeReplacesNoPod) {
+  Observed observed = OneModel();
+  const GroupPlan before = MakePlan(observed).groups.at(0);
+  auto& suspect = *observed.model.mutable_status()->add_suspect_nodes();
+  suspect.set_name("node-1");
+  suspect.set_excluded(true);
+  const GroupPlan after = MakePlan(observed).groups.at(0);
+  EXPECT_EQ(after.config_hash, before.config_hash);
+  const auto pod = MakeGroupObjects(observed, after).stateful_set.spec().template_().spec();
+  const auto& term = pod.affinity().node_affinity().required().node_selector_terms(0);
+  EXPECT_EQ(term.match_expressions(0).operator_(), "NotIn");
+  EXPECT_EQ(term.match_expressions(0).values(0), "node-1");
+}
+
+TEST(MakeGroupObjects, AQueueOfKueueTakesThePlaceOfOurGate) {
+  Observed observed = OneModelOfThreePods();
+  (*observed.model.mutable_metadata()->mutable_labels())[kQueueLabel] = "team-a";
+  const auto pod =
+      MakeGroupObjects(observed, MakePlan(observed).groups.at(0)).stateful_set.spec().template_();
+  EXPECT_EQ(pod.spec().scheduling_gates_size(), 0);
+  EXPECT_EQ(pod.metadata().labels().at(kQueueLabel), "team-a");
+  EXPECT_EQ(pod.metadata().annotations().at("kueue.x-k8s.io/pod-group-total-count"), "3");
 }
 
 }  // namespace

@@ -150,6 +150,58 @@ TEST_F(OperatorProcessTest, ARefusedModelGetsNoGroupAndAnEditHealsIt) {
   EXPECT_TRUE(Eventually([&] { return Accepted("llama") == "True"; }));
 }
 
+// The StatefulSet controller of this test: pods behind their gate.
+TEST_F(OperatorProcessTest, PodsOfAGroupAreReleasedTogetherAndReplacedOnesToo) {
+  for (const char* name : {"node-a", "node-b"}) {
+    k8s::v1::Node node;
+    node.mutable_metadata()->set_name(name);
+    (*node.mutable_metadata()->mutable_labels())["kubernetes.io/hostname"] = name;
+    ASSERT_TRUE(Api<k8s::v1::Node>(&client_).Create(node).ok());
+    k8s::v1::Node status = node;
+    (*status.mutable_status()->mutable_allocatable())["memory"] = "1Gi";
+    auto& ready = *status.mutable_status()->add_conditions();
+    ready.set_type("Ready");
+    ready.set_status("True");
+    ASSERT_TRUE(Api<k8s::v1::Node>(&client_).ApplyStatus(status, "kubelet").ok());
+  }
+  StartOperator();
+  Model model;
+  model.mutable_metadata()->set_namespace_(kNs);
+  model.mutable_metadata()->set_name("llama");
+  model.mutable_spec()->mutable_source()->set_uri(kUri);
+  model.mutable_spec()->set_replicas(1);
+  model.mutable_spec()->mutable_parallelism()->set_tensor(2);
+  model.mutable_spec()->mutable_parallelism()->set_ranks_per_pod(1);
+  (*model.mutable_spec()->mutable_resources()->mutable_requests())["memory"] = "600Mi";
+  ASSERT_TRUE(Api<Model>(&client_).Apply(model, "kubectl").ok());
+  ASSERT_TRUE(Eventually([&] { return HasGroups("llama-0 "); }));
+  EXPECT_EQ(Names<k8s::v1::NetworkPolicy>(), "llama-0 ");
+  EXPECT_EQ(Names<k8s::v1::PodDisruptionBudget>(), "llama ");
+  const auto set = Api<StatefulSet>(&client_).Get({kNs, "llama-0"});
+  const auto make_pod = [&](int index) {
+    k8s::v1::Pod pod;
+    *pod.mutable_metadata() = set->spec().template_().metadata();
+    pod.mutable_metadata()->set_namespace_(kNs);
+    pod.mutable_metadata()->set_name(absl::StrCat("llama-0-", index));
+    *pod.mutable_spec() = set->spec().template_().spec();
+    EXPECT_TRUE(Api<k8s::v1::Pod>(&client_).Create(pod).ok());
+  };
+  const auto node_of = [&](int index) {
+    const auto pod = Api<k8s::v1::Pod>(&client_).Get({kNs, absl::StrCat("llama-0-", index)});
+    if (!pod.ok() || pod->spec().scheduling_gates_size() > 0) return std::string();
+    return pod->spec().node_selector().at("kubernetes.io/hostname");
+  };
+  make_pod(0);
+  make_pod(1);
+  ASSERT_TRUE(Eventually([&] { return !node_of(0).empty() && !node_of(1).empty(); }));
+  EXPECT_NE(node_of(0), node_of(1));
+  const std::string before = node_of(1);
+  ASSERT_TRUE(Api<k8s::v1::Pod>(&client_).Delete({kNs, "llama-0-1"}).ok());
+  make_pod(1);
+  ASSERT_TRUE(Eventually([&] { return !node_of(1).empty(); }));
+  EXPECT_EQ(node_of(1), before);  // the other node is full
+}
+
 // What changed while no operator ran is carried out; what did not change is left as it is.
 TEST_F(OperatorProcessTest, ARestartedOperatorFinishesTheWorkAndRepeatsNothing) {
   StartOperator();

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "operator/plan/group_plan.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "operator/plan/group_objects.h"
+
+namespace rempart::op {
+namespace {
+
+// The folder of a pod under which its weights are mounted.
+constexpr char kMount[] = "/models";
+
+void FillEngine(const serving::v1alpha1::EngineSpec& spec, worker::v1::EngineConfig& engine) {
+  engine.set_context_length(spec.context_length());
+  engine.set_max_sequences(spec.max_sequences());
+  engine.set_kv_cache_type(spec.has_kv_cache_type() ? spec.kv_cache_type() : "auto");
+  engine.set_arithmetic(spec.has_arithmetic() ? spec.arithmetic() : "fast");
+  engine.set_threads(spec.threads());
+  if (spec.has_prefix_cache()) engine.set_prefix_cache(spec.prefix_cache());
+  if (spec.has_max_step_milliseconds()) {
+    engine.set_max_step_milliseconds(spec.max_step_milliseconds());
+  }
+}
+
+void FillAddresses(const Settings& settings, int32_t pod_count, worker::v1::WorkerConfig& config) {
+  config.set_listen_address("0.0.0.0:7070");
+  if (pod_count > 1) config.set_data_address("0.0.0.0:7071");
+  config.set_health_address("127.0.0.1:9090");
+  config.set_control_address(settings.control_address);
+  worker::v1::TlsFiles& tls = *config.mutable_tls();
+  tls.set_ca_file("/etc/rempart/tls/ca.crt");
+  tls.set_certificate_file("/etc/rempart/tls/tls.crt");
+  tls.set_key_file("/etc/rempart/tls/tls.key");
+  tls.set_peer_name("rempart-operator");
+}
+
+void FillWeights(const ParsedSource& source, GroupPlan& group) {
+  group.volume.claim = source.claim;
+  if (!source.claim.empty()) {
+    group.config.set_model_path(absl::StrCat(kMount, "/", source.path));
+    return;
+  }
+  group.volume.node_path = source.path;
+  const std::string base = source.path.substr(source.path.rfind('/') + 1);
+  group.config.set_model_path(absl::StrCat(kMount, "/", base));
+}
+
+}  // namespace
+
+int32_t RanksPerPod(const serving::v1alpha1::ModelSpec& spec) {
+  const int32_t tensor = std::max(spec.parallelism().tensor(), 1);
+  return spec.parallelism().ranks_per_pod() > 0 ? spec.parallelism().ranks_per_pod() : tensor;
+}
+
+int32_t PodCount(const serving::v1alpha1::ModelSpec& spec) {
+  return std::max(spec.parallelism().tensor(), 1) / RanksPerPod(spec);
+}
+
+std::string GroupName(const Model& model, int32_t index) {
+  return absl::StrCat(model.metadata().name(), "-", index);
+}
+
+const GroupObservation* FindGroup(const Observed& observed, int32_t index) {
+  for (const GroupObservation& group : observed.groups) {
+    if (group.index == index) return &group;
+  }
+  return nullptr;
+}
+
+int64_t SecondsOf(const std::string& timestamp) {
+  absl::Time time;
+  std::string error;
+  return absl::ParseTime(absl::RFC3339_full, timestamp, &time, &error) ? absl::ToUnixSeconds(time)
+                                                                       : 0;
+}
+
+std::vector<GroupPlan> MakeGroups(const Observed& observed,
+                                  const serving::v1alpha1::ModelSpec& spec, int32_t count) {
+  ParsedSource source;
+  if (ParseSource(observed.settings, spec, source).has_value()) return {};
+  Model model;
+  *model.mutable_metadata() = observed.model.metadata();
+  *model.mutable_spec() = spec;
+  GroupPlan group;
+  group.spec = spec;
+  group.ranks_per_pod = RanksPerPod(spec);
+  group.pod_count = PodCount(spec);
+  worker::v1::WorkerConfig& config = group.config;
+  config.set_model_name(FullName(model));
+  for (const std::string& name : ServedNames(model)) config.add_served_names(name);
+  config.set_tensor_parallel(std::max(spec.parallelism().tensor(), 1));
+  config.set_ranks_per_pod(group.ranks_per_pod);
+  FillEngine(spec.engine(), *config.mutable_engine());
+  if (observed.settings.local) {
+    config.set_model_path(source.path);
+  } else {
+    FillWeights(source, group);
+    FillAddresses(observed.settings, group.pod_count, config);
+    group.config_hash = TemplateHash(observed, group);
+    config.set_config_hash(group.config_hash);
+  }
+  std::vector<GroupPlan> groups(count, group);
+  for (int32_t i = 0; i < count; ++i) {
+    groups[i].index = i;
+    groups[i].name = GroupName(model, i);
+    groups[i].config.set_group_name(
+        absl::StrCat(model.metadata().namespace_(), "/", groups[i].name));
+  }
+  return groups;
+}
+
+}  // namespace rempart::op

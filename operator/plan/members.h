@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the members of one group say of themselves and of each other, as a plan sees it.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "operator/plan/worker_phase.h"
+
+namespace rempart::op {
+
+// The last word of one pod of a group.
+struct MemberObservation {
+  int32_t pod_index = 0;
+  std::string pod;
+  std::string node;
+  bool connected = false;  // its Join stream is open
+  int32_t silent_ms = 0;   // since its last word
+  WorkerPhase phase = WorkerPhase::kUnknown;
+  int32_t epoch = 0;
+  int32_t first_rank = 0;
+  int32_t step = 0;
+  int32_t last_step_age_seconds = 0;
+  std::string activity;
+};
+
+// Why the last epoch of a group ended.
+struct EndingObservation {
+  int32_t epoch = 0;  // 0: none has ended
+  std::string reason;
+  std::vector<std::string> blamed_pods;
+  int32_t detection_ms = 0;
+  int32_t age_ms = 0;  // since it ended
+};
+
+// Links between the members, measured before the weights load; zeros: not measured.
+struct FabricObservation {
+  int32_t all_reduce_microseconds = 0;
+  int32_t mib_per_second = 0;
+  int32_t microseconds_per_token = 0;
+};
+
+struct MembersObservation {
+  int32_t epoch = 0;
+  bool running = false;   // the epoch is not over
+  std::string waits_for;  // what the group waits for, in words
+  EndingObservation ending;
+  FabricObservation fabric;
+  std::vector<MemberObservation> members;
+};
+
+}  // namespace rempart::op

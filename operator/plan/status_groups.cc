@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "operator/plan/group_plan.h"
+#include "operator/plan/status.h"
+
+namespace rempart::op {
+namespace {
+
+using serving::v1alpha1::GroupStatus;
+using serving::v1alpha1::MemberStatus;
+
+constexpr int64_t kMiB = 1 << 20;
+// A member that has said nothing for so long is called silent.
+constexpr int32_t kSilentMs = 2500;
+
+std::string GroupPhase(const GroupObservation& group) {
+  if (GroupIsReady(group)) return "Ready";
+  if (group.progress.phase == WorkerPhase::kUnknown) {
+    for (const PodObservation& pod : group.pods) {
+      if (!pod.unschedulable.empty() || pod.waiting_reason == "CrashLoopBackOff") return "Failed";
+    }
+  }
+  return GroupPhaseName(group.progress.phase);
+}
+
+void FillMember(const GroupObservation& group, const PodObservation& pod, MemberStatus& status) {
+  status.set_pod(pod.name);
+  status.set_node(pod.node);
+  status.set_state(pod.deleting ? "Terminating" : pod.gated ? "Gated" : pod.phase);
+  status.set_step(group.progress.step);
+  status.set_last_step_age_seconds(group.progress.last_step_age_seconds);
+  for (const MemberObservation& member : group.members.members) {
+    if (member.pod != pod.name || pod.deleting) continue;
+    status.set_rank(member.first_rank);
+    status.set_step(member.step);
+    status.set_last_step_age_seconds(member.last_step_age_seconds);
+    status.set_activity(member.activity);
+    if (member.silent_ms >= kSilentMs) {
+      status.set_state("Silent");
+    } else if (member.connected && member.phase != WorkerPhase::kUnknown) {
+      status.set_state(GroupPhaseName(member.phase));
+    }
+  }
+}
+
+void FillPast(const GroupMemory& past, GroupStatus& status) {
+  if (past.failures > 0) status.set_failures(past.failures);
+  if (!past.last_failure_time.empty()) status.set_last_failure_time(past.last_failure_time);
+  if (past.counted_epoch > 0) status.set_counted_epoch(past.counted_epoch);
+  if (!past.last_failure.empty()) status.set_last_failure(past.last_failure);
+}
+
+void FillTogether(const MembersObservation& members, GroupStatus& status) {
+  if (members.epoch > 0) status.set_epoch(members.epoch);
+  if (!members.waits_for.empty()) status.set_waiting_for(members.waits_for);
+  const FabricObservation& fabric = members.fabric;
+  if (fabric.all_reduce_microseconds <= 0) return;
+  status.mutable_fabric()->set_all_reduce_microseconds(fabric.all_reduce_microseconds);
+  status.mutable_fabric()->set_mib_per_second(fabric.mib_per_second);
+  status.mutable_fabric()->set_microseconds_per_token(fabric.microseconds_per_token);
+}
+
+}  // namespace
+
+std::string GroupPhaseName(WorkerPhase phase) {
+  switch (phase) {
+    case WorkerPhase::kConnecting:
+      return "Connecting";
+    case WorkerPhase::kLoading:
+      return "Loading";
+    case WorkerPhase::kLoaded:
+      return "Loaded";
+    case WorkerPhase::kWarmingUp:
+      return "WarmingUp";
+    case WorkerPhase::kReady:
+      return "Ready";
+    case WorkerPhase::kDraining:
+      return "Draining";
+    case WorkerPhase::kFailed:
+      return "Failed";
+    default:
+      return "Pending";
+  }
+}
+
+void FillGroups(const Observed& observed, const Memory& memory, Plan& plan) {
+  int64_t done = 0;
+  int64_t total = 0;
+  for (const GroupObservation& seen : observed.groups) {
+    GroupStatus& group = *plan.status.add_groups();
+    group.set_name(GroupName(observed.model, seen.index));
+    group.set_phase(GroupPhase(seen));
+    int32_t restarts = 0;
+    for (const PodObservation& pod : seen.pods) {
+      FillMember(seen, pod, *group.add_members());
+      restarts += pod.restarts;
+      if (!pod.last_termination.empty()) group.set_last_failure(pod.last_termination);
+    }
+    group.set_restarts(restarts);
+    FillTogether(seen.members, group);
+    const auto past = memory.find(seen.index);
+    if (past != memory.end()) FillPast(past->second, group);
+    if (seen.progress.phase == WorkerPhase::kLoading) {
+      done += seen.progress.bytes_done;
+      total += seen.progress.bytes_total;
+    }
+    if (!seen.progress.digest.empty()) plan.status.set_digest(seen.progress.digest);
+  }
+  if (total > 0) {
+    plan.status.mutable_download()->set_mib_done(static_cast<int32_t>(done / kMiB));
+    plan.status.mutable_download()->set_mib_total(static_cast<int32_t>(total / kMiB));
+  }
+}
+
+}  // namespace rempart::op

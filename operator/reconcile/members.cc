@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "operator/reconcile/members.h"
+
+#include <algorithm>
+
+namespace rempart::op {
+namespace {
+
+int32_t Milliseconds(absl::Duration duration) {
+  return static_cast<int32_t>(
+      std::clamp<int64_t>(absl::ToInt64Milliseconds(duration), 0, INT32_MAX));
+}
+
+int32_t Clamped(int64_t value) {
+  return static_cast<int32_t>(std::clamp<int64_t>(value, 0, INT32_MAX));
+}
+
+MemberObservation ObserveMember(const MemberReport& report) {
+  MemberObservation member;
+  member.pod_index = report.pod_index;
+  member.pod = report.pod_name;
+  member.node = report.node_name;
+  member.connected = report.connected;
+  member.silent_ms = Milliseconds(report.silent_for);
+  member.phase = report.progress.phase;
+  member.epoch = report.epoch;
+  member.step = report.progress.step;
+  member.last_step_age_seconds = report.progress.last_step_age_seconds;
+  // Of several ranks in one pod, the one that has been at it the longest.
+  absl::Duration longest = absl::ZeroDuration();
+  for (const RankReport& rank : report.ranks) {
+    if (!member.activity.empty() && rank.activity_age <= longest) continue;
+    longest = rank.activity_age;
+    member.activity = rank.activity;
+    member.step = Clamped(rank.step);
+    member.last_step_age_seconds = Clamped(absl::ToInt64Seconds(rank.step_age));
+  }
+  if (!report.ranks.empty()) {
+    member.first_rank =
+        std::min_element(report.ranks.begin(), report.ranks.end(),
+                         [](const auto& a, const auto& b) { return a.rank < b.rank; })
+            ->rank;
+  }
+  return member;
+}
+
+}  // namespace
+
+MembersObservation ObserveMembers(const GroupReport& report, absl::Time now) {
+  MembersObservation seen;
+  // A group of one pod has nobody to wait for.
+  if (report.pod_count < 2) {
+    seen.epoch = report.epoch;
+    seen.running = true;
+    for (const MemberReport& member : report.members) seen.members.push_back(ObserveMember(member));
+    return seen;
+  }
+  seen.epoch = report.epoch;
+  seen.waits_for = report.waits_for;
+  seen.running = report.epoch > report.last_ending.epoch;
+  const EndingReport& ending = report.last_ending;
+  seen.ending = {ending.epoch, ending.reason, ending.blamed_pods, Milliseconds(ending.detection),
+                 Milliseconds(now - ending.at)};
+  seen.fabric = {report.fabric.all_reduce_microseconds, report.fabric.mib_per_second,
+                 report.fabric.microseconds_per_token};
+  for (const MemberReport& member : report.members) seen.members.push_back(ObserveMember(member));
+  return seen;
+}
+
+GroupFigures FiguresOf(const std::string& group, const GroupReport& report) {
+  GroupFigures figures;
+  figures.group = group;
+  figures.epochs_ended = report.epochs_ended;
+  figures.recoveries = report.recoveries;
+  figures.last_recovery_seconds = absl::ToDoubleSeconds(report.last_recovery);
+  figures.last_detection_seconds = absl::ToDoubleSeconds(report.last_ending.detection);
+  for (const MemberReport& member : report.members) {
+    if (!member.blamed) continue;
+    const int32_t rank = member.ranks.empty() ? member.pod_index : member.ranks[0].rank;
+    figures.blamed.push_back({member.pod_name, member.node_name, rank});
+  }
+  return figures;
+}
+
+}  // namespace rempart::op
