@@ -58,7 +58,7 @@ absl::StatusOr<TcpConnection> LinkListener::Take(int from, int to, SteadyClock::
                                                  const std::stop_token& stop) {
   MutexLock lock(&mu_);
   const std::pair<int, int> key = {from, to};
-  const auto here = [&] { return accepted_.contains(key); };
+  const auto here = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return accepted_.contains(key); };
   while (!mu_.AwaitWithTimeout(absl::Condition(&here), kTick)) {
     if (stop.stop_requested()) return absl::CancelledError("the epoch was given up");
     if (SteadyClock::now() >= deadline) return absl::DeadlineExceededError("it has not dialled");
