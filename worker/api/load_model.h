@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// From a model file or folder and the settings to a model that can serve: checks that all fits in memory
-// before anything is allocated, and says the numbers when it does not. The file is hashed before
-// the model serves where the settings name its digest, and while it serves otherwise.
+// From a model file or folder and the settings to a model that can serve: checks that all fits in
+// memory before anything is allocated, and says the numbers when it does not. The file is hashed
+// before the model serves where the settings name its digest, and while it serves otherwise.
 #pragma once
 
 #include "worker/api/worker_process.h"

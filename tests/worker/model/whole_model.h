@@ -30,17 +30,23 @@ class WholeModel {
   int64_t vocabulary() const { return transformer_->config().vocabulary; }
   absl::Span<const int32_t> table() const { return table_; }
 
-  // Logits after each of `ids`, teacher-forced from position 0: [ids.size(), vocabulary]. A step
-  // takes many tokens, each as a slice of its own, because a slice gives logits of its last token.
-  std::vector<float> Logits(const std::vector<int32_t>& ids) {
+  // Logits after each of `ids` from `first` on, teacher-forced from position 0:
+  // [ids.size() - first, vocabulary]. A step takes many tokens, each as a slice of its own, because
+  // a slice gives logits of its last token.
+  std::vector<float> Logits(const std::vector<int32_t>& ids, size_t first = 0) {
     constexpr size_t kStep = 64;
-    std::vector<float> logits(ids.size() * vocabulary());
-    for (size_t begin = 0; begin < ids.size(); begin += kStep) {
+    std::vector<float> logits((ids.size() - first) * vocabulary());
+    const absl::Span<const int32_t> all(ids);
+    for (size_t begin = 0; begin < ids.size();) {
       StepBatch batch;
-      for (size_t i = begin; i < std::min(begin + kStep, ids.size()); ++i) {
-        batch.slices.push_back({{&ids[i], 1}, static_cast<int32_t>(i), table_, true});
+      if (begin < first) {
+        batch.slices.push_back({all.subspan(0, first), 0, table_, false});
+        begin = first;
       }
-      const auto rows = absl::MakeSpan(logits).subspan(begin * vocabulary());
+      const auto rows = absl::MakeSpan(logits).subspan((begin - first) * vocabulary());
+      for (size_t i = 0; i < kStep && begin < ids.size(); ++i, ++begin) {
+        batch.slices.push_back({all.subspan(begin, 1), static_cast<int32_t>(begin), table_, true});
+      }
       const absl::Status status = transformer_->Forward(batch, rows);
       EXPECT_TRUE(status.ok()) << status;
     }
