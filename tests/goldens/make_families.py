@@ -27,7 +27,7 @@ SHAPE = dict(vocab_size=VOCABULARY, hidden_size=96, intermediate_size=224, num_h
 FAMILIES = {
     "llama_linear": ("LlamaConfig", dict(rope_parameters={
         "rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}), 11),
-    "llama_bias": ("LlamaConfig", dict(attention_bias=True, mlp_bias=True, num_key_value_heads=6,
+    "llama_bias": ("LlamaConfig", dict(attention_bias=True, mlp_bias=True, num_key_value_heads=5,
                                        hidden_size=80, num_attention_heads=10,
                                        rope_parameters={"rope_type": "default",
                                                         "rope_theta": 10000.0}), 12),
