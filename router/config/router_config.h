@@ -18,7 +18,7 @@ struct Limits {
   int32_t max_header_bytes = 32 << 10;
   int32_t max_connections = 10'000;
   int32_t max_held_requests = 1000;
-  absl::Duration held_timeout = absl::Seconds(30);
+  absl::Duration held_timeout = absl::Seconds(60);
   absl::Duration request_read_timeout = absl::Seconds(30);
   absl::Duration idle_timeout = absl::Seconds(75);
   absl::Duration request_timeout = absl::Hours(1);

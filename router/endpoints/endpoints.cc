@@ -16,6 +16,8 @@ constexpr absl::Duration kFirstBackOff = absl::Milliseconds(50);
 constexpr absl::Duration kMaxBackOff = absl::Seconds(2);
 // An idle worker sends a frame every second.
 constexpr absl::Duration kSilence = absl::Seconds(5);
+// The same when the operator, too, says that the group does not serve: its leader hangs.
+constexpr absl::Duration kSilenceOfLost = absl::Seconds(2);
 // A stream may take this long until Welcome.
 constexpr absl::Duration kConnectTimeout = absl::Seconds(20);
 
@@ -64,7 +66,8 @@ void Endpoints::Tick(absl::Time now) {
       continue;
     }
     ++it;
-    const absl::Duration limit = group.view.connected ? kSilence : kConnectTimeout;
+    const absl::Duration silence = group.entry.ready ? kSilence : kSilenceOfLost;
+    const absl::Duration limit = group.view.connected ? silence : kConnectTimeout;
     if (group.stream != nullptr && now - group.last_frame > limit) {
       Lose(group, now, "the worker has gone silent");
     }
@@ -199,6 +202,11 @@ void Endpoints::MarkDraining(const std::string& group_name) {
   if (group == nullptr) return;
   group->worker_draining = true;
   group->view.draining = true;
+}
+
+void Endpoints::MarkLost(const std::string& group_name) {
+  Group* group = Find(group_name);
+  if (group != nullptr) group->view.ready = false;
 }
 
 int32_t Endpoints::ready_count() const {

@@ -57,6 +57,8 @@ class Endpoints {
   void Forget(const std::string& group_name, uint64_t request_id);
   // No new requests for this group until it says otherwise.
   void MarkDraining(const std::string& group_name);
+  // The group has lost a rank: nothing for it until it says that it is ready again.
+  void MarkLost(const std::string& group_name);
 
   int32_t ready_count() const;
 

@@ -130,15 +130,17 @@ void Dispatcher::HandleDelta(const v1::Delta& delta) {
 void Dispatcher::HandleFailure(uint64_t ticket_id, const v1::Failure& failure) {
   Ticket& ticket = tickets_.at(ticket_id);
   const bool draining = failure.code() == v1::Failure::DRAINING;
+  const bool lost = failure.code() == v1::Failure::GROUP_LOST;
   if (draining) endpoints_.MarkDraining(ticket.group_name);
-  if (!draining && failure.code() != v1::Failure::OVERLOADED) {
+  if (lost) endpoints_.MarkLost(ticket.group_name);
+  if (!draining && !lost && failure.code() != v1::Failure::OVERLOADED) {
     return Fail(ticket_id, ToHttp(failure));
   }
   const std::string group = ticket.group_name;
   ticket.traits.avoid.push_back(group);
   endpoints_.Forget(group, ticket_id);
   // An overloaded group is the answer unless another one can take the request.
-  if (!draining && endpoints_.PickGroup(ticket.model_name, ticket.traits) == group) {
+  if (!draining && !lost && endpoints_.PickGroup(ticket.model_name, ticket.traits) == group) {
     return Fail(ticket_id, ToHttp(failure));
   }
   Move(ticket_id, ToHttp(failure));

@@ -42,7 +42,7 @@ struct DispatcherOptions {
   std::string router_id;
   TlsConfig worker_tls = {};
   int32_t max_held = 1000;
-  absl::Duration held_timeout = absl::Seconds(30);
+  absl::Duration held_timeout = absl::Seconds(60);
   absl::Duration request_timeout = absl::Hours(1);
 };
 

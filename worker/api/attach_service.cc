@@ -43,6 +43,29 @@ void AttachService::Open(Engine* engine, const PromptEncoder* encoder,
   engine_ = engine;
   encoder_ = encoder;
   vocabulary_ = vocabulary;
+  context_length_ = engine->options().context_length;
+  for (auto& [stream, entry] : streams_) SendStep(entry, {}, engine_->load());
+}
+
+void AttachService::LoseGroup() {
+  MutexLock lock(&mu_);
+  if (engine_ == nullptr) return;
+  const EngineLoad load = engine_->load();
+  engine_ = nullptr;
+  const Failure failure = {FailureCode::kGroupLost, "the group that ran this request was lost", ""};
+  for (auto& [stream, entry] : streams_) {
+    v1::Step step;
+    for (const auto& [request_id, engine_id] : entry.engine_ids) {
+      v1::Delta* delta = step.add_deltas();
+      delta->set_request_id(request_id);
+      WriteFailure(failure, delta->mutable_error());
+    }
+    entry.engine_ids.clear();
+    entry.starts_seen += entry.submissions.size();
+    entry.submissions.clear();
+    SendStep(entry, std::move(step), load);
+  }
+  routes_.clear();
 }
 
 void AttachService::SetEpoch(int32_t epoch) {
@@ -81,7 +104,7 @@ v1::FromWorker AttachService::WelcomeFrame() const {
   welcome->set_group_name(options_.group_name);
   welcome->set_epoch(epoch_);
   for (const std::string& name : options_.served_names) welcome->add_served_names(name);
-  welcome->set_context_length(engine_->options().context_length);
+  welcome->set_context_length(context_length_);
   welcome->set_vocabulary_size(encoder_->vocabulary_size());
   for (const char* feature : {"chat", "completions", "logprobs", "seed", "n", "resume"}) {
     welcome->add_features(feature);
@@ -105,6 +128,9 @@ bool AttachService::HandleStart(AttachStream* stream, const v1::Start& start) {
   if (found == streams_.end()) return true;  // closed meanwhile
   Entry& entry = found->second;
   if (entry.engine_ids.count(start.request_id()) > 0) return false;
+  if (engine_ == nullptr) {
+    read = Failure{FailureCode::kGroupLost, "the group is forming again", ""};
+  }
   if (absl::holds_alternative<SequenceRequest>(read) &&
       entry.engine_ids.size() >= kMaxRequestsPerStream) {
     read = Failure{FailureCode::kOverloaded, "this stream has too many requests", ""};
@@ -119,7 +145,7 @@ bool AttachService::HandleStart(AttachStream* stream, const v1::Start& start) {
       delta->set_index(index);
       WriteFailure(*failure, delta->mutable_error());
     }
-    SendStep(entry, std::move(step), engine_->load());
+    SendStep(entry, std::move(step), engine_ == nullptr ? EngineLoad{} : engine_->load());
     return true;
   }
   SequenceRequest request = absl::get<SequenceRequest>(std::move(read));
@@ -135,7 +161,9 @@ void AttachService::HandleCancel(AttachStream* stream, uint64_t request_id) {
   const auto entry = streams_.find(stream);
   if (entry == streams_.end()) return;
   const auto found = entry->second.engine_ids.find(request_id);
-  if (found != entry->second.engine_ids.end()) engine_->Cancel(found->second);
+  if (found != entry->second.engine_ids.end() && engine_ != nullptr) {
+    engine_->Cancel(found->second);
+  }
 }
 
 void AttachService::Forget(AttachStream* stream) {
@@ -143,7 +171,7 @@ void AttachService::Forget(AttachStream* stream) {
   const auto found = streams_.find(stream);
   if (found == streams_.end()) return;
   for (const auto& [request_id, engine_id] : found->second.engine_ids) {
-    engine_->Cancel(engine_id);
+    if (engine_ != nullptr) engine_->Cancel(engine_id);
     routes_.erase(engine_id);
   }
   found->second.engine_ids.clear();
@@ -165,6 +193,7 @@ void AttachService::SendStep(Entry& entry, v1::Step step, const EngineLoad& load
   }
   WriteLoad(load, step.mutable_load());
   step.mutable_load()->set_starts_seen(entry.starts_seen);
+  if (engine_ == nullptr) step.mutable_load()->set_state(v1::Load::LOADING);
   entry.sent_since_beat = true;
   entry.last_sent = clock_->Now();
   entry.stream->SendStep(std::move(step));
@@ -193,8 +222,7 @@ void AttachService::RunHeartbeat(std::stop_token stop) {
   while (!stop.stop_requested()) {
     absl::SleepFor(kBeat);
     MutexLock lock(&mu_);
-    if (engine_ == nullptr) continue;
-    const EngineLoad load = engine_->load();
+    const EngineLoad load = engine_ == nullptr ? EngineLoad{} : engine_->load();
     const bool changed = load.running != last.running || load.waiting != last.waiting ||
                          load.draining != last.draining || load.blocks_used != last.blocks_used;
     last = load;

@@ -48,8 +48,13 @@ class AttachService : public v1::Worker::CallbackService {
   AttachService(AttachOptions options, const Clock* clock);
   ~AttachService() override;
 
-  // Streams are refused as UNAVAILABLE before this. The three outlive the server.
+  // Streams are refused as UNAVAILABLE before this, and while the group is lost. The encoder and
+  // the vocabulary outlive the server, the engine lives until LoseGroup.
   void Open(Engine* engine, const PromptEncoder* encoder, const Vocabulary* vocabulary);
+  // The engine is going: every request that it has ends with GROUP_LOST, so that the router sends
+  // it elsewhere or waits for Open; new ones are answered the same. Streams stay. The engine is not
+  // used any more when this returns. Any thread; a second call does nothing.
+  void LoseGroup();
   // The epoch that Welcome names from now on.
   void SetEpoch(int32_t epoch);
   // The engine's sink.
@@ -97,6 +102,7 @@ class AttachService : public v1::Worker::CallbackService {
   Engine* engine_ ABSL_GUARDED_BY(mu_) = nullptr;
   const PromptEncoder* encoder_ ABSL_GUARDED_BY(mu_) = nullptr;
   const Vocabulary* vocabulary_ ABSL_GUARDED_BY(mu_) = nullptr;
+  int32_t context_length_ ABSL_GUARDED_BY(mu_) = 0;
   int32_t epoch_ ABSL_GUARDED_BY(mu_) = 1;
   uint64_t last_engine_id_ ABSL_GUARDED_BY(mu_) = 0;
   std::mt19937_64 seeds_ ABSL_GUARDED_BY(mu_);

@@ -33,6 +33,8 @@ v1::Failure::Code CodeOf(FailureCode code) {
       return v1::Failure::INTERNAL;
     case FailureCode::kDraining:
       return v1::Failure::DRAINING;
+    case FailureCode::kGroupLost:
+      return v1::Failure::GROUP_LOST;
   }
   return v1::Failure::CODE_UNSPECIFIED;
 }

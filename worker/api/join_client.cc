@@ -7,6 +7,7 @@
 #include "absl/time/clock.h"
 #include "common/log.h"
 #include "common/status_macros.h"
+#include "worker/api/group_wire.h"
 
 namespace rempart::worker {
 namespace {
@@ -15,7 +16,7 @@ using group::v1::FromMember;
 using group::v1::Progress;
 using group::v1::ToMember;
 
-constexpr absl::Duration kProgressPeriod = absl::Seconds(1);
+constexpr absl::Duration kProgressPeriod = absl::Milliseconds(500);
 // How often a request to stop is looked for; a change of phase is sent at once.
 constexpr absl::Duration kLook = absl::Milliseconds(50);
 constexpr absl::Duration kFirstPause = absl::Milliseconds(200);
@@ -25,8 +26,12 @@ Progress::Phase WirePhase(Phase phase) {
   switch (phase) {
     case Phase::kStarting:
       return Progress::STARTING;
+    case Phase::kConnecting:
+      return Progress::CONNECTING;
     case Phase::kLoading:
       return Progress::LOADING;
+    case Phase::kLoaded:
+      return Progress::LOADED;
     case Phase::kWarmingUp:
       return Progress::WARMING_UP;
     case Phase::kReady:
@@ -45,8 +50,12 @@ const char* PhaseName(Phase phase) {
   switch (phase) {
     case Phase::kStarting:
       return "starting";
+    case Phase::kConnecting:
+      return "connecting";
     case Phase::kLoading:
       return "loading";
+    case Phase::kLoaded:
+      return "loaded";
     case Phase::kWarmingUp:
       return "warming_up";
     case Phase::kReady:
@@ -105,6 +114,10 @@ FromMember JoinClient::IdentityFrame() const {
   identity->set_node_name(identity_.node_name);
   identity->set_address(identity_.address);
   identity->set_version(identity_.version);
+  identity->set_data_address(identity_.data_address);
+  identity->set_config_hash(identity_.config_hash);
+  identity->set_pod_count(identity_.pod_count);
+  identity->set_ranks_per_pod(identity_.ranks_per_pod);
   for (const auto& [key, value] : identity_.facts) (*identity->mutable_facts())[key] = value;
   return frame;
 }
@@ -118,7 +131,17 @@ FromMember JoinClient::ProgressFrame(const StatusSnapshot& snapshot) const {
   progress->set_message(snapshot.message);
   progress->set_reason(snapshot.reason);
   progress->set_digest(snapshot.digest);
-  *progress->add_ranks() = handlers_.rank_progress();
+  progress->set_epoch(snapshot.epoch);
+  progress->set_ended_epoch(snapshot.ended_epoch);
+  progress->set_ended_reason(snapshot.ended_reason);
+  progress->set_ended_blamed_rank(snapshot.ended_blamed_rank);
+  progress->set_weight_bytes_read(snapshot.weight_bytes_read);
+  group::v1::Fabric* fabric = progress->mutable_fabric();
+  fabric->set_all_reduce_microseconds(snapshot.fabric.all_reduce_microseconds);
+  fabric->set_mib_per_second(snapshot.fabric.mib_per_second);
+  fabric->set_microseconds_per_token(snapshot.fabric_microseconds_per_token);
+  if (!handlers_.ranks) return frame;
+  for (const RankStatus& rank : handlers_.ranks()) WriteRank(rank, progress->add_ranks());
   return frame;
 }
 
@@ -131,17 +154,23 @@ void JoinClient::HandleMessages(grpc::ClientReaderWriter<FromMember, ToMember>& 
           MutexLock lock(&mu_);
           epoch_ = message.epoch().epoch();
         }
-        handlers_.on_epoch(message.epoch().epoch());
+        if (handlers_.on_epoch) handlers_.on_epoch(message.epoch());
         break;
       }
       case ToMember::kDrain:
-        handlers_.on_drain(absl::Seconds(message.drain().deadline_seconds()));
+        if (handlers_.on_drain)
+          handlers_.on_drain(absl::Seconds(message.drain().deadline_seconds()));
         break;
       case ToMember::kAbort:
         LogWarning("join", "epoch aborted",
-                   {{"epoch", message.abort().epoch()}, {"reason", message.abort().reason()}});
+                   {{"epoch", message.abort().epoch()},
+                    {"reason", message.abort().reason()},
+                    {"blamed_rank", message.abort().blamed_rank()}});
+        if (handlers_.on_abort) handlers_.on_abort(message.abort());
         break;
-      case ToMember::kGo:  // a group of one pod is complete as soon as it runs
+      case ToMember::kGo:
+        if (handlers_.on_go) handlers_.on_go(message.go().epoch());
+        break;
       case ToMember::KIND_NOT_SET:
         break;
     }

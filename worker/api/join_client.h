@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The Join stream: tells the operator (or `rempart serve`) who this pod is and how far it has got,
-// every second and at each change of phase; hears epochs and the order to drain. A broken stream is
-// dialled again with growing pauses and changes nothing for what is served.
+// every 500 ms and at each change of phase; hears epochs and the orders to go on, to end one, to
+// drain. A broken stream is dialled again with growing pauses and changes nothing for what is
+// served.
 //
 // Threads: one that dials and writes, one per stream that reads and calls the handlers.
 #pragma once
@@ -11,6 +12,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
@@ -19,6 +21,7 @@
 #include "common/tls/tls.h"
 #include "proto/group/v1/group.grpc.pb.h"
 #include "worker/api/worker_status.h"
+#include "worker/group/rank_progress.h"
 
 namespace rempart::worker {
 
@@ -30,13 +33,20 @@ struct JoinIdentity {
   std::string address = {};
   std::string version = {};
   std::map<std::string, std::string> facts = {};
+  std::string data_address = {};
+  std::string config_hash = {};
+  int32_t pod_count = 1;
+  int32_t ranks_per_pod = 1;
 };
 
+// Each may be empty.
 struct JoinHandlers {
-  std::function<void(int32_t epoch)> on_epoch;
-  std::function<void(absl::Duration deadline)> on_drain;
-  // What this rank last did; called with each progress.
-  std::function<group::v1::RankProgress()> rank_progress;
+  std::function<void(const group::v1::Epoch&)> on_epoch = {};
+  std::function<void(int32_t epoch)> on_go = {};
+  std::function<void(const group::v1::Abort&)> on_abort = {};
+  std::function<void(absl::Duration deadline)> on_drain = {};
+  // What the ranks last did, as far as this pod knows; called with each progress.
+  std::function<std::vector<RankStatus>()> ranks = {};
 };
 
 class JoinClient {

@@ -17,8 +17,10 @@
 #include "common/status_macros.h"
 #include "worker/api/model_text.h"
 #include "worker/api/source_check.h"
+#include "worker/device/cpu_count.h"
 #include "worker/device/memory_limit.h"
 #include "worker/model/model_source.h"
+#include "worker/model/partition.h"
 #include "worker/model/repack_cache.h"
 #include "worker/model/rope.h"
 #include "worker/model/transformer.h"
@@ -31,30 +33,48 @@ constexpr int32_t kDefaultContext = 8192;
 // Code, stacks and buffers beside the model.
 constexpr int64_t kReserve = 64 * kMiB;
 
-// Everything that Forward reads, in the order of its construction.
-struct ModelFile {
-  explicit ModelFile(int threads) : pool({.threads = threads}) {}
+// What one rank computes with.
+struct RankPart {
+  explicit RankPart(int threads) : pool({.threads = threads}) {}
 
   ThreadPool pool;
-  std::optional<RepackCache> cache;
-  ModelSource source;
   Weights weights;
-  std::unique_ptr<Transformer> transformer;
 };
 
-// The engine's share of the model; the check that runs later has the other.
-class SharedRunner : public ModelRunner {
+// Everything that Forward reads, in the order of its construction.
+struct ModelFile {
+  std::optional<RepackCache> cache;
+  ModelSource source;
+  const kernels::Ops* ops = nullptr;
+  TransformerOptions options;
+  std::vector<std::unique_ptr<RankPart>> parts;  // by rank of this pod
+};
+
+// A rank's share of the model; the check that runs later has another.
+class RankOfFile : public RankModel {
  public:
-  explicit SharedRunner(std::shared_ptr<ModelFile> model) : model_(std::move(model)) {}
+  RankOfFile(std::shared_ptr<ModelFile> model, size_t part)
+      : model_(std::move(model)), part_(*model_->parts[part]) {}
   int32_t vocabulary_size() const override {
-    return static_cast<int32_t>(model_->transformer->config().vocabulary);
+    return static_cast<int32_t>(model_->source.config.vocabulary);
+  }
+  absl::Status Begin(Communicator* communicator, int32_t kv_blocks) override {
+    transformer_.reset();  // before there are two KV caches
+    TransformerOptions options = model_->options;
+    options.kv_blocks = kv_blocks;
+    ASSIGN_OR_RETURN(transformer_, Transformer::Create(model_->source.config, part_.weights,
+                                                       *model_->ops, part_.pool, options));
+    transformer_->SetCommunicator(communicator);
+    return absl::OkStatus();
   }
   absl::Status Forward(const StepBatch& batch, absl::Span<float> logits) override {
-    return model_->transformer->Forward(batch, logits);
+    return transformer_->Forward(batch, logits);
   }
 
  private:
   const std::shared_ptr<ModelFile> model_;
+  RankPart& part_;
+  std::unique_ptr<Transformer> transformer_;
 };
 
 // The two roles of one ModelText, which both interfaces own alone.
@@ -144,17 +164,49 @@ absl::Status About(const std::string& path, const absl::Status& status) {
   return absl::Status(status.code(), absl::StrCat(path, ": ", std::string(status.message())));
 }
 
-absl::Status Prepare(const WorkerSettings& settings, const kernels::Ops& ops, ModelFile& model,
-                     EngineOptions& engine, WorkerStatus& status) {
+absl::Status BindParts(const WorkerSettings& settings, ModelFile& model, WorkerStatus& status) {
+  const int ranks = settings.pod_count * settings.ranks_per_pod;
+  PackOptions pack;
+  pack.pack = !model.options.exact;
+  pack.on_progress = [&](int64_t done, int64_t total) { status.SetLoaded(done, total); };
+  if (model.cache) {
+    pack.cache = &*model.cache;
+    ASSIGN_OR_RETURN(pack.source, SampleModel(settings.model_path));
+  }
+  const absl::Time begin = absl::Now();
+  for (size_t i = 0; i < model.parts.size(); ++i) {
+    RankPart& part = *model.parts[i];
+    const int rank = settings.pod_index * settings.ranks_per_pod + static_cast<int>(i);
+    ASSIGN_OR_RETURN(part.weights, BindWeights(model.source.tensors, model.source.config,
+                                               *model.ops, pack, part.pool, {rank, ranks}));
+    status.AddBytesRead(part.weights.bytes_read);
+  }
+  const Weights& weights = model.parts[0]->weights;
+  status.AddStartPart(weights.from_cache ? "map" : "repack", absl::Now() - begin);
+  const int64_t bytes = status.snapshot().weight_bytes_read;
+  status.SetLoaded(bytes, bytes);
+  // Only rows of the embedding and small vectors are read from the file from here on.
+  if (!weights.packed.bytes().empty()) {
+    for (const MappedFile& file : model.source.files) file.DropResidentPages();
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Prepare(const WorkerSettings& settings, ModelFile& model, EngineOptions& engine,
+                     WorkerStatus& status) {
   const EngineSettings& wanted = settings.engine;
+  const TensorParallel first = {settings.pod_index * settings.ranks_per_pod,
+                                settings.pod_count * settings.ranks_per_pod};
+  RETURN_IF_ERROR(CheckTensorParallel(model.source.config, first.size));
   ASSIGN_OR_RETURN(engine.context_length, ContextLength(wanted, model.source.config));
   const auto kv_type = wanted.kv_cache_type == "f32" ? kernels::DType::kF32 : kernels::DType::kF16;
   ChooseRopes(engine.context_length, model.source.config);
   const int64_t file_bytes = model.source.bytes();
-  TransformerOptions options;
-  ASSIGN_OR_RETURN(options.kv_blocks,
-                   KvBlocks(wanted, engine.context_length,
-                            KvBytesPerBlock(model.source.config, kv_type), file_bytes));
+  TransformerOptions& options = model.options;
+  const int64_t bytes_per_block =
+      settings.ranks_per_pod * KvBytesPerBlock(model.source.config, kv_type, first);
+  ASSIGN_OR_RETURN(options.kv_blocks, KvBlocks(wanted, engine.context_length, bytes_per_block,
+                                               file_bytes / settings.pod_count));
   options.kv_type = kv_type;
   options.exact = wanted.exact_arithmetic;
   options.max_step_tokens = wanted.max_step_tokens;
@@ -165,27 +217,7 @@ absl::Status Prepare(const WorkerSettings& settings, const kernels::Ops& ops, Mo
   engine.prefix_cache = wanted.prefix_cache;
   engine.max_step_time = absl::Milliseconds(wanted.max_step_milliseconds);
   engine.limits.block_size = static_cast<int32_t>(kernels::kKvBlockTokens);
-  PackOptions pack;
-  pack.pack = !options.exact;
-  pack.on_progress = [&](int64_t done, int64_t total) { status.SetLoaded(done, total); };
-  if (model.cache) {
-    pack.cache = &*model.cache;
-    ASSIGN_OR_RETURN(pack.source, SampleModel(settings.model_path));
-  }
-  absl::Time begin = absl::Now();
-  ASSIGN_OR_RETURN(model.weights,
-                   BindWeights(model.source.tensors, model.source.config, ops, pack, model.pool));
-  status.AddStartPart(model.weights.from_cache ? "map" : "repack", absl::Now() - begin);
-  status.SetLoaded(file_bytes, file_bytes);
-  // Only rows of the embedding and small vectors are read from the file from here on.
-  if (!model.weights.packed.bytes().empty()) {
-    for (const MappedFile& file : model.source.files) file.DropResidentPages();
-  }
-  begin = absl::Now();
-  ASSIGN_OR_RETURN(model.transformer, Transformer::Create(model.source.config, model.weights, ops,
-                                                          model.pool, options));
-  status.AddStartPart("allocate", absl::Now() - begin);
-  return absl::OkStatus();
+  return BindParts(settings, model, status);
 }
 
 void OpenCache(const std::string& folder, ModelFile& model) {
@@ -209,7 +241,10 @@ absl::Status CheckLater(const std::string& path, const ModelFile& model,
     status.SetDigest(DigestText(digest));
   }
   if (!model.cache) return absl::OkStatus();
-  return SettleRepacked(path, digest, model.weights, *model.cache);
+  for (const auto& part : model.parts) {
+    RETURN_IF_ERROR(SettleRepacked(path, digest, part->weights, *model.cache));
+  }
+  return absl::OkStatus();
 }
 
 // Runs beside the caller; its time becomes a part of the start.
@@ -236,8 +271,13 @@ class Beside {
 absl::StatusOr<LoadedModel> LoadModelFile(const WorkerSettings& settings, WorkerStatus& status) {
   const std::string& path = settings.model_path;
   const absl::Time begin = absl::Now();
-  ASSIGN_OR_RETURN(const kernels::Ops* ops, ChooseOps(settings.engine.kernel_tier));
-  auto model = std::make_shared<ModelFile>(settings.engine.threads);
+  auto model = std::make_shared<ModelFile>();
+  ASSIGN_OR_RETURN(model->ops, ChooseOps(settings.engine.kernel_tier));
+  const int threads = settings.engine.threads > 0 ? settings.engine.threads : UsableCpuCount();
+  for (int32_t rank = 0; rank < settings.ranks_per_pod; ++rank) {
+    model->parts.push_back(
+        std::make_unique<RankPart>(std::max(1, threads / settings.ranks_per_pod)));
+  }
   ASSIGN_OR_RETURN(model->source, OpenModel(path));
   const ModelSource& source = model->source;
   OpenCache(settings.repack_cache_folder, *model);
@@ -258,7 +298,7 @@ absl::StatusOr<LoadedModel> LoadModelFile(const WorkerSettings& settings, Worker
     });
   }
   LoadedModel loaded;
-  const absl::Status prepared = Prepare(settings, *ops, *model, loaded.engine, status);
+  const absl::Status prepared = Prepare(settings, *model, loaded.engine, status);
   const absl::Status named = tokenizer.Join();
   const absl::Status verified = hash ? hash->Join() : absl::OkStatus();
   RETURN_IF_ERROR(verified);
@@ -272,11 +312,15 @@ absl::StatusOr<LoadedModel> LoadModelFile(const WorkerSettings& settings, Worker
   loaded.check_later = [path, model, digest, &status](std::stop_token stop) {
     return CheckLater(path, *model, digest, stop, status);
   };
-  loaded.runner = std::make_unique<SharedRunner>(std::move(model));
+  for (size_t part = 0; part < model->parts.size(); ++part) {
+    loaded.ranks.push_back(std::make_unique<RankOfFile>(model, part));
+  }
+  loaded.layers = static_cast<int64_t>(source.config.layers.size());
+  loaded.hidden = source.config.hidden;
   const std::shared_ptr<const ModelText> shared = std::move(text);
   loaded.vocabulary = std::make_unique<SharedVocabulary>(shared);
   loaded.encoder = std::make_unique<SharedEncoder>(shared);
-  loaded.kernel_tier = ops->name;
+  loaded.kernel_tier = model->ops->name;
   return loaded;
 }
 

@@ -49,7 +49,42 @@ class Families {
   }
   std::string Text() const { return prometheus::TextSerializer().Serialize(families_); }
 
+  // Of the epoch that this process is in, and of the ranks that it knows.
+  void Group(const StatusSnapshot& status, const std::vector<RankStatus>& ranks) {
+    Gauge("rempart_worker_epoch", "Epoch of the group; 0: in none.", status.epoch);
+    Counter("rempart_worker_epochs_ended_total", "Epochs that ended for this process.",
+            static_cast<uint64_t>(status.epochs_ended));
+    Counter("rempart_worker_weight_bytes_read_total", "Bytes of weights read.",
+            static_cast<uint64_t>(status.weight_bytes_read));
+    if (status.fabric.all_reduce_microseconds > 0) {
+      Gauge("rempart_worker_all_reduce_seconds", "An all-reduce of 4 KiB, when the group formed.",
+            status.fabric.all_reduce_microseconds / 1e6);
+      Gauge("rempart_worker_fabric_bytes_per_second", "An all-reduce of 1 MiB, then.",
+            status.fabric.mib_per_second * 1048576.0);
+    }
+    PerRank("rempart_worker_rank_step_age_seconds", "Since the rank ended its last step.", ranks,
+            [](const RankStatus& rank) { return rank.step_age_ms / 1e3; });
+    PerRank("rempart_worker_rank_activity_age_seconds",
+            "Since the rank began what it does: compute, or one collective.", ranks,
+            [](const RankStatus& rank) { return rank.activity_age_ms / 1e3; });
+    PerRank("rempart_worker_rank_heard_age_seconds", "Since the rank's pod was heard.", ranks,
+            [](const RankStatus& rank) { return rank.heard_age_ms / 1e3; });
+  }
+
  private:
+  void PerRank(const char* name, const char* help, const std::vector<RankStatus>& ranks,
+               double (*value)(const RankStatus&)) {
+    if (ranks.empty()) return;
+    ClientMetric& first = Add(name, help, MetricType::Gauge);
+    const ClientMetric labelled = first;
+    std::vector<ClientMetric>& all = families_.back().metric;
+    all.clear();
+    for (const RankStatus& rank : ranks) {
+      all.push_back(labelled);
+      all.back().label.push_back({"rank", std::to_string(rank.rank)});
+      all.back().gauge.value = value(rank);
+    }
+  }
   ClientMetric& Add(const char* name, const char* help, MetricType type) {
     MetricFamily family;
     family.name = name;
@@ -68,12 +103,13 @@ class Families {
 }  // namespace
 
 std::string MetricsText(const EngineLoad& load, const StatusSnapshot& status,
-                        const WorkerFacts& facts) {
+                        const WorkerFacts& facts, const std::vector<RankStatus>& ranks) {
   Families families(facts.model_name);
   families.Info(facts);
   families.Gauge("rempart_worker_ready", "1 when a real token has passed the group.",
                  status.phase == Phase::kReady ? 1 : 0);
   families.StartSeconds(status.start_parts);
+  families.Group(status, ranks);
   families.Gauge("rempart_worker_sequences_running", "Sequences that hold KV blocks.",
                  load.running);
   families.Gauge("rempart_worker_sequences_waiting", "Sequences that wait for a slot or blocks.",

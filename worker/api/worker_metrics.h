@@ -3,9 +3,11 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "worker/api/worker_status.h"
 #include "worker/engine/engine.h"
+#include "worker/group/rank_progress.h"
 
 namespace rempart::worker {
 
@@ -19,6 +21,6 @@ struct WorkerFacts {
 
 // Prometheus text format 0.0.4.
 std::string MetricsText(const EngineLoad& load, const StatusSnapshot& status,
-                        const WorkerFacts& facts);
+                        const WorkerFacts& facts, const std::vector<RankStatus>& ranks);
 
 }  // namespace rempart::worker

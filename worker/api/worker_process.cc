@@ -21,11 +21,13 @@
 #include "common/log.h"
 #include "common/status_macros.h"
 #include "worker/api/attach_service.h"
+#include "worker/api/epoch_orders.h"
+#include "worker/api/epoch_run.h"
+#include "worker/api/follow_service.h"
 #include "worker/api/health_server.h"
 #include "worker/api/join_client.h"
 #include "worker/api/worker_metrics.h"
 #include "worker/device/memory_limit.h"
-#include "worker/engine/engine_thread.h"
 
 namespace rempart::worker {
 namespace {
@@ -37,7 +39,12 @@ constexpr absl::Duration kDrainDeadline = absl::Seconds(25);
 constexpr absl::Duration kStepLimit = absl::Seconds(120);
 constexpr absl::Duration kFlushTimeout = absl::Seconds(2);
 // How often the outcome of the check that runs beside the service is looked for.
+// How often the outcome of the check that runs beside the service is looked for.
 constexpr absl::Duration kCheckPeriod = absl::Milliseconds(250);
+// How often the main thread looks around.
+constexpr absl::Duration kLook = absl::Milliseconds(20);
+// Before a group of one pod whose ranks failed together tries again.
+constexpr absl::Duration kPauseAlone = absl::Milliseconds(500);
 constexpr int kMaxMessageBytes = 64 << 20;
 
 struct FailureKind {
@@ -79,6 +86,26 @@ absl::Duration SinceExec() {
          absl::Seconds(static_cast<double>(ticks) / static_cast<double>(sysconf(_SC_CLK_TCK)));
 }
 
+// What the engines of earlier epochs counted: counters grow for the life of the process.
+class PastLoad {
+ public:
+  void Add(const EngineLoad& load) { Sum(load, past_); }
+  void AddTo(EngineLoad& load) const { Sum(past_, load); }
+
+ private:
+  static void Sum(const EngineLoad& from, EngineLoad& to) {
+    for (uint64_t EngineLoad::*const counter :
+         {&EngineLoad::steps, &EngineLoad::prompt_tokens, &EngineLoad::generated_tokens,
+          &EngineLoad::preemptions, &EngineLoad::prefix_lookups, &EngineLoad::prefix_queried_tokens,
+          &EngineLoad::prefix_hit_tokens, &EngineLoad::prefix_evictions, &EngineLoad::forks,
+          &EngineLoad::blocks_copied, &EngineLoad::memory_refusals, &EngineLoad::requests_finished,
+          &EngineLoad::requests_failed}) {
+      to.*counter += from.*counter;
+    }
+  }
+  EngineLoad past_;
+};
+
 // Runs a check while the model serves, on what the engine leaves of the CPUs.
 class BackgroundCheck {
  public:
@@ -104,54 +131,114 @@ class BackgroundCheck {
 // Members are destroyed from the last to the first: streams end before the engine that serves them.
 class WorkerProcess {
  public:
-  WorkerProcess(const WorkerSettings& settings, StopRequest& stop)
+  WorkerProcess(const WorkerSettings& settings, const ModelLoader& load, StopRequest& stop)
       : settings_(settings),
+        load_(load),
         stop_(stop),
         attach_({.group_name = settings.group_name,
                  .served_names = settings.served_names,
                  .required_caller = TlsIsConfigured(settings.tls) ? "rempart-router" : ""},
-                &clock_) {}
+                &clock_),
+        follow_(TlsIsConfigured(settings.tls) ? "rempart-worker" : "") {}
   ~WorkerProcess() { CloseStreams(); }
 
-  int Run(const ModelLoader& load) {
+  int Run() {
     if (absl::Status opened = OpenDoors(); !opened.ok()) {
       LogError("worker", opened.message());
       return opened.code() == absl::StatusCode::kUnavailable ? kExitAddress : kExitConfig;
     }
-    stop_.BeginLoad();
-    const absl::Status ready = LoadAndWarmUp(load);
-    stop_.EndLoad();
-    if (!ready.ok()) return Fail(ready);
-    Engine* const engine = BeReady();
-    EngineThread thread(engine);
-    attach_.Open(engine, model_.encoder.get(), model_.vocabulary.get());
-    LogInfo("worker", "ready",
-            {{"model", settings_.model_name},
-             {"address", settings_.listen_address},
-             {"context_length", engine->options().context_length},
-             {"kv_blocks", engine->options().blocks_total},
-             {"kernels", model_.kernel_tier},
-             {"start", StartText()}});
-    BackgroundCheck check(model_.check_later);
-    while (stop_.signals() == 0 && !check.failed()) {
-      WatchMemory(*engine);
-      stop_.Wait(1, absl::Now() + kCheckPeriod);
+    if (is_alone()) orders_.Begin({.epoch = 1});
+    while (stop_.signals() == 0) {
+      EpochFate fate;
+      std::optional<EpochOrder> order = orders_.Take(kLook, &fate);
+      if (!order.has_value()) continue;
+      const int32_t epoch = order->epoch;
+      const absl::Status ran = RunEpoch(*std::move(order), fate);
+      if (!ran.ok()) return Fail(ran);
+      const EpochEnd end = fate.end().value_or(EpochEnd{"the process stops", -1});
+      LogWarning("group", "epoch ended",
+                 {{"epoch", epoch}, {"reason", end.reason}, {"blamed_rank", end.blamed_rank}});
+      status_.EndEpoch(end);
+      if (!is_alone()) continue;
+      stop_.Wait(1, absl::Now() + kPauseAlone);
+      orders_.Begin({.epoch = epoch + 1});
     }
-    // What runs computes with weights that are not the model's.
-    if (check.failed()) return Fail(check.Outcome());
-    Drain();
     CloseStreams();
     return kExitOk;
   }
 
  private:
+  bool is_alone() const { return settings_.pod_count == 1; }
+
+  // Until the epoch is over or the process has drained; an error ends the process.
+  absl::Status RunEpoch(EpochOrder order, EpochFate& fate) {
+    const EpochContext context = {
+        .settings = &settings_,
+        .clock = &clock_,
+        .status = &status_,
+        .orders = &orders_,
+        .attach = &attach_,
+        .follow = &follow_,
+        .listener = listener_.get(),
+        .load = [this] { return LoadOnce(); },
+        .stopping = [this] { return stop_.signals() > 0; },
+    };
+    if (!is_alone()) attach_.SetEpoch(order.epoch);
+    auto run = std::make_unique<EpochRun>(context, std::move(order), &fate);
+    EpochRun* const shown = run.get();
+    {
+      MutexLock lock(&mu_);
+      run_ = std::move(run);
+    }
+    const absl::Status served = ServeEpoch(*shown, fate);
+    {
+      MutexLock lock(&mu_);
+      past_.Add(run_->Load());
+      run = std::move(run_);
+    }
+    return served;
+  }
+
+  absl::Status ServeEpoch(EpochRun& run, EpochFate& fate) {
+    const auto over = [&] { return fate.end().has_value() || stop_.signals() > 0; };
+    RETURN_IF_ERROR(run.Form());
+    if (over()) return absl::OkStatus();
+    RETURN_IF_ERROR(run.Begin());
+    if (over()) return absl::OkStatus();
+    BeReady(run);
+    if (!check_.has_value()) check_.emplace(model_->check_later);
+    for (absl::Time watch = absl::InfinitePast(); !over() && !check_->failed();) {
+      fate.Wait(kLook);
+      run.Look();
+      if (absl::Now() < watch) continue;
+      watch = absl::Now() + kCheckPeriod;
+      if (run.engine() != nullptr) WatchMemory(*run.engine());
+    }
+    // What runs computes with weights that are not the model's.
+    if (check_->failed()) return check_->Outcome();
+    if (!fate.end().has_value()) Drain(run, fate);
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<LoadedModel*> LoadOnce() {
+    if (!model_.has_value()) {
+      stop_.BeginLoad();
+      absl::StatusOr<LoadedModel> model = load_(settings_, status_);
+      stop_.EndLoad();
+      RETURN_IF_ERROR(model.status());
+      MutexLock lock(&mu_);
+      model_ = *std::move(model);
+    }
+    return &*model_;
+  }
+
   void WatchMemory(Engine& engine) {
     std::string reason = memory_watch_.Observe(ReadMemoryUse(""));
     if (reason.empty() != memory_reason_.empty()) {
       LogWarning("worker", reason.empty() ? "memory is no longer short" : "memory is short",
                  {{"reason", reason}});
     }
-    if (reason != memory_reason_) engine.SetMemoryShort(reason);
+    engine.SetMemoryShort(reason);
     memory_reason_ = std::move(reason);
   }
 
@@ -171,19 +258,24 @@ class WorkerProcess {
         });
   }
 
+  absl::Status OpenHealth() {
+    if (settings_.health_address.empty()) return absl::OkStatus();
+    ASSIGN_OR_RETURN(
+        health_,
+        HealthServer::Start(
+            settings_.health_address,
+            {.live =
+                 [this] {
+                   return LivenessReply(Load(), status_.snapshot(), absl::Now(), kStepLimit);
+                 },
+             .ready = [this] { return ReadinessReply(status_.snapshot()); },
+             .metrics =
+                 [this] { return MetricsText(Load(), status_.snapshot(), Facts(), Ranks()); }}));
+    return absl::OkStatus();
+  }
+
   absl::Status OpenDoors() {
-    if (!settings_.health_address.empty()) {
-      ASSIGN_OR_RETURN(
-          health_,
-          HealthServer::Start(
-              settings_.health_address,
-              {.live =
-                   [this] {
-                     return LivenessReply(Load(), status_.snapshot(), absl::Now(), kStepLimit);
-                   },
-               .ready = [this] { return ReadinessReply(status_.snapshot()); },
-               .metrics = [this] { return MetricsText(Load(), status_.snapshot(), Facts()); }}));
-    }
+    RETURN_IF_ERROR(OpenHealth());
     ASSIGN_OR_RETURN(std::shared_ptr<grpc::ServerCredentials> credentials,
                      ServerCredentials(settings_.tls, settings_.listen_address));
     grpc::ServerBuilder builder;
@@ -192,13 +284,20 @@ class WorkerProcess {
     builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
     builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
     builder.RegisterService(&attach_);
+    builder.RegisterService(&follow_);
     server_ = builder.BuildAndStart();
     if (server_ == nullptr || port == 0) {
       return absl::UnavailableError(
           absl::StrCat("cannot listen on listen_address ", settings_.listen_address,
                        ": it is in use, or this process may not open it; choose another address"));
     }
-    if (settings_.control_address.empty()) return absl::OkStatus();
+    if (!is_alone()) {
+      ASSIGN_OR_RETURN(listener_, LinkListener::Listen(settings_.data_address));
+    }
+    return settings_.control_address.empty() ? absl::OkStatus() : StartJoin();
+  }
+
+  absl::Status StartJoin() {
     JoinIdentity identity;
     identity.group_name = settings_.group_name;
     identity.pod_index = settings_.pod_index;
@@ -206,45 +305,54 @@ class WorkerProcess {
     identity.node_name = settings_.node_name;
     identity.address = settings_.advertised_address;
     identity.version = kVersion;
-    ASSIGN_OR_RETURN(join_,
-                     JoinClient::Start(settings_.control_address, settings_.tls, identity,
-                                       {.on_epoch = [this](int32_t e) { attach_.SetEpoch(e); },
-                                        .on_drain = [this](absl::Duration d) { BeginDrain(d); },
-                                        .rank_progress = [this] { return RankProgress(); }},
-                                       &status_));
+    identity.config_hash = settings_.config_hash;
+    identity.pod_count = settings_.pod_count;
+    identity.ranks_per_pod = settings_.ranks_per_pod;
+    if (listener_ != nullptr) {
+      identity.data_address = AdvertisedAddress(listener_->address(), settings_.pod_ip);
+    }
+    JoinHandlers handlers;
+    handlers.on_epoch = [this](const group::v1::Epoch& epoch) { TakeEpoch(epoch); };
+    handlers.on_go = [this](int32_t epoch) { orders_.GoOn(epoch); };
+    handlers.on_abort = [this](const group::v1::Abort& abort) {
+      orders_.End(abort.epoch(), abort.reason(), abort.blamed_rank());
+    };
+    handlers.on_drain = [this](absl::Duration within) { BeginDrain(within); };
+    handlers.ranks = [this] { return Ranks(); };
+    ASSIGN_OR_RETURN(join_, JoinClient::Start(settings_.control_address, settings_.tls, identity,
+                                              std::move(handlers), &status_));
     return absl::OkStatus();
   }
 
-  absl::Status LoadAndWarmUp(const ModelLoader& load) {
-    status_.SetPhase(Phase::kLoading);
-    ASSIGN_OR_RETURN(model_, load(settings_, status_));
-    const absl::Time warming = absl::Now();
-    status_.SetPhase(Phase::kWarmingUp);
-    auto engine = std::make_unique<Engine>(
-        model_.engine, model_.runner.get(), model_.vocabulary.get(), &clock_,
-        [this](const StepResult& result) { attach_.Publish(result); });
-    SequenceRequest first;
-    first.prompt_ids = {0};
-    first.max_tokens = 1;
-    first.sampling.temperature = 0;
-    engine->Submit(std::move(first));
-    while (engine->Step()) {
+  void TakeEpoch(const group::v1::Epoch& epoch) {
+    if (is_alone()) return attach_.SetEpoch(epoch.epoch());
+    EpochOrder order;
+    order.epoch = epoch.epoch();
+    order.addresses.assign(epoch.addresses().begin(), epoch.addresses().end());
+    order.data_addresses.assign(epoch.data_addresses().begin(), epoch.data_addresses().end());
+    order.key = epoch.key();
+    const auto pods = static_cast<size_t>(settings_.pod_count);
+    if (order.addresses.size() != pods || order.data_addresses.size() != pods) {
+      return LogError("group", "an epoch of another group",
+                      {{"epoch", order.epoch}, {"pods", order.addresses.size()}});
     }
-    if (engine->load().requests_failed > 0) {
-      return absl::InternalError("the model computed no first token; see the log above");
-    }
-    status_.AddStartPart("warm_up", absl::Now() - warming);
-    status_.AddStartPart("total", SinceExec());
-    MutexLock lock(&mu_);
-    engine_ = std::move(engine);
-    if (draining_) engine_->Drain(drain_deadline_);
-    return absl::OkStatus();
+    orders_.Begin(std::move(order));
   }
 
-  Engine* BeReady() {
-    MutexLock lock(&mu_);
-    if (!draining_) status_.SetPhase(Phase::kReady);
-    return engine_.get();
+  void BeReady(const EpochRun& run) {
+    {
+      MutexLock lock(&mu_);
+      if (draining_ && run.engine() != nullptr) run.engine()->Drain(drain_deadline_);
+      status_.SetPhase(draining_ ? Phase::kDraining : Phase::kReady);
+    }
+    if (!std::exchange(told_start_, true)) status_.AddStartPart("total", SinceExec());
+    LogInfo("worker", "ready",
+            {{"model", settings_.model_name},
+             {"address", settings_.listen_address},
+             {"context_length", model_->engine.context_length},
+             {"kv_blocks", model_->engine.blocks_total},
+             {"kernels", model_->kernel_tier},
+             {"start", StartText()}});
   }
 
   // What has not ended after `within` is sent elsewhere; zero: it may take its time.
@@ -254,17 +362,20 @@ class WorkerProcess {
     if (within > absl::ZeroDuration()) {
       drain_deadline_ = std::min(drain_deadline_, absl::Now() + within);
     }
-    if (engine_ != nullptr) engine_->Drain(drain_deadline_);
+    if (run_ != nullptr) run_->Drain(drain_deadline_);
     status_.SetPhase(Phase::kDraining);
   }
 
-  // Until nothing runs, a while after the deadline, or a second signal.
-  void Drain() {
+  // A leader: until nothing runs. A follower: until the leader has ended the epoch. Or the
+  // deadline, or a second signal.
+  void Drain(EpochRun& run, EpochFate& fate) {
     BeginDrain(kDrainDeadline);
     const absl::Time deadline = absl::Now() + kDrainDeadline + kFlushTimeout;
     LogInfo("worker", "draining", {{"running", Load().running}, {"waiting", Load().waiting}});
-    while (Load().running + Load().waiting > 0 && absl::Now() < deadline && stop_.signals() < 2) {
-      stop_.Wait(2, absl::Now() + absl::Milliseconds(20));
+    const auto has_work = [&] { return !run.is_leader() || Load().running + Load().waiting > 0; };
+    while (has_work() && !fate.end().has_value() && absl::Now() < deadline && stop_.signals() < 2) {
+      fate.Wait(kLook);
+      run.Look();
     }
     LogInfo("worker", "stopping", {{"unfinished", Load().running + Load().waiting}});
   }
@@ -281,7 +392,14 @@ class WorkerProcess {
 
   EngineLoad Load() const {
     MutexLock lock(&mu_);
-    return engine_ == nullptr ? EngineLoad{} : engine_->load();
+    EngineLoad load = run_ == nullptr ? EngineLoad{} : run_->Load();
+    past_.AddTo(load);
+    return load;
+  }
+
+  std::vector<RankStatus> Ranks() const {
+    MutexLock lock(&mu_);
+    return run_ == nullptr ? std::vector<RankStatus>() : run_->Ranks();
   }
 
   WorkerFacts Facts() const {
@@ -290,34 +408,30 @@ class WorkerProcess {
     facts.group_name = settings_.group_name;
     facts.version = kVersion;
     MutexLock lock(&mu_);
-    if (engine_ != nullptr) facts.kernel_tier = model_.kernel_tier;
+    if (model_.has_value()) facts.kernel_tier = model_->kernel_tier;
     return facts;
   }
 
-  group::v1::RankProgress RankProgress() const {
-    const EngineLoad load = Load();
-    group::v1::RankProgress progress;
-    progress.set_step(static_cast<int64_t>(load.steps));
-    if (load.steps > 0) {
-      progress.set_last_step_age_ms(
-          static_cast<int32_t>(absl::ToInt64Milliseconds(absl::Now() - load.last_step)));
-    }
-    progress.set_activity(load.running > 0 ? "compute" : "idle");
-    return progress;
-  }
-
   const WorkerSettings& settings_;
+  const ModelLoader& load_;
   StopRequest& stop_;
   SystemClock clock_;
   WorkerStatus status_;
-  LoadedModel model_;
+  bool told_start_ = false;
+  EpochOrders orders_;
   mutable Mutex mu_;
-  std::unique_ptr<Engine> engine_ ABSL_GUARDED_BY(mu_);  // set once, when warm
+  // Set once, by the main thread, which alone reads it without the lock.
+  std::optional<LoadedModel> model_;
+  PastLoad past_ ABSL_GUARDED_BY(mu_);
   bool draining_ ABSL_GUARDED_BY(mu_) = false;
   absl::Time drain_deadline_ ABSL_GUARDED_BY(mu_) = absl::InfiniteFuture();
-  MemoryWatch memory_watch_;   // of the thread in Run
+  MemoryWatch memory_watch_;   // of the main thread
   std::string memory_reason_;  // what the engine was told last
-  AttachService attach_;  // after the engine, whose load its heartbeat reads until it is destroyed
+  AttachService attach_;
+  FollowService follow_;
+  std::unique_ptr<LinkListener> listener_;
+  std::unique_ptr<EpochRun> run_ ABSL_GUARDED_BY(mu_);
+  std::optional<BackgroundCheck> check_;
   std::unique_ptr<HealthServer> health_;
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<JoinClient> join_;
@@ -353,7 +467,7 @@ void StopRequest::Wait(int signals, absl::Time until) const {
 }
 
 int RunWorker(const WorkerSettings& settings, const ModelLoader& load, StopRequest& stop) {
-  return WorkerProcess(settings, stop).Run(load);
+  return WorkerProcess(settings, load, stop).Run();
 }
 
 }  // namespace rempart::worker

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// One worker process from start to exit: opens its doors, loads, proves itself with a real token,
-// serves, drains. The order matters: ports are taken before gigabytes are read, and the operator
-// hears of a failure before the process ends.
+// One worker process from start to exit: opens its doors, takes part in one epoch of its group
+// after the other (worker/api/epoch_run.h), drains. A group of one pod needs nobody's word for its
+// epoch. The order matters: ports are taken before gigabytes are read, and the operator hears of a
+// failure before the process ends.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +10,7 @@
 #include <memory>
 #include <stop_token>
 #include <string>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
@@ -17,6 +19,7 @@
 #include "worker/api/worker_status.h"
 #include "worker/config/worker_config.h"
 #include "worker/engine/engine.h"
+#include "worker/group/rank_model.h"
 
 namespace rempart::worker {
 
@@ -32,7 +35,7 @@ enum ExitCode : int {
 
 // A model that can serve: computing, naming and encoding tokens.
 struct LoadedModel {
-  std::unique_ptr<ModelRunner> runner;
+  std::vector<std::unique_ptr<RankModel>> ranks;  // of this pod
   std::unique_ptr<Vocabulary> vocabulary;
   std::unique_ptr<PromptEncoder> encoder;
   EngineOptions engine;
@@ -40,6 +43,8 @@ struct LoadedModel {
   // What remains to be checked of the model's files while it serves; an error ends the process.
   // Cancelled when asked to stop. May be empty.
   std::function<absl::Status(std::stop_token stop)> check_later;
+  int64_t layers = 0;
+  int64_t hidden = 0;
 };
 
 // NotFound: no such file. InvalidArgument: not a valid model file. Unimplemented: an architecture

@@ -11,10 +11,21 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/time/time.h"
 #include "common/mutex.h"
+#include "worker/group/epoch_fate.h"
+#include "worker/group/fabric.h"
 
 namespace rempart::worker {
 
-enum class Phase { kStarting, kLoading, kWarmingUp, kReady, kDraining, kFailed };
+enum class Phase {
+  kStarting,    // waits for an epoch
+  kConnecting,  // to the other pods of its epoch
+  kLoading,
+  kLoaded,  // waits until all are
+  kWarmingUp,
+  kReady,
+  kDraining,
+  kFailed,
+};
 
 const char* PhaseName(Phase phase);
 
@@ -32,6 +43,15 @@ struct StatusSnapshot {
   std::string reason = {};  // of kFailed, machine-readable
   std::string digest = {};
   std::vector<StartPart> start_parts = {};
+  int32_t epoch = 0;  // that this process is in; 0: none
+  // The last one that ended for it.
+  int32_t ended_epoch = 0;
+  std::string ended_reason = {};
+  int32_t ended_blamed_rank = -1;
+  int64_t epochs_ended = 0;
+  int64_t weight_bytes_read = 0;  // since the process began
+  FabricFigures fabric = {};
+  int32_t fabric_microseconds_per_token = 0;
 };
 
 class WorkerStatus {
@@ -52,6 +72,31 @@ class WorkerStatus {
   void AddStartPart(std::string name, absl::Duration time) {
     MutexLock lock(&mu_);
     snapshot_.start_parts.push_back({std::move(name), time});
+  }
+  void AddBytesRead(int64_t bytes) {
+    MutexLock lock(&mu_);
+    snapshot_.weight_bytes_read += bytes;
+  }
+  void BeginEpoch(int32_t epoch) {
+    MutexLock lock(&mu_);
+    snapshot_.phase = Phase::kConnecting;
+    snapshot_.epoch = epoch;
+  }
+  void EndEpoch(const EpochEnd& end) {
+    MutexLock lock(&mu_);
+    snapshot_.phase = Phase::kStarting;
+    snapshot_.ended_epoch = std::exchange(snapshot_.epoch, 0);
+    snapshot_.ended_reason = end.reason;
+    snapshot_.ended_blamed_rank = end.blamed_rank;
+    ++snapshot_.epochs_ended;
+  }
+  void SetFabric(const FabricFigures& fabric) {
+    MutexLock lock(&mu_);
+    snapshot_.fabric = fabric;
+  }
+  void SetFabricCost(int32_t microseconds_per_token) {
+    MutexLock lock(&mu_);
+    snapshot_.fabric_microseconds_per_token = microseconds_per_token;
   }
   void Fail(std::string reason, std::string message) {
     MutexLock lock(&mu_);

@@ -80,6 +80,30 @@ void CheckDigest(const std::string& digest, Problems& problems) {
                                   "\": it must be sha256: and 64 hexadecimal digits"));
 }
 
+// The shape of the group, and what a group of several pods cannot do without.
+void CheckGroup(const v1::WorkerConfig& config, WorkerSettings& settings, Problems& problems) {
+  constexpr int32_t kMaxRanks = 64;
+  const int32_t tensor = std::max(1, config.tensor_parallel());
+  const int32_t pipeline = std::max(1, config.pipeline_parallel());
+  settings.ranks_per_pod = std::max(1, config.ranks_per_pod());
+  settings.data_address = config.data_address();
+  settings.config_hash = config.config_hash();
+  CheckRange("tensor_parallel", config.tensor_parallel(), 0, kMaxRanks, problems);
+  CheckRange("pipeline_parallel", config.pipeline_parallel(), 0, 1, problems);
+  CheckRange("ranks_per_pod", config.ranks_per_pod(), 0, kMaxRanks, problems);
+  const int32_t ranks = tensor * pipeline;
+  if (ranks % settings.ranks_per_pod != 0) {
+    problems.push_back(absl::StrCat("ranks_per_pod is ", settings.ranks_per_pod,
+                                    ": it must divide tensor_parallel, ", ranks));
+    return;
+  }
+  settings.pod_count = ranks / settings.ranks_per_pod;
+  if (settings.pod_count == 1) return;
+  CheckRequired("group_name (of a group of several pods)", settings.group_name, problems);
+  CheckRequired("data_address (of a group of several pods)", settings.data_address, problems);
+  CheckRequired("control_address (of a group of several pods)", settings.control_address, problems);
+}
+
 void CheckAddresses(const WorkerSettings& settings, Problems& problems) {
   const bool tls = TlsIsConfigured(settings.tls);
   const auto check = [&](absl::string_view field, const std::string& address) {
@@ -149,9 +173,7 @@ absl::StatusOr<WorkerSettings> ParseWorkerSettings(absl::string_view json) {
   CheckRequired("listen_address", settings.listen_address, problems);
   CheckDigest(settings.model_digest, problems);
   CheckAddresses(settings, problems);
-  if (config.tensor_parallel() > 1 || config.ranks_per_pod() > 1) {
-    problems.push_back("tensor_parallel and ranks_per_pod must be 1: this build runs one rank");
-  }
+  CheckGroup(config, settings, problems);
   if (!problems.empty()) {
     return absl::InvalidArgumentError(
         absl::StrCat("worker configuration: ", absl::StrJoin(problems, "; ")));
@@ -176,8 +198,13 @@ absl::StatusOr<WorkerSettings> ReadWorkerSettings(const std::string& path) {
     return absl::InvalidArgumentError(
         absl::StrCat("REMPART_POD_INDEX is \"", pod_index, "\": it must be a number"));
   }
-  settings.advertised_address =
-      AdvertisedAddress(settings.listen_address, Environment("REMPART_POD_IP"));
+  if (settings.pod_index < 0 || settings.pod_index >= settings.pod_count) {
+    return absl::InvalidArgumentError(absl::StrCat("REMPART_POD_INDEX is ", settings.pod_index,
+                                                   ": the group has pods 0 to ",
+                                                   settings.pod_count - 1));
+  }
+  settings.pod_ip = Environment("REMPART_POD_IP");
+  settings.advertised_address = AdvertisedAddress(settings.listen_address, settings.pod_ip);
   settings.pod_name = Environment("REMPART_POD_NAME");
   settings.node_name = Environment("REMPART_NODE_NAME");
   return settings;

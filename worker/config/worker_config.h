@@ -37,11 +37,17 @@ struct WorkerSettings {
   std::string listen_address;
   std::string health_address;
   std::string control_address;
+  // Where the ranks of other pods link to those of this one; empty in a group of one pod.
+  std::string data_address;
+  std::string config_hash;
+  int32_t pod_count = 1;      // of the group
+  int32_t ranks_per_pod = 1;  // rank r lives in pod r / ranks_per_pod
   TlsConfig tls;
   // From the environment: REMPART_POD_INDEX, REMPART_POD_NAME, REMPART_NODE_NAME, REMPART_POD_IP.
   // Where others reach listen_address: the pod's own address in place of "all interfaces".
   std::string advertised_address;
   int32_t pod_index = 0;
+  std::string pod_ip;
   std::string pod_name;
   std::string node_name;
 };

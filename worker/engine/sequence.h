@@ -51,7 +51,14 @@ struct SequenceRequest {
 };
 
 enum class FinishReason { kStop, kLength, kCancelled, kDeadline };
-enum class FailureCode { kInvalidArgument, kContextOverflow, kOverloaded, kInternal, kDraining };
+enum class FailureCode {
+  kInvalidArgument,
+  kContextOverflow,
+  kOverloaded,
+  kInternal,
+  kDraining,
+  kGroupLost,
+};
 
 struct Finish {
   FinishReason reason;

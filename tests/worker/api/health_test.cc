@@ -44,7 +44,7 @@ TEST(Metrics, AreInPrometheusText) {
       load,
       {.phase = Phase::kReady,
        .start_parts = {{"repack", absl::Milliseconds(250)}, {"total", absl::Seconds(1)}}},
-      {.model_name = "ia/m", .kernel_tier = "avx2"});
+      {.model_name = "ia/m", .kernel_tier = "avx2"}, {});
   EXPECT_THAT(text, HasSubstr("# TYPE rempart_worker_generated_tokens_total counter"));
   EXPECT_THAT(text, HasSubstr("rempart_worker_generated_tokens_total{model=\"ia/m\"} 12"));
   EXPECT_THAT(text, HasSubstr("kernels=\"avx2\""));

@@ -71,13 +71,12 @@ TEST(JoinClient, TellsItsProgressSurvivesABreakAndHearsDrain) {
   absl::Duration drain = absl::ZeroDuration();
   auto client = JoinClient::Start(
       address, {}, {.group_name = "ia/m-0", .pod_name = "m-0-0", .facts = {{"kernels", "avx2"}}},
-      {.on_epoch = [](int32_t) {},
-       .on_drain =
+      {.on_drain =
            [&](absl::Duration deadline) {
              MutexLock lock(&mu);
              drain = deadline;
            },
-       .rank_progress = [] { return group::v1::RankProgress(); }},
+       .ranks = {}},
       &status);
   ASSERT_TRUE(client.ok()) << client.status();
 

@@ -19,10 +19,25 @@
 namespace rempart::worker {
 namespace {
 
+// The fake as the only rank of a group.
+class FakeRank : public RankModel {
+ public:
+  int32_t vocabulary_size() const override { return model.vocabulary_size(); }
+  absl::Status Begin(Communicator*, int32_t) override { return absl::OkStatus(); }
+  absl::Status Forward(const StepBatch& batch, absl::Span<float> logits) override {
+    return model.Forward(batch, logits);
+  }
+  FakeModel model{256, 4};
+};
+
+FakeModel& FakeOf(LoadedModel& model) {
+  return static_cast<FakeRank*>(model.ranks[0].get())->model;
+}
+
 absl::StatusOr<LoadedModel> LoadFake(const WorkerSettings&, WorkerStatus&) {
   LoadedModel model;
   model.engine = {.limits = {.block_size = 4}, .context_length = 512, .blocks_total = 256};
-  model.runner = std::make_unique<FakeModel>(256, 4);
+  model.ranks.push_back(std::make_unique<FakeRank>());
   model.vocabulary = std::make_unique<FakeVocabulary>();
   model.encoder = std::make_unique<FakeEncoder>();
   return model;
@@ -51,8 +66,7 @@ TEST_F(WorkerProcessTest, ServesThenDrainsWhatRunsAndExitsWithZero) {
   bool draining = false;
   const ModelLoader load = [&](const WorkerSettings& settings, WorkerStatus& status) {
     auto model = LoadFake(settings, status);
-    static_cast<FakeModel*>(model->runner.get())->script = [&](const std::vector<int32_t>& context,
-                                                               float*) {
+    FakeOf(*model).script = [&](const std::vector<int32_t>& context, float*) {
       if (context.size() == 15) stop_.Wait(1, absl::Now() + absl::Seconds(60));
       if (context.size() != 16) return;
       MutexLock lock(&mu);
@@ -147,7 +161,7 @@ TEST_F(WorkerProcessTest, AFirstTokenThatFailsIsAFailureToStart) {
       settings_,
       [](const WorkerSettings& settings, WorkerStatus& status) {
         auto model = LoadFake(settings, status);
-        static_cast<FakeModel*>(model->runner.get())->next_status = absl::InternalError("broken");
+        FakeOf(*model).next_status = absl::InternalError("broken");
         return model;
       },
       stop_);

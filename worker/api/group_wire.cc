@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "worker/api/group_wire.h"
+
+#include <algorithm>
+#include <climits>
+
+namespace rempart::worker {
+namespace {
+
+int32_t Clamped(int64_t value) {
+  return static_cast<int32_t>(std::clamp<int64_t>(value, 0, INT32_MAX));
+}
+
+}  // namespace
+
+void WriteStep(const GroupStep& step, group::v1::ToFollower* out) {
+  out->set_step(step.step);
+  out->set_epoch(step.epoch);
+  for (const BlockCopy& copy : step.copies) {
+    group::v1::BlockCopy* written = out->add_copies();
+    written->set_source(copy.source);
+    written->set_destination(copy.destination);
+  }
+  for (const OwnedSlice& slice : step.slices) {
+    group::v1::SequenceSlice* written = out->add_slices();
+    written->mutable_token_ids()->Add(slice.token_ids.begin(), slice.token_ids.end());
+    written->set_first_position(slice.first_position);
+    written->mutable_block_table()->Add(slice.block_table.begin(), slice.block_table.end());
+    written->set_wants_logits(slice.wants_logits);
+  }
+}
+
+absl::StatusOr<GroupStep> ReadStep(const group::v1::ToFollower& message) {
+  if (message.step() < 1) return absl::InvalidArgumentError("a step counts from 1");
+  GroupStep step;
+  step.step = message.step();
+  step.epoch = message.epoch();
+  for (const auto& copy : message.copies()) {
+    step.copies.push_back({copy.source(), copy.destination()});
+  }
+  for (const auto& slice : message.slices()) {
+    step.slices.push_back({{slice.token_ids().begin(), slice.token_ids().end()},
+                           slice.first_position(),
+                           {slice.block_table().begin(), slice.block_table().end()},
+                           slice.wants_logits()});
+  }
+  return step;
+}
+
+void WriteRank(const RankStatus& status, group::v1::RankProgress* out) {
+  out->set_rank(status.rank);
+  out->set_step(status.step);
+  out->set_last_step_age_ms(Clamped(status.step_age_ms));
+  out->set_activity(status.activity);
+  out->set_epoch(status.epoch);
+  out->set_activity_age_ms(Clamped(status.activity_age_ms));
+  out->set_collectives(status.collectives);
+  for (const int32_t rank : status.waiting_for) out->add_waiting_for_ranks(rank);
+  out->set_heard_age_ms(Clamped(status.heard_age_ms));
+}
+
+RankStatus ReadRank(const group::v1::RankProgress& message) {
+  RankStatus status;
+  status.rank = message.rank();
+  status.epoch = message.epoch();
+  status.step = message.step();
+  status.step_age_ms = message.last_step_age_ms();
+  status.activity = message.activity();
+  status.activity_age_ms = message.activity_age_ms();
+  status.collectives = message.collectives();
+  status.waiting_for.assign(message.waiting_for_ranks().begin(), message.waiting_for_ranks().end());
+  return status;
+}
+
+}  // namespace rempart::worker

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the links between the ranks of a group do, measured before weights are loaded, and what that
+// will cost each token.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "worker/comm/communicator.h"
+
+namespace rempart::worker {
+
+struct FabricFigures {
+  int32_t all_reduce_microseconds = 0;  // of 4 KiB; median
+  int32_t mib_per_second = 0;           // of an all-reduce of 1 MiB; best
+};
+
+// Runs all-reduces on the ranks of this pod, one thread each; every pod of the group calls it at
+// the same point. The figures are rank 0's view of this pod. Zeros for one rank.
+absl::StatusOr<FabricFigures> MeasureFabric(
+    const std::vector<std::unique_ptr<Communicator>>& communicators);
+
+// A decode step of one sequence: two all-reduces of `hidden` floats per layer and one gather of the
+// logits.
+int32_t MicrosecondsPerToken(const FabricFigures& figures, int64_t layers, int64_t hidden);
+
+// The least that any rank of the group can hold, agreed on by all: `mine` of this pod.
+absl::StatusOr<int32_t> AgreeOnLeast(
+    const std::vector<std::unique_ptr<Communicator>>& communicators, int32_t mine);
+
+}  // namespace rempart::worker

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "worker/group/group_runner.h"
+
+#include <string>
+
+#include "common/status_macros.h"
+
+namespace rempart::worker {
+
+absl::Status GroupRunner::Forward(const StepBatch& batch, absl::Span<float> logits) {
+  if (lost_ || (options_.fate != nullptr && options_.fate->end().has_value())) {
+    return Lose(absl::UnavailableError("the group has lost a rank"));
+  }
+  const absl::Status status = RunOnAll(batch, logits);
+  if (status.ok() || FailsOnAllRanks(status, options_.first.communicator)) return status;
+  return Lose(status);
+}
+
+absl::Status GroupRunner::RunOnAll(const StepBatch& batch, absl::Span<float> logits) {
+  ++step_;
+  if (options_.send != nullptr || options_.others != nullptr) {
+    auto step = std::make_shared<const GroupStep>(OwnedStep(batch, options_.epoch, step_));
+    if (options_.send != nullptr) RETURN_IF_ERROR(options_.send(*step));
+    if (options_.others != nullptr) RETURN_IF_ERROR(options_.others->Push(std::move(step)));
+  }
+  options_.first.progress->BeginStep();
+  absl::Status status = options_.first.model->Forward(batch, logits);
+  options_.first.progress->EndStep(step_);
+  return status;
+}
+
+absl::Status GroupRunner::Lose(const absl::Status& status) {
+  if (std::exchange(lost_, true)) return status;
+  int blamed_rank = -1;
+  if (options_.first.communicator != nullptr) {
+    blamed_rank = options_.first.communicator->progress().blamed_rank;
+    options_.first.communicator->Abort(status, blamed_rank);
+  }
+  if (options_.fate != nullptr) options_.fate->End(std::string(status.message()), blamed_rank);
+  if (options_.on_lost != nullptr) options_.on_lost(status);
+  return status;
+}
+
+}  // namespace rempart::worker

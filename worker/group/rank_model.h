@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+// One rank's share of a model. Its weights are read once and stay over the epochs of its group;
+// what belongs to one epoch, the KV cache first of all, is made anew by Begin.
+#pragma once
+
+#include "absl/status/status.h"
+#include "worker/comm/communicator.h"
+#include "worker/engine/model_runner.h"
+
+namespace rempart::worker {
+
+class RankModel : public ModelRunner {
+ public:
+  // Takes part in an epoch, with a KV cache of so many blocks. `communicator` outlives the epoch;
+  // null in a group of one rank. ResourceExhausted when memory is short.
+  virtual absl::Status Begin(Communicator* communicator, int32_t kv_blocks) = 0;
+  // Forward: of rank 0 alone are `logits` asked for; elsewhere they are empty. All ranks of the
+  // group run the same batches in the same order. The thread that calls it is always the same one
+  // in an epoch.
+};
+
+}  // namespace rempart::worker
