@@ -124,22 +124,17 @@ TEST_F(WorkerProcessTest, ServesThenDrainsWhatRunsAndExitsWithZero) {
 }
 
 TEST_F(WorkerProcessTest, ASignalWhileItLoadsNeedNotWaitForTheLoad) {
-  AfterSignal while_loading = AfterSignal::kWait, afterwards = AfterSignal::kExit;
+  AfterSignal while_loading = AfterSignal::kWait;
   const int exit_code = RunWorker(
       settings_,
       [&](const WorkerSettings& settings, WorkerStatus& status) {
         while_loading = stop_.Signal();
-        auto model = LoadFake(settings, status);
-        model->check_later = [&](std::stop_token) {
-          afterwards = stop_.Signal();
-          return absl::OkStatus();
-        };
-        return model;
+        return LoadFake(settings, status);
       },
       stop_);
   EXPECT_EQ(while_loading, AfterSignal::kExit);
-  EXPECT_EQ(afterwards, AfterSignal::kWait);
-  EXPECT_EQ(exit_code, kExitOk) << "whoever lives until the model is there, drains";
+  EXPECT_EQ(stop_.Signal(), AfterSignal::kWait) << "the load is over";
+  EXPECT_EQ(exit_code, kExitOk) << "whoever lives until the model is there, ends";
 }
 
 TEST_F(WorkerProcessTest, ExitsWithTheKindOfFailure) {
