@@ -24,6 +24,11 @@ constexpr DTypeInfo kInfo[kDTypeCount] = {
     {"Q4_K", BlockQ4_K::kElements, sizeof(BlockQ4_K)},
     {"Q5_K", BlockQ5_K::kElements, sizeof(BlockQ5_K)},
     {"Q6_K", BlockQ6_K::kElements, sizeof(BlockQ6_K)},
+    {"Q2_K", BlockQ2_K::kElements, sizeof(BlockQ2_K)},
+    {"Q3_K", BlockQ3_K::kElements, sizeof(BlockQ3_K)},
+    {"IQ4_NL", BlockIQ4_NL::kElements, sizeof(BlockIQ4_NL)},
+    {"IQ4_XS", BlockIQ4_XS::kElements, sizeof(BlockIQ4_XS)},
+    {"MXFP4", BlockMXFP4::kElements, sizeof(BlockMXFP4)},
 };
 
 const DTypeInfo& Info(DType type) { return kInfo[static_cast<int>(type)]; }
@@ -37,7 +42,10 @@ int64_t RowBytes(DType type, int64_t cols) { return cols / Info(type).elements *
 bool IsQuantized(DType type) { return Info(type).elements > 1; }
 
 int64_t KvBlockBytes(DType type, int64_t kv_heads, int64_t head_dim) {
-  return 2 * kv_heads * head_dim * kKvBlockTokens * BlockBytes(type);
+  const bool is_q8 = type == DType::kQ8_0;
+  const int64_t row =
+      is_q8 ? head_dim + static_cast<int64_t>(sizeof(float)) : head_dim * BlockBytes(type);
+  return 2 * kv_heads * kKvBlockTokens * row;
 }
 
 }  // namespace rempart::kernels

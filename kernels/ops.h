@@ -31,10 +31,15 @@ enum class DType : uint8_t {
   kQ5_1,
   kQ4_K,
   kQ5_K,
-  kQ6_K
+  kQ6_K,
+  kQ2_K,
+  kQ3_K,
+  kIQ4_NL,
+  kIQ4_XS,
+  kMXFP4
 };
 
-inline constexpr int kDTypeCount = 11;
+inline constexpr int kDTypeCount = 16;
 
 const char* DTypeName(DType type);
 // Elements and bytes of one block: 1 for plain numbers, 32 or 256 for quantised types.
@@ -53,13 +58,19 @@ struct WeightView {
 };
 
 // 32 consecutive activations of one token as int8: x[i] is about scale * q[i], |q[i]| <= 127.
-struct ActivationBlock {
+// A cache line: a kernel takes all that it needs of a group from it by broadcasting loads.
+struct alignas(64) ActivationBlock {
   float scale;
-  float scaled_sum;  // scale * sum
-  int32_t sum;       // q[0] + ... + q[31]
-  int32_t sum_low;   // q[0] + ... + q[15]
+  float scaled_sum;   // scale * sum
+  int32_t sum;        // q[0] + ... + q[31]
+  int32_t sum_low;    // q[0] + ... + q[15]
+  int32_t sum_high;   // q[16] + ... + q[31]
+  int32_t minus_sum;  // -128 times each of the sums
+  int32_t minus_sum_low;
+  int32_t minus_sum_high;
   int8_t q[32];
 };
+static_assert(sizeof(ActivationBlock) == 64);
 inline constexpr int64_t kActivationGroup = 32;
 
 // Row ranges of a matmul begin at a multiple of this, and end at one or at the last row.
@@ -101,10 +112,12 @@ inline constexpr int64_t kKvBlockTokens = 16;
 //   K [kv_heads, head_dim, 16 tokens]   (token innermost: one lane per key in the score kernel)
 //   V [kv_heads, 16 tokens, head_dim]
 // in `type`. Written by kv_store, read by attention. Aligned to 64 bytes for full speed.
+// kQ8_0 stands for one int8 per element and one F32 scale per token and head; after V follow
+//   scales of K [kv_heads, 16 tokens], scales of V [kv_heads, 16 tokens].
 struct KvView {
   void* data = nullptr;
   int64_t block_stride_bytes = 0;
-  DType type = DType::kF16;  // kF32 or kF16
+  DType type = DType::kF16;  // kF32, kF16, kBF16 or kQ8_0
   int64_t kv_heads = 0;
   int64_t head_dim = 0;  // a multiple of 8, at most 256
 };

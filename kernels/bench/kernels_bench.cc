@@ -4,8 +4,9 @@
 // Per op: microseconds, GB/s of the bytes it must read, G multiply-adds/s. Per model: the sum of
 // one token's work, as tokens per second. Random weights; every layer has its own, so that decode
 // reads memory as a real model does.
+#include <time.h>
+
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <functional>
@@ -77,13 +78,19 @@ struct AlignedBytes {
   std::unique_ptr<uint8_t, void (*)(void*)> data;
 };
 
+// Of this thread on a CPU: other work on the machine disturbs it least.
+double CpuSeconds() {
+  timespec now;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
+}
+
 double Seconds(const std::function<void()>& body) {
   double best = 1e9;
   for (int round = 0; round < 5; ++round) {
-    const auto start = std::chrono::steady_clock::now();
+    const double start = CpuSeconds();
     body();
-    const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
-    best = std::min(best, spent.count());
+    best = std::min(best, CpuSeconds() - start);
   }
   return best;
 }
@@ -127,10 +134,9 @@ class Bench {
     double pack_seconds = 0;
     for (int layer = 0; layer < m.layers; ++layer) {
       packed.emplace_back(bytes);
-      const auto start = std::chrono::steady_clock::now();
+      const double start = CpuSeconds();
       ops_.pack_rows(w, packed.back().data.get(), 0, m.rows);
-      pack_seconds +=
-          std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      pack_seconds += CpuSeconds() - start;
     }
     const std::vector<float> x(tokens * m.cols, 0.5f);
     std::vector<ActivationBlock> xq(tokens * m.cols / 32);
@@ -259,6 +265,23 @@ class Bench {
 }  // namespace
 }  // namespace rempart::kernels
 
+// Bytes per second of a thread that does nothing but read: the bound of decode.
+static double ReadRate() {
+  using namespace rempart::kernels;
+  constexpr int64_t kBytes = int64_t{1} << 30;
+  const AlignedBytes buffer(kBytes);
+  int64_t sum = 0;
+  const double seconds = Seconds([&] {
+    int64_t sums[8] = {};
+    const auto* words = reinterpret_cast<const int64_t*>(buffer.data.get());
+    for (int64_t i = 0; i < kBytes / 8; i += 8) {
+      for (int j = 0; j < 8; ++j) sums[j] += words[i + j];
+    }
+    for (int64_t partial : sums) sum += partial;
+  });
+  return sum == 1 ? 0 : static_cast<double>(kBytes) / seconds;
+}
+
 int main(int argc, char** argv) {
   using namespace rempart::kernels;
   const Ops* ops = argc > 1 && argv[1][0] != '\0' ? FindOps(argv[1]) : &BestOps();
@@ -270,7 +293,11 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "\n");
     return 2;
   }
-  Bench bench(*ops, argc > 2 ? argv[2] : "");
+  const std::string filter = argc > 2 ? argv[2] : "";
+  if (filter.empty()) {
+    std::printf("%-20s 1 GiB: %.2f GB/s on one thread\n", "memory", ReadRate() * 1e-9);
+  }
+  Bench bench(*ops, filter);
   for (const Model& model : Models()) bench.Run(model);
   return 0;
 }

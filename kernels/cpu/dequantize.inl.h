@@ -58,13 +58,19 @@ struct Dequantizer {
     Format::Codes(row, g, codes);
     const float low = Format::Scale(row, g, 0);
     const float high = Format::Scale(row, g, Format::kHalves ? 1 : 0);
-    const float min = Format::Min(row, g);
     float values[32];
-    for (int i = 0; i < 32; ++i) values[i] = static_cast<float>(codes[i] - Format::kOffset);
+    if constexpr (Format::kValues != nullptr) {
+      for (int i = 0; i < 32; ++i) values[i] = static_cast<float>(Format::kValues[codes[i]]);
+    } else {
+      for (int i = 0; i < 32; ++i) values[i] = static_cast<float>(codes[i] - Format::kOffset);
+    }
     for (int i = 0; i < 16; ++i) values[i] *= low;
     for (int i = 16; i < 32; ++i) values[i] *= high;
     if constexpr (Format::kHasMin) {
-      for (int i = 0; i < 32; ++i) values[i] += min;
+      const float min_low = Format::Min(row, g, 0);
+      const float min_high = Format::Min(row, g, Format::kHalves ? 1 : 0);
+      for (int i = 0; i < 16; ++i) values[i] += min_low;
+      for (int i = 16; i < 32; ++i) values[i] += min_high;
     }
     std::memcpy(out, values, sizeof(values));
   }

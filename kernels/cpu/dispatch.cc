@@ -10,7 +10,8 @@ const std::vector<OpsTier>& AllOps() {
   static const std::vector<OpsTier> tiers = [] {
     std::vector<OpsTier> all = {{&ReferenceOps(), false, true}, {&BaselineOps(), false, true}};
     for (const OpsTier& tier : MachineTiers()) all.push_back(tier);
-    for (const Ops* twin : {&Avx2TwinOps(), &Avx512TwinOps(), &Avx512VnniTwinOps()}) {
+    for (const Ops* twin : {&Avx2TwinOps(), &AvxVnniTwinOps(), &Avx512TwinOps(),
+                            &Avx512VnniTwinOps(), &AmxTwinOps()}) {
       all.push_back({twin, true, true});
     }
     return all;

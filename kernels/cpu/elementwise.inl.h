@@ -38,6 +38,10 @@ struct Elementwise {
     block->scale = largest / 127.0f;
     block->sum = low + high;
     block->sum_low = low;
+    block->sum_high = high;
+    block->minus_sum = -128 * (low + high);
+    block->minus_sum_low = -128 * low;
+    block->minus_sum_high = -128 * high;
     block->scaled_sum = block->scale * static_cast<float>(block->sum);
   }
 

@@ -9,9 +9,12 @@
 //     4 bits: vector j = w[j] | w[j + 4] << 4                                  (4 vectors)
 //     5 bits: as 4, then one vector whose bit j is bit 4 of w[j]               (5 vectors)
 //     6 bits: as 4, then two vectors: bits 4..5 of w[0..3] and of w[4..7]      (6 vectors)
+//     2 bits: two vectors: bits 0..1 of w[0..3] and of w[4..7]                 (2 vectors)
+//     3 bits: as 2, then one vector whose bit j is bit 2 of w[j]               (3 vectors)
 //     8 bits: w[0..7]; as unsigned codes for DotBytes, as signed bytes for MulPairs (8 vectors)
-//   then scales: for plain types f16 d[kLanes] (and m) per g; for K types per 256 columns f16 d
-//   (and dmin), then per g the integer scales (and mins; Q6_K: the scales of the second 16).
+//   then scales: for plain types f16 d[kLanes] (and m) per g, of MXFP4 the exponents; for K types
+//   per 256 columns f16 d (and dmin), then per g the integer scales (and mins; with kHalves: those
+//   of the second 16, and then a minimum is the byte's high nibble).
 // Bytes per weight equal GGUF's, to a few percent: decode is bound by reading them.
 #pragma once
 
@@ -22,14 +25,18 @@ namespace rempart::kernels {
 template <class V, class Format>
 struct Packed {
   static constexpr int kL = V::kLanes;
+  static constexpr int kBits = Format::kBits;
   static constexpr int kVectors = Format::kBits == 8 ? 8 : Format::kBits;
+  static constexpr int64_t kPrefetchBytes = 2048;
   static constexpr int64_t kPayload = static_cast<int64_t>(kVectors) * V::kBytes;
   // Halves per lane in front (d, m), and bytes per lane for each group of a K block.
   static constexpr bool kTwoHalves = Format::kHasMin;
   static constexpr bool kTwoBytes = Format::kHasMin || Format::kHalves;
-  static constexpr int64_t kHeader = (kTwoHalves ? 4 : 2) * kL;
+  static constexpr int64_t kHeader = (kTwoHalves ? 4 : (Format::kExponent ? 1 : 2)) * kL;
   static constexpr int64_t kGroupBytes = (kTwoBytes ? 2 : 1) * kL;
-  static constexpr bool kSignedBytes = Format::kBits == 8 && !V::kHasDotBytes;
+  // After Unpack: signed bytes where the tier multiplies such.
+  static constexpr bool kSignedBytes =
+      (Format::kBits == 8 || Format::kValues != nullptr) && !V::kHasDotBytes;
   // What remains to be subtracted from each code inside the matmul.
   static constexpr int kOffset = kSignedBytes ? 0 : Format::kOffset;
 
@@ -42,33 +49,33 @@ struct Packed {
   }
   static int64_t RowGroups(const WeightView& w) { return (w.rows + kL - 1) / kL; }
 
+  // Of a group; with kHalves of its first and last 16 columns.
   struct Scales {
-    typename V::F low;   // of the group, or of its first 16 columns
-    typename V::F high;  // kHalves: of its last 16 columns
-    typename V::F min;   // kHasMin
+    typename V::F low, high;
+    typename V::F min, min_high;  // kHasMin
   };
 
   static Scales LoadScales(const uint8_t* scales, int64_t g) {
+    if constexpr (Format::kIsK) {
+      const uint8_t* block = scales + g / 8 * (kHeader + 8 * kGroupBytes);
+      return LoadK(block, block + kHeader + g % 8 * kGroupBytes);
+    }
     Scales s;
-    if constexpr (!Format::kIsK) {
+    if constexpr (Format::kExponent) {
+      // 2^(e - 128), but not below the smallest normal number.
+      const typename V::F e = V::Sub(V::LoadU8(scales + g * kHeader), V::Set1(128.0f));
+      s.low = s.high = V::Pow2(V::Round(V::Max(e, V::Set1(-126.0f))));
+    } else {
       const auto* halves = reinterpret_cast<const uint16_t*>(scales + g * kHeader);
       s.low = s.high = V::LoadHalf(halves);
       if constexpr (Format::kHasMin) s.min = V::LoadHalf(halves + kL);
-    } else {
-      const uint8_t* block = scales + g / 8 * (kHeader + 8 * kGroupBytes);
-      const auto* halves = reinterpret_cast<const uint16_t*>(block);
-      const uint8_t* bytes = block + kHeader + g % 8 * kGroupBytes;
-      const typename V::F d = V::LoadHalf(halves);
-      if constexpr (Format::kHalves) {
-        const auto* factors = reinterpret_cast<const int8_t*>(bytes);
-        s.low = V::Mul(d, V::LoadS8(factors));
-        s.high = V::Mul(d, V::LoadS8(factors + kL));
-      } else {
-        s.low = s.high = V::Mul(d, V::LoadU8(bytes));
-        s.min = V::Mul(V::Sub(V::Zero(), V::LoadHalf(halves + kL)), V::LoadU8(bytes + kL));
-      }
     }
     return s;
+  }
+
+  // What a thread will need a few groups on: the hardware's own look-ahead ends with the page.
+  static void Prefetch(const uint8_t* payload) {
+    for (int64_t at = 0; at < kPayload; at += 64) V::Prefetch(payload + kPrefetchBytes + at);
   }
 
   static void Unpack(const uint8_t* payload, typename V::I* w) {
@@ -76,11 +83,20 @@ struct Packed {
       for (int j = 0; j < 8; ++j) w[j] = V::LoadBytes(payload + j * V::kBytes);
       return;
     }
+    if constexpr (Format::kBits < 4) return UnpackPairs(payload, w);
     const typename V::I mask = V::SetByte(0x0f);
     for (int j = 0; j < 4; ++j) {
       const typename V::I pair = V::LoadBytes(payload + j * V::kBytes);
       w[j] = V::And(pair, mask);
       w[j + 4] = V::And(V::template ShiftRight16<4>(pair), mask);
+    }
+    if constexpr (Format::kValues != nullptr) {
+      uint8_t values[16];
+      for (int i = 0; i < 16; ++i) {
+        values[i] = static_cast<uint8_t>(Format::kValues[i] + (kSignedBytes ? 0 : 128));
+      }
+      const typename V::I table = V::Table16(values);
+      for (int j = 0; j < 8; ++j) w[j] = V::Lookup(table, w[j]);
     }
     if constexpr (Format::kBits == 5) {
       const typename V::I bits = V::LoadBytes(payload + 4 * V::kBytes);
@@ -127,6 +143,63 @@ struct Packed {
   }
 
  private:
+  using F = typename V::F;
+  using I = typename V::I;
+
+  static Scales LoadK(const uint8_t* block, const uint8_t* bytes) {
+    const auto* halves = reinterpret_cast<const uint16_t*>(block);
+    const F d = V::LoadHalf(halves);
+    Scales s;
+    if constexpr (Format::kSignedScale) {
+      const auto* factors = reinterpret_cast<const int8_t*>(bytes);
+      s.low = s.high = V::Mul(d, V::LoadS8(factors));
+      if constexpr (Format::kHalves) s.high = V::Mul(d, V::LoadS8(factors + kL));
+      return s;
+    }
+    const F minus_dmin = V::Sub(V::Zero(), V::LoadHalf(halves + kL));
+    const F first = V::LoadU8(bytes), second = V::LoadU8(bytes + kL);
+    if constexpr (Format::kHalves) {
+      const F first_min = HighNibble(first), second_min = HighNibble(second);
+      s.low = V::Mul(d, V::Sub(first, V::Mul(first_min, V::Set1(16.0f))));
+      s.high = V::Mul(d, V::Sub(second, V::Mul(second_min, V::Set1(16.0f))));
+      s.min = V::Mul(minus_dmin, first_min);
+      s.min_high = V::Mul(minus_dmin, second_min);
+    } else {
+      s.low = s.high = V::Mul(d, first);
+      s.min = V::Mul(minus_dmin, second);
+    }
+    return s;
+  }
+
+  // floor(x / 16) of a byte x.
+  static F HighNibble(F x) {
+    return V::ToFloat(V::Round(V::Sub(V::Mul(x, V::Set1(1.0f / 16)), V::Set1(15.0f / 32))));
+  }
+
+  // 2 and 3 bits.
+  static void UnpackPairs(const uint8_t* payload, I* w) {
+    const I two = V::SetByte(3);
+    for (int half = 0; half < 2; ++half) {
+      const I bits = V::LoadBytes(payload + half * V::kBytes);
+      w[4 * half] = V::And(bits, two);
+      w[4 * half + 1] = V::And(V::template ShiftRight16<2>(bits), two);
+      w[4 * half + 2] = V::And(V::template ShiftRight16<4>(bits), two);
+      w[4 * half + 3] = V::And(V::template ShiftRight16<6>(bits), two);
+    }
+    if constexpr (Format::kBits == 3) {
+      const I bits = V::LoadBytes(payload + 2 * V::kBytes);
+      const I third = V::SetByte(4);
+      w[0] = V::Or(w[0], V::And(V::template ShiftLeft16<2>(bits), third));
+      w[1] = V::Or(w[1], V::And(V::template ShiftLeft16<1>(bits), third));
+      w[2] = V::Or(w[2], V::And(bits, third));
+      w[3] = V::Or(w[3], V::And(V::template ShiftRight16<1>(bits), third));
+      w[4] = V::Or(w[4], V::And(V::template ShiftRight16<2>(bits), third));
+      w[5] = V::Or(w[5], V::And(V::template ShiftRight16<3>(bits), third));
+      w[6] = V::Or(w[6], V::And(V::template ShiftRight16<4>(bits), third));
+      w[7] = V::Or(w[7], V::And(V::template ShiftRight16<5>(bits), third));
+    }
+  }
+
   // Codes of one row and group into the lane's 4 bytes of each vector, four codes at a time: words
   // of bytes are shifted only as far as keeps every code within its byte.
   static void PutCodes(const uint8_t* codes, uint8_t* to) {
@@ -135,6 +208,11 @@ struct Packed {
     uint32_t out[kVectors] = {};
     if constexpr (Format::kBits == 8) {
       for (int j = 0; j < 8; ++j) out[j] = kSignedBytes ? c[j] ^ 0x80808080u : c[j];
+    } else if constexpr (Format::kBits < 4) {
+      for (int j = 0; j < 8; ++j) out[j / 4] |= (c[j] & 0x03030303u) << (2 * (j % 4));
+      if constexpr (Format::kBits == 3) {
+        for (int j = 0; j < 8; ++j) out[2] |= ((c[j] >> 2) & 0x01010101u) << j;
+      }
     } else {
       for (int j = 0; j < 4; ++j) {
         out[j] = (c[j] & 0x0f0f0f0fu) | ((c[j + 4] & 0x0f0f0f0fu) << 4);
@@ -152,6 +230,10 @@ struct Packed {
   }
 
   static void PutScales(const uint8_t* row, int64_t g, int lane, uint8_t* scales) {
+    if constexpr (Format::kExponent) {
+      scales[g * kHeader + lane] = row != nullptr ? Format::ScaleByte(row, g, 0) : 0;
+      return;
+    }
     const uint16_t d = row != nullptr ? Format::ScaleBits(row, g) : 0;
     const uint16_t m = row != nullptr ? Format::MinBits(row, g) : 0;
     uint8_t* block = scales + (Format::kIsK ? g / 8 * (kHeader + 8 * kGroupBytes) : g * kHeader);

@@ -4,8 +4,7 @@
 
 #include <cmath>
 
-#include "kernels/blocks.h"
-#include "kernels/ops.h"
+#include "kernels/cpu/kv_formats.inl.h"
 
 namespace rempart::kernels {
 
@@ -63,46 +62,29 @@ struct RopeKernels {
     }
   }
 
-  static void ToHalf(const float* in, uint16_t* out, int64_t n) {
-    int64_t i = 0;
-    for (; i + V::kLanes <= n; i += V::kLanes) V::StoreHalf(out + i, V::Load(in + i));
-    for (; i < n; ++i) out[i] = FloatToHalf(in[i]);
-  }
-
-  // One head of one token: k goes to column `slot` of [head_dim, 16], v to row `slot` of
-  // [16, head_dim].
-  template <class T>
-  static void StoreHead(const T* k, const T* v, int64_t head_dim, int64_t slot, T* k_block,
-                        T* v_block) {
-    for (int64_t d = 0; d < head_dim; ++d) k_block[d * kKvBlockTokens + slot] = k[d];
-    std::memcpy(v_block + slot * head_dim, v, static_cast<size_t>(head_dim) * sizeof(T));
-  }
-
-  static void KvStore(const KvStoreArgs& args, int64_t begin, int64_t end) {
+  template <class K>
+  static void StoreTokens(const KvStoreArgs& args, int64_t begin, int64_t end) {
+    using Element = typename K::Element;
     const KvView& kv = args.kv;
-    const int64_t head_elements = kv.head_dim * kKvBlockTokens;
     for (int64_t t = begin; t < end; ++t) {
       const int64_t position = args.first_position + t;
       const int64_t slot = position % kKvBlockTokens;
-      void* block = static_cast<uint8_t*>(kv.data) +
-                    args.block_table[position / kKvBlockTokens] * kv.block_stride_bytes;
+      const int32_t block = args.block_table[position / kKvBlockTokens];
       for (int64_t h = 0; h < kv.kv_heads; ++h) {
-        const float* k = args.k + t * args.k_stride + h * kv.head_dim;
-        const float* v = args.v + t * args.v_stride + h * kv.head_dim;
-        if (kv.type == DType::kF32) {
-          float* heads = static_cast<float*>(block);
-          StoreHead(k, v, kv.head_dim, slot, heads + h * head_elements,
-                    heads + (kv.kv_heads + h) * head_elements);
-        } else {
-          uint16_t halves[2][256];
-          ToHalf(k, halves[0], kv.head_dim);
-          ToHalf(v, halves[1], kv.head_dim);
-          uint16_t* heads = static_cast<uint16_t*>(block);
-          StoreHead(halves[0], halves[1], kv.head_dim, slot, heads + h * head_elements,
-                    heads + (kv.kv_heads + h) * head_elements);
-        }
+        const KvBlockParts<Element> to = KvPartsOf<V, Element>(kv, block, h);
+        Element key[256];
+        K::Store(args.k + t * args.k_stride + h * kv.head_dim, kv.head_dim, key,
+                 to.key_scales + slot);
+        for (int64_t d = 0; d < kv.head_dim; ++d) to.keys[d * kKvBlockTokens + slot] = key[d];
+        K::Store(args.v + t * args.v_stride + h * kv.head_dim, kv.head_dim,
+                 to.values + slot * kv.head_dim, to.value_scales + slot);
       }
     }
+  }
+
+  static void KvStore(const KvStoreArgs& args, int64_t begin, int64_t end) {
+    KvFormats<V>::Visit(args.kv.type,
+                        [&](auto format) { StoreTokens<decltype(format)>(args, begin, end); });
   }
 };
 

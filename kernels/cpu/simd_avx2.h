@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The primitives of simd_generic.h over AVX2, FMA and F16C. Only for files compiled with these.
+// The primitives of simd_generic.h over AVX2, FMA and F16C; with kVnni over AVX-VNNI as well. Only
+// for files compiled with these.
 #pragma once
 
 #include <immintrin.h>
@@ -9,10 +10,12 @@
 
 namespace rempart::kernels {
 
+template <bool kVnni>
 struct Avx2Simd {
   static constexpr int kLanes = 8;
   static constexpr int kBytes = 32;
-  static constexpr bool kHasDotBytes = false;
+  static constexpr bool kHasDotBytes = kVnni;
+  static constexpr int kTileTokens = 0;
   using F = __m256;
   using I = __m256i;
 
@@ -44,6 +47,10 @@ struct Avx2Simd {
   static void StoreHalf(uint16_t* p, F a) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
   }
+  static F LoadBFloat16(const uint16_t* p) {
+    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+  }
   static F LoadU8(const uint8_t* p) {
     return _mm256_cvtepi32_ps(
         _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
@@ -65,6 +72,14 @@ struct Avx2Simd {
   }
 
   static I LoadBytes(const void* p) { return _mm256_loadu_si256(static_cast<const I*>(p)); }
+  static I Table16(const uint8_t* p) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static I Lookup(I table, I codes) { return _mm256_shuffle_epi8(table, codes); }
+  static void StoreBytes(void* p, I a) { _mm256_storeu_si256(static_cast<I*>(p), a); }
+  static void Prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+  static void PrefetchToWrite(void* p) { __builtin_prefetch(p, 1); }
+  static I AddBytes(I a, I b) { return _mm256_add_epi8(a, b); }
   static I ZeroInt() { return _mm256_setzero_si256(); }
   static I BroadcastBytes4(const void* p) {
     int32_t x;
@@ -89,11 +104,23 @@ struct Avx2Simd {
     return _mm256_srli_epi16(a, kShift);
   }
 
+  static I DotBytes(I acc, I w, I a) { return DotBytesOf<kVnni>(acc, w, a); }
   static I MulPairs(I w, I a) { return _mm256_maddubs_epi16(w, a); }
   static I Add16(I a, I b) { return _mm256_add_epi16(a, b); }
   static I SumPairs(I a) { return _mm256_madd_epi16(a, _mm256_set1_epi16(1)); }
   static I Abs8(I a) { return _mm256_abs_epi8(a); }
   static I Sign8(I a, I w) { return _mm256_sign_epi8(a, w); }
+
+ private:
+  template <bool kHas>
+  static I DotBytesOf(I acc, I w, I a) {
+    if constexpr (kHas) {
+#ifdef __AVXVNNI__
+      return _mm256_dpbusd_avx_epi32(acc, w, a);
+#endif
+    }
+    return _mm256_add_epi32(acc, SumPairs(_mm256_maddubs_epi16(w, a)));
+  }
 };
 
 }  // namespace rempart::kernels

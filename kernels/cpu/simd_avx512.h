@@ -15,6 +15,7 @@ struct Avx512Simd {
   static constexpr int kLanes = 16;
   static constexpr int kBytes = 64;
   static constexpr bool kHasDotBytes = kVnni;
+  static constexpr int kTileTokens = 0;
   using F = __m512;
   using I = __m512i;
 
@@ -49,6 +50,10 @@ struct Avx512Simd {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                         _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
   }
+  static F LoadBFloat16(const uint16_t* p) {
+    const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+  }
   static F LoadU8(const uint8_t* p) {
     return _mm512_cvtepi32_ps(
         _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
@@ -68,6 +73,14 @@ struct Avx512Simd {
   }
 
   static I LoadBytes(const void* p) { return _mm512_loadu_si512(p); }
+  static I Table16(const uint8_t* p) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static I Lookup(I table, I codes) { return _mm512_shuffle_epi8(table, codes); }
+  static void StoreBytes(void* p, I a) { _mm512_storeu_si512(p, a); }
+  static void Prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+  static void PrefetchToWrite(void* p) { __builtin_prefetch(p, 1); }
+  static I AddBytes(I a, I b) { return _mm512_add_epi8(a, b); }
   static I ZeroInt() { return _mm512_setzero_si512(); }
   static I BroadcastBytes4(const void* p) {
     int32_t x;

@@ -5,6 +5,7 @@
 //
 // What a primitive struct V offers (simd_avx2.h and simd_avx512.h follow the same list):
 //   kLanes; kHasDotBytes; F: kLanes floats; I: kLanes int32, or 4 * kLanes bytes.
+//   kTileTokens: 16 where MulTiles multiplies whole matrices (GenericTiles, simd_amx.h), else 0.
 #pragma once
 
 #include <cmath>
@@ -21,6 +22,7 @@ struct GenericSimd {
   static constexpr int kBytes = 4 * kLanes;
   // True: DotBytes. False: MulPairs, Add16, SumPairs, Abs8, Sign8.
   static constexpr bool kHasDotBytes = kDotBytes;
+  static constexpr int kTileTokens = 0;
 
   struct F {
     float v[kLanes];
@@ -94,6 +96,9 @@ struct GenericSimd {
   static void StoreHalf(uint16_t* p, F a) {
     for (int i = 0; i < kLanes; ++i) p[i] = FloatToHalf(a.v[i]);
   }
+  static F LoadBFloat16(const uint16_t* p) {
+    return Map([&](int i) { return BFloat16ToFloat(p[i]); });
+  }
   static F LoadU8(const uint8_t* p) {
     return Map([&](int i) { return static_cast<float>(p[i]); });
   }
@@ -120,6 +125,23 @@ struct GenericSimd {
     I r;
     std::memcpy(&r, p, sizeof(r));
     return r;
+  }
+  // 16 bytes, repeated; Lookup takes from them by codes below 16.
+  static I Table16(const uint8_t* p) {
+    uint8_t bytes[kBytes];
+    for (int i = 0; i < kBytes; ++i) bytes[i] = p[i % 16];
+    return LoadBytes(bytes);
+  }
+  static I Lookup(I table, I codes) {
+    uint8_t bytes[kBytes];
+    std::memcpy(bytes, &table, kBytes);
+    return Each<uint8_t>(codes, codes, [&](uint8_t x, uint8_t) { return bytes[x & 15]; });
+  }
+  static void StoreBytes(void* p, I a) { std::memcpy(p, &a, sizeof(a)); }
+  static void Prefetch(const void* p) { __builtin_prefetch(p); }
+  static void PrefetchToWrite(void* p) { __builtin_prefetch(p, 1); }
+  static I AddBytes(I a, I b) {  // wraps
+    return Each<uint8_t>(a, b, [](uint8_t x, uint8_t y) { return static_cast<uint8_t>(x + y); });
   }
   static I ZeroInt() { return I{}; }
   static I BroadcastBytes4(const void* p) {
@@ -213,6 +235,31 @@ struct GenericSimd {
     std::memcpy(y, &b, kBytes);
     for (int i = 0; i < kCount; ++i) x[i] = fn(x[i], y[i]);
     return LoadBytes(x);
+  }
+};
+
+// The tile unit in software.
+struct GenericTiles : GenericSimd<16, true> {
+  static constexpr int kTileTokens = 16;
+
+  static void BeginTiles() {}
+  static void EndTiles() {}
+  // out[r][t][lane] = sum over kRows vectors j and c < 4 of q[t * q_stride + 4j + c] *
+  // codes[(2j + r) * 64 + 4 * lane + c], for two row groups r: signed activations, unsigned codes.
+  template <int kRows>
+  static void MulTiles(const uint8_t* codes, const int8_t* q, int64_t q_stride,
+                       int32_t (*out)[16][16]) {
+    for (int r = 0; r < 2; ++r) {
+      for (int t = 0; t < 16; ++t) {
+        for (int lane = 0; lane < 16; ++lane) {
+          int32_t sum = 0;
+          for (int i = 0; i < 4 * kRows; ++i) {
+            sum += q[t * q_stride + i] * codes[(2 * (i / 4) + r) * 64 + 4 * lane + i % 4];
+          }
+          out[r][t][lane] = sum;
+        }
+      }
+    }
   }
 };
 

@@ -6,8 +6,8 @@
 namespace rempart::kernels {
 
 const Ops& Avx2Ops() {
-  static constexpr Ops kOps =
-      MakeOps<Avx2Simd>("avx2", "AVX2 + FMA + F16C, 8 lanes, int8 activations by vpmaddubsw");
+  static constexpr Ops kOps = MakeOps<Avx2Simd<false>>(
+      "avx2", "AVX2 + FMA + F16C, 8 lanes, int8 activations by vpmaddubsw");
   return kOps;
 }
 

@@ -8,11 +8,15 @@ namespace rempart::kernels {
 
 const Ops& BaselineOps();
 const Ops& Avx2Ops();
+const Ops& AvxVnniOps();
 const Ops& Avx512Ops();
 const Ops& Avx512VnniOps();
+const Ops& AmxOps();
 
 const Ops& Avx2TwinOps();
+const Ops& AvxVnniTwinOps();
 const Ops& Avx512TwinOps();
 const Ops& Avx512VnniTwinOps();
+const Ops& AmxTwinOps();
 
 }  // namespace rempart::kernels

@@ -10,6 +10,16 @@ const Ops& Avx2TwinOps() {
   return kOps;
 }
 
+const Ops& AvxVnniTwinOps() {
+  static constexpr Ops kOps = MakeOps<GenericSimd<8, true>>("avxvnni-twin", "avxvnni in software");
+  return kOps;
+}
+
+const Ops& AmxTwinOps() {
+  static constexpr Ops kOps = MakeOps<GenericTiles>("amx-twin", "amx in software");
+  return kOps;
+}
+
 const Ops& Avx512TwinOps() {
   static constexpr Ops kOps = MakeOps<GenericSimd<16, false>>("avx512-twin", "avx512 in software");
   return kOps;

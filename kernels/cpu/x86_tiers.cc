@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "kernels/cpu/machine_tiers.h"
 #include "kernels/cpu/tiers.h"
@@ -14,6 +16,23 @@ bool HasF16c() {
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
 }
 
+// AVX-VNNI: leaf 7, subleaf 1.
+bool HasAvxVnni() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & (1u << 4)) != 0;
+}
+
+// AMX-TILE and AMX-INT8: leaf 7, subleaf 0. Linux lets a process have tile data only when it asks.
+bool HasAmx() {
+  unsigned eax, ebx, ecx, edx;
+  constexpr unsigned kTileAndInt8 = (1u << 24) | (1u << 25);
+  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
+  if ((edx & kTileAndInt8) != kTileAndInt8) return false;
+  constexpr int kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr int kTileData = 18;               // XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
 }  // namespace
 
 // __builtin_cpu_supports also asks the operating system whether it saves the registers.
@@ -24,8 +43,11 @@ std::vector<OpsTier> MachineTiers() {
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");
   const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
-  return {
-      {&Avx2Ops(), false, avx2}, {&Avx512Ops(), false, avx512}, {&Avx512VnniOps(), false, vnni}};
+  return {{&Avx2Ops(), false, avx2},
+          {&AvxVnniOps(), false, avx2 && HasAvxVnni()},
+          {&Avx512Ops(), false, avx512},
+          {&Avx512VnniOps(), false, vnni},
+          {&AmxOps(), false, vnni && HasAmx()}};
 }
 
 }  // namespace rempart::kernels

@@ -92,6 +92,53 @@ void Block(const BlockQ6_K& b, float* y) {
   }
 }
 
+// Element i lies in bit pair (i / 32) % 4 of byte 32 * (i / 128) + i % 32.
+int BitPair(const uint8_t* qs, int i) {
+  return (qs[32 * (i / 128) + i % 32] >> (2 * (i / 32 % 4))) & 3;
+}
+
+void Block(const BlockQ2_K& b, float* y) {
+  for (int i = 0; i < 256; ++i) {
+    const float d = HalfToFloat(b.d) * static_cast<float>(b.scales[i / 16] & 15);
+    const float m = HalfToFloat(b.dmin) * static_cast<float>(b.scales[i / 16] >> 4);
+    y[i] = d * static_cast<float>(BitPair(b.qs, i)) - m;
+  }
+}
+
+void Block(const BlockQ3_K& b, float* y) {
+  for (int i = 0; i < 256; ++i) {
+    const float d = HalfToFloat(b.d) * static_cast<float>(Q3KScale(b.scales, i / 16));
+    const int high = (b.hmask[i % 32] >> (i / 32)) & 1;
+    y[i] = d * static_cast<float>((BitPair(b.qs, i) | (high << 2)) - 4);
+  }
+}
+
+void Block(const BlockIQ4_NL& b, float* y) {
+  const float d = HalfToFloat(b.d);
+  for (int i = 0; i < 16; ++i) {
+    y[i] = d * static_cast<float>(kIq4Values[b.qs[i] & 15]);
+    y[i + 16] = d * static_cast<float>(kIq4Values[b.qs[i] >> 4]);
+  }
+}
+
+void Block(const BlockIQ4_XS& b, float* y) {
+  for (int g = 0; g < 8; ++g) {
+    const float d = HalfToFloat(b.d) * static_cast<float>(IQ4XSScale(b, g));
+    for (int i = 0; i < 16; ++i) {
+      y[32 * g + i] = d * static_cast<float>(kIq4Values[b.qs[16 * g + i] & 15]);
+      y[32 * g + i + 16] = d * static_cast<float>(kIq4Values[b.qs[16 * g + i] >> 4]);
+    }
+  }
+}
+
+void Block(const BlockMXFP4& b, float* y) {
+  const float d = HalfOfE8M0(b.e);
+  for (int i = 0; i < 16; ++i) {
+    y[i] = d * static_cast<float>(kMxfp4Values[b.qs[i] & 15]);
+    y[i + 16] = d * static_cast<float>(kMxfp4Values[b.qs[i] >> 4]);
+  }
+}
+
 template <class B>
 void Blocks(const void* row, int64_t cols, float* out) {
   const B* blocks = static_cast<const B*>(row);
@@ -128,6 +175,16 @@ void DequantizeRow(DType type, const void* row, int64_t cols, float* out) {
       return Blocks<BlockQ5_K>(row, cols, out);
     case DType::kQ6_K:
       return Blocks<BlockQ6_K>(row, cols, out);
+    case DType::kQ2_K:
+      return Blocks<BlockQ2_K>(row, cols, out);
+    case DType::kQ3_K:
+      return Blocks<BlockQ3_K>(row, cols, out);
+    case DType::kIQ4_NL:
+      return Blocks<BlockIQ4_NL>(row, cols, out);
+    case DType::kIQ4_XS:
+      return Blocks<BlockIQ4_XS>(row, cols, out);
+    case DType::kMXFP4:
+      return Blocks<BlockMXFP4>(row, cols, out);
   }
 }
 

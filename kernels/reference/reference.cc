@@ -43,6 +43,10 @@ ActivationBlock QuantizeBlock(const float* x) {
     block.sum += block.q[i];
     if (i < 16) block.sum_low += block.q[i];
   }
+  block.sum_high = block.sum - block.sum_low;
+  block.minus_sum = -128 * block.sum;
+  block.minus_sum_low = -128 * block.sum_low;
+  block.minus_sum_high = -128 * block.sum_high;
   block.scaled_sum = block.scale * static_cast<float>(block.sum);
   return block;
 }
@@ -148,24 +152,45 @@ uint8_t* KvBlock(const KvView& kv, const int32_t* block_table, int64_t position)
          block_table[position / kKvBlockTokens] * kv.block_stride_bytes;
 }
 
-void Put(DType type, uint8_t* block, int64_t index, float value) {
+// Of kQ8_0; head counts those of K, then those of V.
+float* Q8Scale(const KvView& kv, uint8_t* block, int64_t head, int64_t slot) {
+  auto* scales = reinterpret_cast<float*>(block + 2 * kv.kv_heads * kv.head_dim * kKvBlockTokens);
+  return scales + head * kKvBlockTokens + slot;
+}
+
+template <class T>
+void PutAs(uint8_t* block, int64_t index, T value) {
+  std::memcpy(block + index * static_cast<int64_t>(sizeof(T)), &value, sizeof(T));
+}
+template <class T>
+T GetAs(const uint8_t* block, int64_t index) {
+  T value;
+  std::memcpy(&value, block + index * static_cast<int64_t>(sizeof(T)), sizeof(T));
+  return value;
+}
+
+// `inverse` is that of the scale of kQ8_0.
+void Put(DType type, uint8_t* block, int64_t index, float value, float inverse) {
   if (type == DType::kF32) {
-    std::memcpy(block + index * 4, &value, 4);
+    PutAs(block, index, value);
+  } else if (type == DType::kQ8_0) {
+    PutAs(block, index, static_cast<int8_t>(std::nearbyint(value * inverse)));
   } else {
-    const uint16_t half = FloatToHalf(value);
-    std::memcpy(block + index * 2, &half, 2);
+    PutAs(block, index, type == DType::kF16 ? FloatToHalf(value) : FloatToBFloat16(value));
   }
 }
 
 float Get(DType type, const uint8_t* block, int64_t index) {
-  if (type == DType::kF32) {
-    float value;
-    std::memcpy(&value, block + index * 4, 4);
-    return value;
-  }
-  uint16_t half;
-  std::memcpy(&half, block + index * 2, 2);
-  return HalfToFloat(half);
+  if (type == DType::kF32) return GetAs<float>(block, index);
+  if (type == DType::kQ8_0) return GetAs<int8_t>(block, index);
+  const auto half = GetAs<uint16_t>(block, index);
+  return type == DType::kF16 ? HalfToFloat(half) : BFloat16ToFloat(half);
+}
+
+float Largest(const float* x, int64_t n) {
+  float largest = 0.0f;
+  for (int64_t i = 0; i < n; ++i) largest = std::max(largest, std::fabs(x[i]));
+  return largest;
 }
 
 void KvStore(const KvStoreArgs& args, int64_t begin, int64_t end) {
@@ -175,10 +200,17 @@ void KvStore(const KvStoreArgs& args, int64_t begin, int64_t end) {
     const int64_t slot = position % kKvBlockTokens;
     uint8_t* block = KvBlock(kv, args.block_table, position);
     for (int64_t h = 0; h < kv.kv_heads; ++h) {
+      const float* k = args.k + t * args.k_stride + h * kv.head_dim;
+      const float* v = args.v + t * args.v_stride + h * kv.head_dim;
+      const float k_largest = Largest(k, kv.head_dim);
+      const float v_largest = Largest(v, kv.head_dim);
+      if (kv.type == DType::kQ8_0) {
+        *Q8Scale(kv, block, h, slot) = k_largest / 127.0f;
+        *Q8Scale(kv, block, kv.kv_heads + h, slot) = v_largest / 127.0f;
+      }
       for (int64_t d = 0; d < kv.head_dim; ++d) {
-        const int64_t i = h * kv.head_dim + d;
-        Put(kv.type, block, KIndex(kv, h, d, slot), args.k[t * args.k_stride + i]);
-        Put(kv.type, block, VIndex(kv, h, d, slot), args.v[t * args.v_stride + i]);
+        Put(kv.type, block, KIndex(kv, h, d, slot), k[d], k_largest > 0 ? 127.0f / k_largest : 0);
+        Put(kv.type, block, VIndex(kv, h, d, slot), v[d], v_largest > 0 ? 127.0f / v_largest : 0);
       }
     }
   }
@@ -190,16 +222,18 @@ void AttendOne(const AttentionArgs& args, int64_t head, int64_t token) {
   const int64_t last = args.first_position + token;
   const int64_t first = args.window > 0 ? std::max<int64_t>(0, last - args.window + 1) : 0;
   const float* q = args.q + token * args.q_stride + head * kv.head_dim;
+  const bool is_q8 = kv.type == DType::kQ8_0;
   std::vector<double> scores;
   double largest = -std::numeric_limits<double>::infinity();
   for (int64_t p = first; p <= last; ++p) {
-    const uint8_t* block = KvBlock(kv, args.block_table, p);
+    uint8_t* block = KvBlock(kv, args.block_table, p);
+    const int64_t slot = p % kKvBlockTokens;
     double score = 0;
     for (int64_t d = 0; d < kv.head_dim; ++d) {
-      score += static_cast<double>(q[d]) *
-               Get(kv.type, block, KIndex(kv, kv_head, d, p % kKvBlockTokens));
+      score += static_cast<double>(q[d]) * Get(kv.type, block, KIndex(kv, kv_head, d, slot));
     }
     score *= args.scale;
+    if (is_q8) score *= *Q8Scale(kv, block, kv_head, slot);
     if (args.softcap > 0) score = args.softcap * std::tanh(score / args.softcap);
     largest = std::max(largest, score);
     scores.push_back(score);
@@ -210,8 +244,10 @@ void AttendOne(const AttentionArgs& args, int64_t head, int64_t token) {
   for (int64_t d = 0; d < kv.head_dim; ++d) {
     double value = 0;
     for (int64_t p = first; p <= last; ++p) {
-      const uint8_t* block = KvBlock(kv, args.block_table, p);
-      value += scores[p - first] * Get(kv.type, block, VIndex(kv, kv_head, d, p % kKvBlockTokens));
+      uint8_t* block = KvBlock(kv, args.block_table, p);
+      const int64_t slot = p % kKvBlockTokens;
+      const double scale = is_q8 ? *Q8Scale(kv, block, kv.kv_heads + kv_head, slot) : 1.0;
+      value += scores[p - first] * scale * Get(kv.type, block, VIndex(kv, kv_head, d, slot));
     }
     out[d] = static_cast<float>(value / sum);
   }

@@ -101,12 +101,18 @@ const Shape kShapes[] = {
     {200, 200, 2, 1, 24, 50},
     {100, 3, 2, 2, 64, 0, 5.0f},
     {257, 2, 8, 1, 80, 128, 20.0f, DType::kF32},
+    {270, 150, 3, 1, 64, 0, 0.0f, DType::kBF16},
+    {131, 1, 5, 1, 72, 0, 0.0f, DType::kBF16},
+    {270, 150, 3, 1, 64, 100, 0.0f, DType::kQ8_0},
+    {400, 1, 6, 2, 120, 0, 10.0f, DType::kQ8_0},
+    {300, 90, 2, 1, 256},
 };
 
 std::string What(const Shape& s) {
   return "context " + std::to_string(s.context) + " tokens " + std::to_string(s.tokens) +
          " heads " + std::to_string(s.heads) + "/" + std::to_string(s.kv_heads) + " dim " +
-         std::to_string(s.head_dim) + " window " + std::to_string(s.window);
+         std::to_string(s.head_dim) + " " + DTypeName(s.type) + " window " +
+         std::to_string(s.window);
 }
 
 TEST_P(AttentionTest, StoresLikeTheReference) {

@@ -45,9 +45,10 @@ struct Weights {
   std::vector<uint8_t> bytes;
 };
 
-inline constexpr DType kAllTypes[] = {DType::kF32,  DType::kF16,  DType::kBF16, DType::kQ8_0,
-                                      DType::kQ4_0, DType::kQ4_1, DType::kQ5_0, DType::kQ5_1,
-                                      DType::kQ4_K, DType::kQ5_K, DType::kQ6_K};
+inline constexpr DType kAllTypes[] = {DType::kF32,  DType::kF16,    DType::kBF16,   DType::kQ8_0,
+                                      DType::kQ4_0, DType::kQ4_1,   DType::kQ5_0,   DType::kQ5_1,
+                                      DType::kQ4_K, DType::kQ5_K,   DType::kQ6_K,   DType::kQ2_K,
+                                      DType::kQ3_K, DType::kIQ4_NL, DType::kIQ4_XS, DType::kMXFP4};
 
 inline Weights RandomWeights(Random& random, DType type, int64_t rows, int64_t cols) {
   Weights w;
@@ -86,6 +87,20 @@ inline Weights RandomWeights(Random& random, DType type, int64_t rows, int64_t c
         break;
       case DType::kQ6_K:
         put_half(at + static_cast<int64_t>(offsetof(BlockQ6_K, d)));
+        break;
+      case DType::kQ2_K:
+        put_half(at + static_cast<int64_t>(offsetof(BlockQ2_K, d)));
+        put_half(at + static_cast<int64_t>(offsetof(BlockQ2_K, dmin)));
+        break;
+      case DType::kQ3_K:
+        put_half(at + static_cast<int64_t>(offsetof(BlockQ3_K, d)));
+        break;
+      case DType::kIQ4_NL:
+      case DType::kIQ4_XS:
+        put_half(at);
+        break;
+      case DType::kMXFP4:
+        w.bytes[at] = static_cast<uint8_t>(118 + random() % 8);
         break;
     }
   }

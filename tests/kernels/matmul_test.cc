@@ -146,11 +146,18 @@ TEST_P(MatmulTest, FastIsExactAtTheExtremes) {
         std::fill(c.weights.bytes.begin(), c.weights.bytes.end(), fill);
         const uint16_t one = FloatToHalf(1.0f);
         for (size_t at = 0; at < c.weights.bytes.size(); at += BlockBytes(type)) {
-          const size_t d = type == DType::kQ6_K ? offsetof(BlockQ6_K, d) : 0;
+          if (type == DType::kMXFP4) {
+            c.weights.bytes[at] = 128;
+            continue;
+          }
+          const size_t d = type == DType::kQ6_K   ? offsetof(BlockQ6_K, d)
+                           : type == DType::kQ2_K ? offsetof(BlockQ2_K, d)
+                           : type == DType::kQ3_K ? offsetof(BlockQ3_K, d)
+                                                  : 0;
           std::memcpy(c.weights.bytes.data() + at + d, &one, 2);
           const bool has_min = type == DType::kQ4_1 || type == DType::kQ5_1 ||
-                               type == DType::kQ4_K || type == DType::kQ5_K;
-          if (has_min) std::memcpy(c.weights.bytes.data() + at + 2, &one, 2);
+                               type == DType::kQ4_K || type == DType::kQ5_K || type == DType::kQ2_K;
+          if (has_min) std::memcpy(c.weights.bytes.data() + at + d + 2, &one, 2);
         }
         std::fill(c.x.begin(), c.x.end(), sign);
         ReferenceOps().quantize(c.x.data(), c.x_stride, shape.cols, c.xq.data(), c.xq_stride, 0,

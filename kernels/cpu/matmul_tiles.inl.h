@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0
+// The int8 matmul for several tokens: a panel of rows is unpacked once into the first-level cache
+// (codes as bytes, scales as F32) and multiplied with every token of a block, a tile of
+// kRowGroups * kLanes rows and kTokens tokens at a time held in registers.
+// Formula and order of additions as in matmul_fast.inl.h, to the bit: partial sums that wait in
+// memory for the next panel of columns are not rounded.
+// Bound: byte multiplications; per 32 columns eight of them share one conversion, one product of
+// scales and one or two fused additions. Where the processor has a tile unit (V::kTileTokens), it
+// makes the exact products of 16 tokens at a time instead.
+#pragma once
+
+#include "kernels/cpu/dot_codes.inl.h"
+
+namespace rempart::kernels {
+
+template <class V, class Format>
+struct TileMatmul {
+  using P = Packed<V, Format>;
+  using F = typename V::F;
+  using I = typename V::I;
+  static constexpr int kL = V::kLanes;
+  static constexpr int kRowGroups = kL == 16 ? 2 : 1;
+  static constexpr int kTokens = kL == 16 ? 6 : 4;
+  static constexpr int64_t kTokenBlock = 96;
+  // Columns of a panel: two row groups of 16 lanes fill a little over half of 32 KiB.
+  static constexpr int64_t kPanelGroups = Format::kIsK ? 16 : 20;
+  static constexpr int kParts = Format::kHalves ? 2 : 1;  // of a group, with their own scales
+  static constexpr int kScales = (Format::kHasMin ? 2 : 1) * kParts;
+
+  struct Panel {
+    alignas(64) uint8_t codes[kPanelGroups][8][kRowGroups][V::kBytes];
+    alignas(64) float scales[kPanelGroups][kRowGroups][kScales][kL];
+  };
+  using TokenSums = float[kRowGroups][kL];
+
+  // Column groups [first, first + count) of one row group into place `at` of the panel.
+  static void Unpack(const uint8_t* row_group, int64_t groups, int64_t first, int64_t count, int at,
+                     Panel* panel) {
+    const uint8_t* scales = row_group + groups * P::kPayload;
+    for (int64_t g = 0; g < count; ++g) {
+      const uint8_t* payload = row_group + (first + g) * P::kPayload;
+      P::Prefetch(payload);
+      I w[8];
+      P::Unpack(payload, w);
+      for (int j = 0; j < 8; ++j) V::StoreBytes(panel->codes[g][j][at], TileCodes<V, P>(w[j]));
+      const typename P::Scales s = P::LoadScales(scales, first + g);
+      float(*to)[kL] = panel->scales[g][at];
+      V::Store(to[0], s.low);
+      if constexpr (Format::kHalves) V::Store(to[1], s.high);
+      if constexpr (Format::kHasMin) V::Store(to[kParts], s.min);
+      if constexpr (Format::kHasMin && Format::kHalves) V::Store(to[3], s.min_high);
+    }
+  }
+
+  template <int kT, int kFirst, int kCount>
+  static void Dot(const Panel& panel, int64_t g, const ActivationBlock* x, int64_t x_stride,
+                  I (*dot)[kRowGroups]) {
+    DotTile<V, P, kT, kRowGroups, kFirst, kCount>(&panel.codes[g][0][0][0], x, x_stride, dot);
+  }
+
+  // dot * (scale of the weights * scale of the activations) onto the sums of a tile.
+  template <int kT>
+  static void AddScaled(const Panel& panel, int64_t g, int which, const ActivationBlock* x,
+                        int64_t x_stride, const I (*dot)[kRowGroups], F (*acc)[kRowGroups]) {
+    F scales[kRowGroups];
+    for (int r = 0; r < kRowGroups; ++r) scales[r] = V::Load(panel.scales[g][r][which]);
+#pragma GCC unroll 8
+    for (int t = 0; t < kT; ++t) {
+      const F scale = V::Set1(x[t * x_stride].scale);
+      for (int r = 0; r < kRowGroups; ++r) {
+        acc[t][r] = V::Fma(V::ToFloat(dot[t][r]), V::Mul(scales[r], scale), acc[t][r]);
+      }
+    }
+  }
+
+  template <int kT>
+  static void AddMins(const Panel& panel, int64_t g, const ActivationBlock* x, int64_t x_stride,
+                      F (*acc)[kRowGroups]) {
+    for (int part = 0; part < kParts; ++part) {
+      F mins[kRowGroups];
+      for (int r = 0; r < kRowGroups; ++r) mins[r] = V::Load(panel.scales[g][r][kParts + part]);
+#pragma GCC unroll 8
+      for (int t = 0; t < kT; ++t) {
+        const ActivationBlock& a = x[t * x_stride];
+        F sum;
+        if constexpr (Format::kHalves) {
+          sum = ScaledSum<V>(V::Set1(a.scale), part == 0 ? &a.sum_low : &a.sum_high);
+        } else {
+          sum = V::Set1(a.scaled_sum);
+        }
+        for (int r = 0; r < kRowGroups; ++r) acc[t][r] = V::Fma(mins[r], sum, acc[t][r]);
+      }
+    }
+  }
+
+  // Adds `groups` column groups of kT tokens to their sums.
+  template <int kT>
+  static void Tile(const Panel& panel, int64_t groups, const ActivationBlock* x, int64_t x_stride,
+                   TokenSums* sums) {
+    F acc[kT][kRowGroups];
+    for (int t = 0; t < kT; ++t) {
+      for (int r = 0; r < kRowGroups; ++r) acc[t][r] = V::Load(sums[t][r]);
+    }
+    for (int64_t g = 0; g < groups; ++g, ++x) {
+      I dot[kT][kRowGroups];
+      if constexpr (Format::kHalves) {
+        Dot<kT, 0, 4>(panel, g, x, x_stride, dot);
+        AddScaled<kT>(panel, g, 0, x, x_stride, dot, acc);
+        Dot<kT, 4, 4>(panel, g, x, x_stride, dot);
+        AddScaled<kT>(panel, g, 1, x, x_stride, dot, acc);
+      } else {
+        Dot<kT, 0, 8>(panel, g, x, x_stride, dot);
+        AddScaled<kT>(panel, g, 0, x, x_stride, dot, acc);
+      }
+      if constexpr (Format::kHasMin) AddMins<kT>(panel, g, x, x_stride, acc);
+    }
+    for (int t = 0; t < kT; ++t) {
+      for (int r = 0; r < kRowGroups; ++r) V::Store(sums[t][r], acc[t][r]);
+    }
+  }
+
+  // Adds `groups` column groups of 16 tokens to their sums, through the tile unit: it leaves exact
+  // int32 products, which are scaled here as everywhere else.
+  static void UnitTile(const Panel& panel, int64_t groups, const ActivationBlock* x,
+                       int64_t x_stride, TokenSums* sums) {
+    for (int64_t g = 0; g < groups; ++g, ++x) {
+      if constexpr (Format::kHalves) {
+        UnitPart<0, 4>(panel, g, x, x_stride, sums);
+        UnitPart<4, 4>(panel, g, x, x_stride, sums);
+      } else {
+        UnitPart<0, 8>(panel, g, x, x_stride, sums);
+      }
+      if constexpr (Format::kHasMin) {
+        for (int t = 0; t < V::kTileTokens; ++t) {
+          F acc[1][kRowGroups];
+          for (int r = 0; r < kRowGroups; ++r) acc[0][r] = V::Load(sums[t][r]);
+          AddMins<1>(panel, g, x + t * x_stride, x_stride, acc);
+          for (int r = 0; r < kRowGroups; ++r) V::Store(sums[t][r], acc[0][r]);
+        }
+      }
+    }
+  }
+
+  template <int kFirst, int kCount>
+  static void UnitPart(const Panel& panel, int64_t g, const ActivationBlock* x, int64_t x_stride,
+                       TokenSums* sums) {
+    alignas(64) int32_t dots[kRowGroups][16][16];
+    V::template MulTiles<kCount>(panel.codes[g][kFirst][0], x->q + 4 * kFirst,
+                                 x_stride * static_cast<int64_t>(sizeof(*x)), dots);
+    for (int t = 0; t < V::kTileTokens; ++t) {
+      const ActivationBlock& a = x[t * x_stride];
+      I dot[1][kRowGroups];
+      F acc[1][kRowGroups];
+      for (int r = 0; r < kRowGroups; ++r) {
+        dot[0][r] = V::LoadBytes(dots[r][t]);
+        if constexpr (P::kOffset != 0) {
+          dot[0][r] = V::AddInt(dot[0][r], V::BroadcastBytes4(MinusSum(a, kFirst, kCount)));
+        }
+        acc[0][r] = V::Load(sums[t][r]);
+      }
+      AddScaled<1>(panel, g, kFirst / 4, &a, x_stride, dot, acc);
+      for (int r = 0; r < kRowGroups; ++r) V::Store(sums[t][r], acc[0][r]);
+    }
+  }
+
+  template <int kT>
+  static void Rest(const Panel& panel, int64_t groups, const ActivationBlock* x, int64_t x_stride,
+                   int64_t tokens, TokenSums* sums) {
+    if (tokens == kT) return Tile<kT>(panel, groups, x, x_stride, sums);
+    if constexpr (kT > 1) Rest<kT - 1>(panel, groups, x, x_stride, tokens, sums);
+  }
+
+  // Rows of `row_groups` row groups from `row` on against tokens [token, token + count).
+  static void Block(const MatmulArgs& args, int64_t row, int row_groups, int64_t token,
+                    int64_t count, Panel* panel, TokenSums* sums) {
+    const int64_t groups = args.w.cols / 32;
+    const int64_t bytes = P::RowGroupBytes(groups);
+    const uint8_t* packed = static_cast<const uint8_t*>(args.packed) + row / kL * bytes;
+    std::memset(sums, 0, static_cast<size_t>(count) * sizeof(*sums));
+    // A column of y: a cache line and a page of its own for every token.
+    for (int64_t t = 0; t < count; ++t) {
+      for (int r = 0; r < row_groups; ++r) {
+        V::PrefetchToWrite(args.y + (token + t) * args.y_stride + row + r * kL);
+      }
+    }
+    for (int64_t first = 0; first < groups; first += kPanelGroups) {
+      const int64_t width = groups - first < kPanelGroups ? groups - first : kPanelGroups;
+      for (int r = 0; r < kRowGroups; ++r) {
+        // An odd row group is computed twice and stored once.
+        Unpack(packed + (r < row_groups ? r : 0) * bytes, groups, first, width, r, panel);
+      }
+      const ActivationBlock* x = args.xq + token * args.xq_stride + first;
+      int64_t t = 0;
+      if constexpr (V::kTileTokens > 0) {
+        for (; t + V::kTileTokens <= count; t += V::kTileTokens) {
+          UnitTile(*panel, width, x + t * args.xq_stride, args.xq_stride, sums + t);
+        }
+      }
+      for (; t + kTokens <= count; t += kTokens) {
+        Tile<kTokens>(*panel, width, x + t * args.xq_stride, args.xq_stride, sums + t);
+      }
+      if (t < count) {
+        Rest<kTokens - 1>(*panel, width, x + t * args.xq_stride, args.xq_stride, count - t,
+                          sums + t);
+      }
+    }
+    for (int64_t t = 0; t < count; ++t) {
+      for (int r = 0; r < row_groups; ++r) {
+        PutLanes<V>(args, V::Load(sums[t][r]), token + t, row + r * kL);
+      }
+    }
+  }
+
+  static void Run(const MatmulArgs& args, int64_t begin, int64_t end) {
+    Panel panel;
+    alignas(64) TokenSums sums[kTokenBlock];
+    if constexpr (V::kTileTokens > 0) {
+      if (args.num_tokens >= V::kTileTokens) V::BeginTiles();
+    }
+    for (int64_t token = 0; token < args.num_tokens; token += kTokenBlock) {
+      const int64_t rest = args.num_tokens - token;
+      for (int64_t row = begin; row < end; row += kRowGroups * kL) {
+        const int row_groups = end - row > kL ? kRowGroups : 1;
+        Block(args, row, row_groups, token, rest < kTokenBlock ? rest : kTokenBlock, &panel, sums);
+      }
+    }
+    if constexpr (V::kTileTokens > 0) {
+      if (args.num_tokens >= V::kTileTokens) V::EndTiles();
+    }
+  }
+};
+
+}  // namespace rempart::kernels
