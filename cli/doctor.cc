@@ -13,6 +13,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "kernels/ops.h"
 
 namespace rempart::cli {
 namespace {
@@ -39,22 +40,18 @@ std::string ProcLine(const std::string& path, const std::string& key) {
 }
 
 bool CheckProcessor() {
-  const std::string flags = ProcLine("/proc/cpuinfo", "flags") + " ";
-  const auto has = [&](const char* flag) {
-    return absl::StrContains(flags, absl::StrCat(" ", flag, " "));
-  };
   const long cores = sysconf(_SC_NPROCESSORS_ONLN);
-  if (has("avx512_vnni")) {
-    Print(Verdict::kGood, absl::StrCat("processor: ", cores, " cores, AVX-512 with VNNI"));
-  } else if (has("avx512bw")) {
-    Print(Verdict::kGood, absl::StrCat("processor: ", cores, " cores, AVX-512"));
-  } else if (has("avx2") && has("fma")) {
-    Print(Verdict::kGood, absl::StrCat("processor: ", cores, " cores, AVX2"));
-  } else {
-    Print(Verdict::kNote, absl::StrCat("processor: ", cores,
-                                       " cores without AVX2: models run, slowly; use a machine "
-                                       "with AVX2 for real work"));
+  const kernels::Ops& best = kernels::BestOps();
+  std::string others;
+  for (const kernels::OpsTier& tier : kernels::AllOps()) {
+    if (!tier.is_supported || tier.is_twin || tier.ops == &best) continue;
+    absl::StrAppend(&others, others.empty() ? "" : ", ", tier.ops->name);
   }
+  const bool is_fast = std::string(best.name) != "baseline";
+  Print(is_fast ? Verdict::kGood : Verdict::kNote,
+        absl::StrCat("processor: ", cores, " cores; kernels ", best.name, " (", best.description,
+                     "); also ", others,
+                     is_fast ? "" : ": models run, slowly; use a machine with AVX2 for real work"));
   return true;
 }
 

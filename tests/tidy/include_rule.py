@@ -81,7 +81,8 @@ MAY = {
                               "proto/"), ("abseil", "protobuf", "grpc", "openssl")),
     "operator/reconcile/": May(("operator/", "common/", "proto/"),
                                ("abseil", "protobuf", "grpc", "prometheus")),
-    "cli/": May(("cli/", "operator/plan/", "operator/streams/", "common/", "proto/"),
+    "cli/": May(("cli/", "operator/plan/", "operator/streams/", "common/", "proto/",
+                 "kernels/ops.h"),
                 ("abseil", "protobuf", "grpc", "yaml", "boost", "openssl", "curl", "simdjson")),
 }
 INCLUDE = re.compile(r'^\s*#\s*include\s*(["<])([^">]+)[">]')

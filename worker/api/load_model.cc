@@ -164,6 +164,14 @@ absl::Status About(const std::string& path, const absl::Status& status) {
   return absl::Status(status.code(), absl::StrCat(path, ": ", std::string(status.message())));
 }
 
+// "auto" is f16.
+kernels::DType KvType(const std::string& name) {
+  if (name == "f32") return kernels::DType::kF32;
+  if (name == "bf16") return kernels::DType::kBF16;
+  if (name == "q8") return kernels::DType::kQ8_0;
+  return kernels::DType::kF16;
+}
+
 absl::Status BindParts(const WorkerSettings& settings, ModelFile& model, WorkerStatus& status) {
   const int ranks = settings.pod_count * settings.ranks_per_pod;
   PackOptions pack;
@@ -199,7 +207,7 @@ absl::Status Prepare(const WorkerSettings& settings, ModelFile& model, EngineOpt
                                 settings.pod_count * settings.ranks_per_pod};
   RETURN_IF_ERROR(CheckTensorParallel(model.source.config, first.size));
   ASSIGN_OR_RETURN(engine.context_length, ContextLength(wanted, model.source.config));
-  const auto kv_type = wanted.kv_cache_type == "f32" ? kernels::DType::kF32 : kernels::DType::kF16;
+  const kernels::DType kv_type = KvType(wanted.kv_cache_type);
   ChooseRopes(engine.context_length, model.source.config);
   const int64_t file_bytes = model.source.bytes();
   TransformerOptions& options = model.options;

@@ -49,8 +49,18 @@ std::optional<DType> FromGgmlType(uint32_t type) {
       return DType::kQ4_K;
     case 13:
       return DType::kQ5_K;
+    case 10:
+      return DType::kQ2_K;
+    case 11:
+      return DType::kQ3_K;
     case 14:
       return DType::kQ6_K;
+    case 20:
+      return DType::kIQ4_NL;
+    case 23:
+      return DType::kIQ4_XS;
+    case 39:
+      return DType::kMXFP4;
     case 30:
       return DType::kBF16;
     default:
@@ -258,7 +268,8 @@ absl::StatusOr<TensorHeader> Parser::ReadTensorHeader() {
   if (!dtype.has_value()) {
     return absl::UnimplementedError(absl::StrCat(
         name_, ": tensor ", name, " has ggml type ", type,
-        "; supported are F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K: "
+        "; supported are F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, "
+        "Q6_K, IQ4_NL, IQ4_XS, MXFP4: "
         "use a file quantised to one of them, for example Q4_K_M"));
   }
   header.view.type = *dtype;

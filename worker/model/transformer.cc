@@ -202,15 +202,25 @@ void Transformer::Embed(const StepBatch& batch) {
                        cos_.data() + offset, sin_.data() + offset, begin, end);
       offset += options_.max_step_tokens * HalfDim(rope);
     }
+    NormTokens(weights_.layers.front().attention_norm, begin, end);
   });
 }
 
-void Transformer::Norm(const float* x, const std::vector<float>& weight, int64_t num_tokens,
-                       float* out) {
-  pool_.ParallelFor(num_tokens, kTokensPerChunk, [&](int64_t begin, int64_t end) {
-    ops_.rms_norm(x, config_.hidden, weight.data(), config_.norm_epsilon, config_.hidden, out,
-                  config_.hidden, begin, end);
-  });
+bool Transformer::ReadsBlocks(int64_t cols) const {
+  return !options_.exact && cols % kernels::kActivationGroup == 0;
+}
+
+void Transformer::NormTokens(const std::vector<float>& weight, int64_t begin, int64_t end) {
+  const int64_t hidden = config_.hidden;
+  ops_.rms_norm(residual_.data(), hidden, weight.data(), config_.norm_epsilon, hidden,
+                normed_.data(), hidden, begin, end);
+  if (!ReadsBlocks(hidden)) return;
+  ops_.quantize(normed_.data(), hidden, hidden, quantized_.data(),
+                hidden / kernels::kActivationGroup, begin, end);
+}
+
+Transformer::Input Transformer::Normed() const {
+  return {normed_.data(), config_.hidden, ReadsBlocks(config_.hidden)};
 }
 
 bool Transformer::SendsBlocks(const std::vector<int64_t>& offsets, const Matrix& reader) const {
@@ -264,8 +274,7 @@ void Transformer::Multiply(const Input& input, int64_t num_tokens,
   const float* x = input.x;
   const int64_t cols = input.cols;
   const int64_t groups = cols / kernels::kActivationGroup;
-  const bool fast =
-      input.is_quantized || (!options_.exact && cols % kernels::kActivationGroup == 0);
+  const bool fast = input.is_quantized || ReadsBlocks(cols);
   if (fast && !input.is_quantized) {
     pool_.ParallelFor(num_tokens, kTokensPerChunk, [&](int64_t begin, int64_t end) {
       ops_.quantize(x, cols, cols, quantized_.data(), groups, begin, end);
@@ -308,8 +317,7 @@ void Transformer::RotateAndStore(const StepBatch& batch, size_t layer) {
   }
   const int64_t dim = config_.head_dim;
   const int64_t queries = heads_ * dim;
-  const int64_t keys = kv_heads_ * dim;
-  const int64_t stride = queries + 2 * keys;
+  const int64_t stride = queries + 2 * kv_heads_ * dim;
   pool_.ParallelFor(num_tokens_, kTokensPerChunk, [&](int64_t begin, int64_t end) {
     if (config_.qk_norm) {
       for (int64_t t = begin; t < end; ++t) {
@@ -333,19 +341,29 @@ void Transformer::RotateAndStore(const StepBatch& batch, size_t layer) {
     args.x = qkv_.data() + queries;
     args.num_heads = kv_heads_;
     ops_.rope(args, begin, end);
+    StoreTokens(batch, layer, begin, end);
   });
+}
+
+void Transformer::StoreTokens(const StepBatch& batch, size_t layer, int64_t begin, int64_t end) {
+  const int64_t keys = kv_heads_ * config_.head_dim;
+  const int64_t queries = heads_ * config_.head_dim;
+  const int64_t stride = queries + 2 * keys;
   int64_t first = 0;
   for (const SequenceSlice& slice : batch.slices) {
-    kernels::KvStoreArgs args;
-    args.kv = KvOf(layer);
-    args.k = qkv_.data() + first * stride + queries;
-    args.k_stride = stride;
-    args.v = args.k + keys;
-    args.v_stride = stride;
-    args.block_table = slice.block_table.data();
-    args.first_position = slice.first_position;
     const int64_t count = static_cast<int64_t>(slice.token_ids.size());
-    ops_.kv_store(args, 0, count);
+    const int64_t from = std::max(begin, first), to = std::min(end, first + count);
+    if (from < to) {
+      kernels::KvStoreArgs args;
+      args.kv = KvOf(layer);
+      args.k = qkv_.data() + first * stride + queries;
+      args.k_stride = stride;
+      args.v = args.k + keys;
+      args.v_stride = stride;
+      args.block_table = slice.block_table.data();
+      args.first_position = slice.first_position;
+      ops_.kv_store(args, from - first, to - first);
+    }
     first += count;
   }
 }
@@ -355,27 +373,36 @@ absl::Status Transformer::Attend(const StepBatch& batch, size_t layer) {
   const int64_t queries = heads_ * config_.head_dim;
   const int64_t keys = kv_heads_ * config_.head_dim;
   const int64_t stride = queries + 2 * keys;
-  Norm(residual_.data(), weights.attention_norm, num_tokens_, normed_.data());
   const Product projections[] = {{&weights.query, qkv_.data(), stride},
                                  {&weights.key, qkv_.data() + queries, stride},
                                  {&weights.value, qkv_.data() + queries + keys, stride}};
-  Multiply({normed_.data(), config_.hidden, false}, num_tokens_, projections);
+  Multiply(Normed(), num_tokens_, projections);
   RotateAndStore(batch, layer);
   ComputeAttention(batch, layer);
   ASSIGN_OR_RETURN(const Input input, Widen(attended_.data(), partition_.attended, weights.output));
   RETURN_IF_ERROR(MultiplyIntoBranch(input, weights.output));
-  AddBranch(weights.post_attention_norm);
+  AddBranch(weights.post_attention_norm, &weights.ffn_norm);
   return absl::OkStatus();
+}
+
+int64_t Transformer::HeadsPerPass(size_t slices) const {
+  const int64_t group = heads_ / kv_heads_;
+  const int64_t wanted = 2 * pool_.threads();
+  for (int64_t heads = std::min<int64_t>(group, 8); heads > 1; --heads) {
+    if (group % heads == 0 && heads_ / heads * static_cast<int64_t>(slices) >= wanted) return heads;
+  }
+  return 1;
 }
 
 void Transformer::ComputeAttention(const StepBatch& batch, size_t layer) {
   const int64_t queries = heads_ * config_.head_dim;
   const int64_t stride = queries + 2 * kv_heads_ * config_.head_dim;
+  const int64_t heads_per_pass = HeadsPerPass(batch.slices.size());
   work_.clear();
   for (size_t i = 0; i < batch.slices.size(); ++i) {
     const int64_t count = static_cast<int64_t>(batch.slices[i].token_ids.size());
     const int64_t items = count * heads_;
-    const int64_t step = count == 1 ? 1 : kAttentionPerChunk;
+    const int64_t step = count == 1 ? heads_per_pass : kAttentionPerChunk;
     for (int64_t begin = 0; begin < items; begin += step) {
       work_.push_back({static_cast<int32_t>(i), begin, std::min(begin + step, items)});
     }
@@ -407,7 +434,8 @@ void Transformer::ComputeAttention(const StepBatch& batch, size_t layer) {
   });
 }
 
-void Transformer::AddBranch(const std::vector<float>& post_norm) {
+void Transformer::AddBranch(const std::vector<float>& post_norm,
+                            const std::vector<float>* next_norm) {
   const int64_t hidden = config_.hidden;
   pool_.ParallelFor(num_tokens_, kTokensPerChunk, [&](int64_t begin, int64_t end) {
     if (!post_norm.empty()) {
@@ -415,24 +443,32 @@ void Transformer::AddBranch(const std::vector<float>& post_norm) {
                     branch_.data(), hidden, begin, end);
     }
     ops_.add(residual_.data(), branch_.data(), residual_.data(), begin * hidden, end * hidden);
+    if (next_norm != nullptr) NormTokens(*next_norm, begin, end);
   });
 }
 
 absl::Status Transformer::FeedForward(size_t layer) {
   const LayerWeights& weights = weights_.layers[layer];
-  Norm(residual_.data(), weights.ffn_norm, num_tokens_, normed_.data());
   float* gate = gate_up_.data();
   float* up = gate + num_tokens_ * ffn_;
   const Product projections[] = {{&weights.gate, gate, ffn_}, {&weights.up, up, ffn_}};
-  Multiply({normed_.data(), config_.hidden, false}, num_tokens_, projections);
+  Multiply(Normed(), num_tokens_, projections);
+  const bool quantizes = partition_.of.size == 1 && ReadsBlocks(ffn_);
   pool_.ParallelFor(num_tokens_, kTokensPerChunk, [&](int64_t begin, int64_t end) {
     const auto activate =
         config_.activation == Activation::kSilu ? ops_.silu_mul : ops_.gelu_tanh_mul;
     activate(gate, up, ffn_, ffn_, gate, ffn_, begin, end);
+    if (!quantizes) return;
+    ops_.quantize(gate, ffn_, ffn_, quantized_.data(), ffn_ / kernels::kActivationGroup, begin,
+                  end);
   });
-  ASSIGN_OR_RETURN(const Input input, Widen(gate, partition_.ffn, weights.down));
+  Input input = {gate, ffn_, quantizes};
+  if (!quantizes) {
+    ASSIGN_OR_RETURN(input, Widen(gate, partition_.ffn, weights.down));
+  }
   RETURN_IF_ERROR(MultiplyIntoBranch(input, weights.down));
-  AddBranch(weights.post_ffn_norm);
+  const bool is_last = layer + 1 == weights_.layers.size();
+  AddBranch(weights.post_ffn_norm, is_last ? nullptr : &weights_.layers[layer + 1].attention_norm);
   return absl::OkStatus();
 }
 
@@ -447,7 +483,8 @@ absl::Status Transformer::Head(const StepBatch& batch, absl::Span<float> logits)
     ++wanting;
   }
   if (wanting == 0) return absl::OkStatus();
-  Norm(last_.data(), weights_.output_norm, wanting, last_.data());
+  ops_.rms_norm(last_.data(), config_.hidden, weights_.output_norm.data(), config_.norm_epsilon,
+                config_.hidden, last_.data(), config_.hidden, 0, wanting);
   const auto [rank, size] = partition_.of;
   float* all = rank == 0 ? logits.data() : logits_.get();
   const int64_t begin = partition_.Own(partition_.vocabulary).begin;

@@ -19,6 +19,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "worker/comm/communicator.h"
+#include "worker/device/huge_vector.h"
 #include "worker/device/thread_pool.h"
 #include "worker/model/step_batch.h"
 #include "worker/model/weights.h"
@@ -101,9 +102,17 @@ class Transformer {
                   int64_t unit_bytes);
   // branch_ = input W^T of all ranks, in part computed by this one.
   absl::Status MultiplyIntoBranch(const Input& input, const Matrix& matrix);
-  void Norm(const float* x, const std::vector<float>& weight, int64_t num_tokens, float* out);
-  // residual += branch, normalised first where the family does.
-  void AddBranch(const std::vector<float>& post_norm);
+  // Tokens [begin, end): normed_ from residual_, and where products are to read int8, quantized_.
+  void NormTokens(const std::vector<float>& weight, int64_t begin, int64_t end);
+  // What NormTokens has made of all tokens.
+  Input Normed() const;
+  bool ReadsBlocks(int64_t cols) const;
+  // residual += branch, normalised first where the family does; then the norm of what comes next,
+  // null after the last layer.
+  void AddBranch(const std::vector<float>& post_norm, const std::vector<float>* next_norm);
+  void StoreTokens(const StepBatch& batch, size_t layer, int64_t begin, int64_t end);
+  // Query heads of one token that share a pass over their KV head.
+  int64_t HeadsPerPass(size_t slices) const;
   kernels::KvView KvOf(size_t layer) const;
 
   const ModelConfig config_;
@@ -119,12 +128,13 @@ class Transformer {
   uint8_t* kv_base_ = nullptr;  // kv_, aligned to 64 bytes
   int64_t num_tokens_ = 0;      // of the step
   std::vector<int32_t> ids_, positions_;
-  std::vector<float> residual_, normed_, qkv_, attended_, branch_, gate_up_, last_;
+  HugeVector<float> residual_, normed_, qkv_, attended_, branch_, gate_up_;
+  std::vector<float> last_;
   std::vector<float> wide_;  // [max_step_tokens, columns of all ranks], where blocks do not do
   std::unique_ptr<float, FreeDeleter> logits_;  // [max_step_logits, vocabulary]; not on rank 0
   std::vector<int64_t> share_offsets_;
   std::vector<float> cos_, sin_;  // [ropes][max_step_tokens, half]
-  std::vector<kernels::ActivationBlock> quantized_;
+  HugeVector<kernels::ActivationBlock> quantized_;
   std::vector<AttentionWork> work_;
   std::vector<int64_t> slice_firsts_;  // row of each slice's first token
 };
