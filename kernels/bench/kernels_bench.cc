@@ -4,11 +4,10 @@
 // Per op: microseconds, GB/s of the bytes it must read, G multiply-adds/s. Per model: the sum of
 // one token's work, as tokens per second. Random weights; every layer has its own, so that decode
 // reads memory as a real model does.
-#include <time.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <ctime>
 #include <functional>
 #include <memory>
 #include <random>

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include "kernels/cpu/machine_tiers.h"
 #include "kernels/cpu/tiers.h"
@@ -28,9 +26,15 @@ bool HasAmx() {
   constexpr unsigned kTileAndInt8 = (1u << 24) | (1u << 25);
   if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
   if ((edx & kTileAndInt8) != kTileAndInt8) return false;
-  constexpr int kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
-  constexpr int kTileData = 18;               // XFEATURE_XTILEDATA
-  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  constexpr long kArchPrctl = 158;
+  constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr long kTileData = 18;               // XFEATURE_XTILEDATA
+  long result;
+  asm volatile("syscall"
+               : "=a"(result)
+               : "a"(kArchPrctl), "D"(kRequestPermission), "S"(kTileData)
+               : "rcx", "r11", "memory");
+  return result == 0;
 }
 
 }  // namespace

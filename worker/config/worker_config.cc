@@ -64,7 +64,8 @@ EngineSettings EngineFrom(const v1::EngineConfig& config, Problems& problems) {
   CheckRange("engine.kv_cache_mib", config.kv_cache_mib(), 0, 1 << 24, problems);
   CheckRange("engine.max_step_milliseconds", engine.max_step_milliseconds, 0, 60'000, problems);
   CheckRange("engine.threads", engine.threads, 0, 1024, problems);
-  CheckOneOf("engine.kv_cache_type", engine.kv_cache_type, {"auto", "f16", "f32", "bf16", "q8"}, problems);
+  CheckOneOf("engine.kv_cache_type", engine.kv_cache_type, {"auto", "f16", "f32", "bf16", "q8"},
+             problems);
   CheckOneOf("engine.arithmetic", config.arithmetic(), {"", "fast", "exact"}, problems);
   return engine;
 }
