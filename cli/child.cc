@@ -26,7 +26,7 @@ constexpr size_t kLastWordsBytes = 2000;
 constexpr int kNotStarted = 127;
 
 // In the child, between fork and exec: async-signal-safe calls only.
-[[noreturn]] void Exec(char* const* arguments, int log, pid_t parent) {
+[[noreturn]] void Exec(char* const* arguments, char* const* environment, int log, pid_t parent) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (getppid() != parent) _exit(kNotStarted);
   setpgid(0, 0);  // Ctrl-C goes to the parent alone, which ends its children in order
@@ -35,7 +35,7 @@ constexpr int kNotStarted = 127;
   sigprocmask(SIG_SETMASK, &none, nullptr);
   dup2(log, STDOUT_FILENO);
   dup2(log, STDERR_FILENO);
-  execv(arguments[0], arguments);
+  execve(arguments[0], arguments, environment);
   _exit(kNotStarted);
 }
 
@@ -51,6 +51,12 @@ absl::Status Child::Start(absl::Time now) {
   std::vector<char*> arguments;
   for (const std::string& word : command_) arguments.push_back(const_cast<char*>(word.c_str()));
   arguments.push_back(nullptr);
+  std::vector<char*> environment;
+  for (char** word = environ; *word != nullptr; ++word) environment.push_back(*word);
+  for (const std::string& word : environment_) {
+    environment.push_back(const_cast<char*>(word.c_str()));
+  }
+  environment.push_back(nullptr);
   if (access(arguments[0], X_OK) != 0) {
     return absl::NotFoundError(
         absl::StrCat("cannot run ", command_[0], ": ", std::strerror(errno)));
@@ -62,7 +68,7 @@ absl::Status Child::Start(absl::Time now) {
   }
   const pid_t parent = getpid();
   const pid_t pid = fork();
-  if (pid == 0) Exec(arguments.data(), log, parent);
+  if (pid == 0) Exec(arguments.data(), environment.data(), log, parent);
   const int error = errno;
   close(log);
   if (pid < 0) {

@@ -16,15 +16,21 @@ namespace rempart::cli {
 
 class Child {
  public:
-  // Both streams of the process go to the end of `log_path`.
-  Child(std::string name, std::vector<std::string> command, std::string log_path)
-      : name_(std::move(name)), command_(std::move(command)), log_path_(std::move(log_path)) {}
+  // Both streams of the process go to the end of `log_path`. `environment` ("NAME=value") is added
+  // to this process's own.
+  Child(std::string name, std::vector<std::string> command, std::string log_path,
+        std::vector<std::string> environment = {})
+      : name_(std::move(name)),
+        command_(std::move(command)),
+        log_path_(std::move(log_path)),
+        environment_(std::move(environment)) {}
   ~Child();
   Child(const Child&) = delete;
   Child& operator=(const Child&) = delete;
 
   const std::string& name() const { return name_; }
   bool running() const { return pid_ > 0; }
+  absl::Time started() const { return started_; }
 
   absl::Status Start(absl::Time now);
   // How the process ended ("exit status 3", "signal 9"), once, if it has since the last call.
@@ -44,6 +50,7 @@ class Child {
   const std::string name_;
   const std::vector<std::string> command_;
   const std::string log_path_;
+  const std::vector<std::string> environment_;
   pid_t pid_ = 0;
   absl::Time started_ = absl::InfinitePast();
   absl::Time next_start_ = absl::InfinitePast();

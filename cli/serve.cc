@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <map>
 #include <memory>
+#include <thread>
 #include <vector>
 
 #include "absl/strings/match.h"
@@ -31,6 +32,8 @@ namespace {
 
 using op::WorkerPhase;
 constexpr absl::Duration kLook = absl::Milliseconds(100);
+// A process that was started this long ago and says nothing hangs.
+constexpr absl::Duration kLongestHang = absl::Seconds(3);
 constexpr absl::Duration kStopTime = absl::Seconds(15);
 constexpr int32_t kRouterDrainMs = 8000;
 constexpr char kRouterLog[] = "router.log";
@@ -58,11 +61,14 @@ struct Group {
   op::GroupPlan plan;
   std::string model_name;
   std::vector<std::string> served_names;
-  std::unique_ptr<Child> child;
+  std::vector<std::unique_ptr<Child>> pods;  // one process each, by pod index
+  int32_t ended_epoch = 0;                   // the last whose end has been told
   WorkerPhase phase = WorkerPhase::kUnknown;
   int64_t percent = -1;
   bool was_ready = false;
   absl::Time started;
+
+  const std::string& name() const { return plan.config.group_name(); }
 };
 
 class Server {
@@ -131,21 +137,43 @@ class Server {
 
   absl::Status AddGroup(const op::Model& model, op::GroupPlan plan) {
     const std::string number = absl::StrCat("worker-", groups_.size());
-    plan.config.set_listen_address(absl::StrCat("unix:", folder_->Path(number + ".sock")));
     plan.config.set_control_address(absl::StrCat("unix:", folder_->Path("control.sock")));
     plan.config.set_repack_cache_folder(options_.cache_folder);
-    ASSIGN_OR_RETURN(const std::string json, ToJson(plan.config));
-    RETURN_IF_ERROR(folder_->Write(number + ".json", json));
+    const int32_t pods = std::max(1, plan.pod_count);
+    if (pods > 1) {
+      plan.config.set_data_address("127.0.0.1:0");
+      // The processes of a group share the processors; they would wait for each other otherwise.
+      auto& engine = *plan.config.mutable_engine();
+      const int32_t processors = static_cast<int32_t>(std::thread::hardware_concurrency());
+      if (engine.threads() == 0) engine.set_threads(std::max(1, processors / pods));
+    }
     auto group = std::make_unique<Group>();
+    for (int32_t pod = 0; pod < pods; ++pod) {
+      RETURN_IF_ERROR(
+          AddPod(pod == 0 ? number : absl::StrCat(number, "-", pod), pod, plan.config, *group));
+    }
+    plan.config.set_listen_address(absl::StrCat("unix:", folder_->Path(number + ".sock")));
     group->model_name = op::FullName(model);
     group->served_names = op::ServedNames(model);
-    group->child = std::make_unique<Child>(
-        plan.config.group_name(),
-        std::vector<std::string>{options_.binaries + "/rempart-worker", "--config",
-                                 folder_->Path(number + ".json")},
-        folder_->Path(number + ".log"));
     group->plan = std::move(plan);
     groups_.push_back(std::move(group));
+    return absl::OkStatus();
+  }
+
+  absl::Status AddPod(const std::string& file, int32_t pod, worker::v1::WorkerConfig config,
+                      Group& group) {
+    config.set_listen_address(absl::StrCat("unix:", folder_->Path(file + ".sock")));
+    ASSIGN_OR_RETURN(const std::string json, ToJson(config));
+    RETURN_IF_ERROR(folder_->Write(file + ".json", json));
+    const std::string name =
+        pod == 0 ? config.group_name() : absl::StrCat(config.group_name(), " pod ", pod);
+    group.pods.push_back(
+        std::make_unique<Child>(name,
+                                std::vector<std::string>{options_.binaries + "/rempart-worker",
+                                                         "--config", folder_->Path(file + ".json")},
+                                folder_->Path(file + ".log"),
+                                std::vector<std::string>{absl::StrCat("REMPART_POD_INDEX=", pod),
+                                                         absl::StrCat("REMPART_POD_NAME=", name)}));
     return absl::OkStatus();
   }
 
@@ -178,7 +206,9 @@ class Server {
   int StartAll() {
     begun_ = absl::Now();
     std::vector<Child*> children{router_.get()};
-    for (const auto& group : groups_) children.push_back(group->child.get());
+    for (const auto& group : groups_) {
+      for (const auto& pod : group->pods) children.push_back(pod.get());
+    }
     for (Child* child : children) {
       if (const absl::Status started = child->Start(begun_); !started.ok()) {
         Say(started.message());
@@ -187,7 +217,7 @@ class Server {
     }
     for (const auto& group : groups_) {
       group->started = begun_;
-      Say(group->child->name(), ": loading ", group->plan.config.model_path());
+      Say(group->name(), ": loading ", group->plan.config.model_path());
     }
     return kGoOn;
   }
@@ -201,12 +231,14 @@ class Server {
     Revive(*router_, now);
     bool all_ready = true;
     for (const auto& group : groups_) {
-      if (const auto ending = group->child->Poll(now)) {
-        group->phase = WorkerPhase::kUnknown;
-        const int exit_code = Report(*group->child, *ending, !group->was_ready);
-        if (exit_code != kGoOn) return exit_code;
+      for (const auto& pod : group->pods) {
+        if (const auto ending = pod->Poll(now)) {
+          group->phase = WorkerPhase::kUnknown;
+          const int exit_code = Report(*pod, *ending, !group->was_ready);
+          if (exit_code != kGoOn) return exit_code;
+        }
+        if (Revive(*pod, now)) group->started = now;
       }
-      if (Revive(*group->child, now)) group->started = now;
       ReportProgress(*group, now);
       all_ready = all_ready && group->phase == WorkerPhase::kReady;
     }
@@ -235,23 +267,42 @@ class Server {
     return started.ok();
   }
 
+  // Tells once that an epoch is over, and ends the processes that hang: they are started again.
+  void ReportEnding(Group& group, const op::GroupReport& report, absl::Time now) {
+    if (report.last_ending.epoch > group.ended_epoch) {
+      group.ended_epoch = report.last_ending.epoch;
+      Say(group.name(), ": ", report.last_ending.reason, "; it forms again, requests wait");
+      group.started = now;
+    }
+    for (const op::MemberReport& member : report.members) {
+      if (static_cast<size_t>(member.pod_index) >= group.pods.size()) continue;
+      Child& pod = *group.pods[static_cast<size_t>(member.pod_index)];
+      const bool hangs = member.blamed && member.connected && member.silent_for > op::kSilence;
+      if (!hangs || !pod.running() || now - pod.started() < kLongestHang) continue;
+      Say(pod.name(), " hangs: ending it");
+      pod.Signal(SIGKILL);
+    }
+  }
+
   void ReportProgress(Group& group, absl::Time now) {
-    if (!group.child->running()) return;
-    const op::WorkerProgress said = joins_.Report(group.child->name()).progress;
+    if (!group.pods[0]->running()) return;
+    const op::GroupReport report = joins_.Report(group.name());
+    const op::WorkerProgress& said = report.progress;
+    if (group.pods.size() > 1) ReportEnding(group, report, now);
     const absl::Duration elapsed = now - group.started;
     const std::string after = absl::StrFormat(" after %.1f s", absl::ToDoubleSeconds(elapsed));
     if (said.phase == WorkerPhase::kLoading && said.bytes_total > 0) {
       const int64_t percent = said.bytes_done * 100 / said.bytes_total;
       if (percent >= group.percent + 10) {
         group.percent = percent;
-        Say(group.child->name(), ": ", percent, " % of ", said.bytes_total >> 20, " MiB", after);
+        Say(group.name(), ": ", percent, " % of ", said.bytes_total >> 20, " MiB", after);
       }
     }
     if (said.phase == group.phase) return;
     group.phase = said.phase;
-    if (said.phase == WorkerPhase::kWarmingUp) Say(group.child->name(), ": warming up", after);
+    if (said.phase == WorkerPhase::kWarmingUp) Say(group.name(), ": warming up", after);
     if (said.phase != WorkerPhase::kReady) return;
-    Say(group.child->name(), ": ready", after);
+    Say(group.name(), ": ready", after);
     group.was_ready = true;
     group.percent = -1;
   }
@@ -266,10 +317,10 @@ class Server {
       model.set_created_unix_seconds(absl::ToUnixSeconds(begun_));
       model.set_context_length(group->plan.config.engine().context_length());
       topology::v1::GroupEntry& entry = *model.add_groups();
-      entry.set_group_name(group->child->name());
+      entry.set_group_name(group->name());
       entry.set_address(group->plan.config.listen_address());
       entry.set_ready(group->phase == WorkerPhase::kReady);
-      entry.set_epoch(joins_.Report(group->child->name()).epoch);
+      entry.set_epoch(joins_.Report(group->name()).epoch);
     }
     topology::v1::Snapshot snapshot;
     for (auto& [name, model] : models) *snapshot.add_models() = std::move(model);
@@ -295,8 +346,12 @@ class Server {
     const absl::Time deadline = absl::Now() + kStopTime;
     // The router first: it finishes what runs while the workers still serve.
     StopChild(*router_, deadline, signals);
-    for (const auto& group : groups_) group->child->Signal(SIGTERM);
-    for (const auto& group : groups_) StopChild(*group->child, deadline, signals);
+    for (const auto& group : groups_) {
+      for (const auto& pod : group->pods) pod->Signal(SIGTERM);
+    }
+    for (const auto& group : groups_) {
+      for (const auto& pod : group->pods) StopChild(*pod, deadline, signals);
+    }
   }
 
   void StopChild(Child& child, absl::Time deadline, const sigset_t& signals) {
