@@ -160,15 +160,17 @@ void AddPlacement(const Observed& observed, const GroupPlan& group, k8s::v1::Pod
     pod.mutable_spec()->add_scheduling_gates()->set_name(kPlacementGate);
     return;
   }
-  if (!group.excluded_nodes.empty()) {
-    AddHosts(group.excluded_nodes, RequiredTerm(*pod.mutable_spec()));
-  }
-  if (!group.suspect_nodes.empty()) {
+  // A wish, not a demand: on a cluster of one node, a single pod that was killed twice must come
+  // back.
+  const auto avoid = [&](const std::vector<std::string>& nodes, int32_t weight) {
+    if (nodes.empty()) return;
     auto& rather =
         *pod.mutable_spec()->mutable_affinity()->mutable_node_affinity()->add_preferred();
-    rather.set_weight(100);
-    AddHosts(group.suspect_nodes, *rather.mutable_preference());
-  }
+    rather.set_weight(weight);
+    AddHosts(nodes, *rather.mutable_preference());
+  };
+  avoid(group.excluded_nodes, 100);
+  avoid(group.suspect_nodes, 50);
 }
 
 void FillPod(const Observed& observed, const GroupPlan& group, k8s::v1::PodSpec& pod) {

@@ -152,7 +152,7 @@ std::vector<Candidate> MakeCandidates(const Observed& observed,
 
 // Starts the clock of a new revision, and moves it on when a group comes to Ready.
 void NoteProgress(const Observed& observed, const std::vector<Candidate>& candidates,
-                  RolloutStatus& rollout) {
+                  int32_t wanted, RolloutStatus& rollout) {
   const std::string& revision = candidates[0].target.config_hash;
   int32_t updated = 0;
   for (const Candidate& one : candidates) updated += one.settled() ? 1 : 0;
@@ -163,7 +163,7 @@ void NoteProgress(const Observed& observed, const std::vector<Candidate>& candid
   } else if (updated > rollout.updated_groups()) {
     rollout.set_progress_time(observed.now);
   }
-  rollout.set_updated_groups(updated);
+  rollout.set_updated_groups(std::min(updated, wanted));
 }
 
 std::string InWords(const Observed& observed, int32_t updated, int32_t old, int32_t wanted) {
@@ -190,14 +190,16 @@ void PlanRollout(const Observed& observed, int32_t wanted, Plan& plan) {
   RolloutStatus& rollout = *plan.status.mutable_rollout();
   std::optional<serving::v1alpha1::ModelSpec> kept;
   if (!observed.last_good.revision.empty()) kept = observed.last_good.spec;
-  const int32_t count = std::max(wanted, 1);
+  // A spare group tells of the new configuration, too.
+  const bool has_spare = wanted > 0 && FindGroup(observed, wanted) != nullptr;
+  const int32_t count = std::max(wanted, 1) + (has_spare ? 1 : 0);
   std::vector<Candidate> candidates = MakeCandidates(observed, spec, kept, count, plan);
   if (candidates.empty()) return;  // the source was accepted, so this cannot be
   const std::string revision = candidates[0].target.config_hash;
   const bool can_go_back = candidates[0].kept.has_value();
   bool back = can_go_back && !revision.empty() && rollout.failed_revision() == revision;
   if (!back) {
-    NoteProgress(observed, candidates, rollout);
+    NoteProgress(observed, candidates, wanted, rollout);
     if (rollout.failed_revision() != revision) rollout.clear_failed_revision();
     const std::string why =
         can_go_back && wanted > 0 ? WhyTakeBack(observed, rollout, candidates) : "";
@@ -214,9 +216,9 @@ void PlanRollout(const Observed& observed, int32_t wanted, Plan& plan) {
   if (back) {
     // What was good is the target again; the refused configuration is the old one.
     candidates = MakeCandidates(observed, *kept, std::nullopt, count, plan);
-    NoteProgress(observed, candidates, rollout);
+    NoteProgress(observed, candidates, wanted, rollout);
   }
-  if (wanted == 0) candidates.clear();
+  candidates.resize(std::min(candidates.size(), static_cast<size_t>(wanted)));
 
   int32_t old = 0;
   bool settled = true;

@@ -128,6 +128,19 @@ absl::Status Executor::Remove(const Model& owner, const Store<T>& store, const O
   return absl::IsAborted(status) ? absl::OkStatus() : status;
 }
 
+absl::Status Executor::TakeOverReplacing(const k8s::v1::StatefulSet& intent) {
+  const auto there = informers_->stateful_sets.store().Get(KeyOf(intent));
+  if (there == nullptr || there->spec().update_strategy().type() != "RollingUpdate") {
+    return absl::OkStatus();
+  }
+  const absl::Status status =
+      Api<k8s::v1::StatefulSet>(client_)
+          .MergePatchText(KeyOf(intent),
+                          R"({"spec":{"updateStrategy":{"type":"OnDelete","rollingUpdate":null}}})")
+          .status();
+  return absl::IsNotFound(status) ? absl::OkStatus() : status;
+}
+
 absl::Status Executor::ApplyGroup(const Observed& observed, const GroupPlan& group) {
   const GroupObjects objects = MakeGroupObjects(observed, group);
   const Model& owner = observed.model;
@@ -136,6 +149,7 @@ absl::Status Executor::ApplyGroup(const Observed& observed, const GroupPlan& gro
   if (objects.network_policy.has_value()) {
     RETURN_IF_ERROR(Apply(owner, informers_->policies.store(), *objects.network_policy));
   }
+  RETURN_IF_ERROR(TakeOverReplacing(objects.stateful_set));
   return Apply(owner, informers_->stateful_sets.store(), objects.stateful_set);
 }
 

@@ -38,6 +38,9 @@ class Executor {
 
   absl::Status ApplyGroup(const Observed& observed, const GroupPlan& group);
   absl::Status ApplyOfModel(const Observed& observed, const Plan& plan);
+  // Of a StatefulSet that an earlier version made: the API server takes OnDelete only together with
+  // the removal of what RollingUpdate had.
+  absl::Status TakeOverReplacing(const k8s::v1::StatefulSet& intent);
   absl::Status Release(const std::string& ns, const PodRelease& release);
   absl::Status DeletePod(const std::string& ns, const PodDeletion& deletion);
   void RemoveGroup(const Observed& observed, const std::string& name, absl::Status& result);

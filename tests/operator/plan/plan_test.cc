@@ -252,7 +252,7 @@ TEST(MakeGroupObjects, ExclusionOfANodeReplacesNoPod) {
   const GroupPlan after = MakePlan(observed).groups.at(0);
   EXPECT_EQ(after.config_hash, before.config_hash);
   const auto pod = MakeGroupObjects(observed, after).stateful_set.spec().template_().spec();
-  const auto& term = pod.affinity().node_affinity().required().node_selector_terms(0);
+  const auto& term = pod.affinity().node_affinity().preferred(0).preference();
   EXPECT_EQ(term.match_expressions(0).operator_(), "NotIn");
   EXPECT_EQ(term.match_expressions(0).values(0), "node-1");
 }
