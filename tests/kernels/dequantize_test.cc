@@ -108,6 +108,61 @@ TEST(Dequantize, Q6KInterleavesFourGroups) {
   EXPECT_EQ(values[0], -8 * -32);
 }
 
+TEST(Dequantize, Q2KHasAScaleAndAMinimumForEvery16) {
+  BlockQ2_K block = {};
+  block.d = FloatToHalf(0.5f);
+  block.dmin = FloatToHalf(2.0f);
+  block.scales[11] = 0x5 | (0x3 << 4);  // elements 176..191: second half, group 1, last 16
+  block.qs[32 + 16] = 2 << 2;
+  const auto values = Values(DType::kQ2_K, block);
+  EXPECT_EQ(values[176], 0.5f * 5 * 2 - 2.0f * 3);
+  EXPECT_EQ(values[177], -2.0f * 3);
+  EXPECT_EQ(values[160], 0.0f);
+}
+
+TEST(Dequantize, Q3KTakesItsThirdBitFromTheMask) {
+  BlockQ3_K block = {};
+  block.d = FloatToHalf(1.0f);
+  block.scales[3] = 0xf0;      // low nibble of scale 11
+  block.scales[8 + 3] = 0x10;  // its two high bits: bits 4..5
+  block.hmask[16] = 1 << 5;
+  block.qs[32 + 16] = 3 << 2;
+  const auto values = Values(DType::kQ3_K, block);
+  const float scale = (15 | (1 << 4)) - 32;
+  EXPECT_EQ(values[176], scale * (7 - 4));
+  EXPECT_EQ(values[177], scale * -4);
+}
+
+TEST(Dequantize, Iq4CodesStandForATable) {
+  BlockIQ4_NL nl = {.d = FloatToHalf(0.5f), .qs = {}};
+  nl.qs[3] = 0x0f | (0x8 << 4);
+  const auto v = Values(DType::kIQ4_NL, nl);
+  EXPECT_EQ(v[3], 0.5f * 113);
+  EXPECT_EQ(v[19], 0.5f * 1);
+  EXPECT_EQ(v[0], 0.5f * -127);
+  BlockIQ4_XS xs = {.d = FloatToHalf(1.0f), .scales_h = 2 << 10, .scales_l = {}, .qs = {}};
+  xs.scales_l[2] = 0x7 << 4;  // group 5
+  xs.qs[16 * 5] = 0x9;
+  EXPECT_EQ(Values(DType::kIQ4_XS, xs)[160], ((7 | (2 << 4)) - 32) * 13.0f);
+  EXPECT_EQ(Values(DType::kIQ4_XS, xs)[0], -32 * -127.0f);
+}
+
+TEST(Dequantize, Mxfp4HasPowersOfTwo) {
+  BlockMXFP4 block = {.e = 128, .qs = {}};
+  block.qs[0] = 0x7 | (0xf << 4);
+  const auto values = Values(DType::kMXFP4, block);
+  EXPECT_EQ(values[0], 12.0f);
+  EXPECT_EQ(values[16], -12.0f);
+  block.e = 1;
+  EXPECT_EQ(Values(DType::kMXFP4, block)[0], 12 * 0x1p-127f);
+}
+
+TEST(BFloat16, RoundsToNearestEven) {
+  EXPECT_EQ(FloatToBFloat16(1.0f + 0x1p-8f), 0x3f80);
+  EXPECT_EQ(FloatToBFloat16(1.0f + 3 * 0x1p-8f), 0x3f82);
+  EXPECT_TRUE(std::isnan(BFloat16ToFloat(FloatToBFloat16(std::nanf("")))));
+}
+
 TEST(Dequantize, RowBytesMatchTheFormats) {
   EXPECT_EQ(RowBytes(DType::kF32, 3), 12);
   EXPECT_EQ(RowBytes(DType::kQ4_1, 576), 360);
