@@ -11,6 +11,8 @@ from servers import ROOT, THREADS
 OURS = ROOT / "build/release/bin/model_bench"
 PREFILL = (128, 512, 4096)
 DECODE, DEPTHS = 64, (128, 4096)
+BATCHES = (4, 8, 16, 32)
+RANDOM = ("q4_k", "q8_0")
 TIMEOUT_SECONDS = 600
 
 
@@ -18,8 +20,8 @@ def output(*words) -> str:
     return subprocess.run([str(word) for word in words], check=True, capture_output=True, text=True, timeout=TIMEOUT_SECONDS).stdout
 
 
-def ours(path: pathlib.Path, threads: int, tier: str, prefill: int, decode: int, depth: int) -> float:
-    said = json.loads(output(OURS, path, threads, tier, prefill, decode, depth))
+def ours(path: pathlib.Path, threads: int, tier: str, prefill: int, decode: int, depth: int, batch: int = 1) -> float:
+    said = json.loads(output(OURS, path, threads, tier, prefill, decode, depth, batch))
     return said["prefill" if prefill else "decode"]
 
 
@@ -35,6 +37,17 @@ def tiers() -> list:
     return pairs
 
 
+def scaling(model: str, path: pathlib.Path, rounds: int) -> list:
+    """Sequences that decode together against one alone."""
+    cases = []
+    for batch in BATCHES:
+        case = Case(f"{model}/best/{THREADS}t/decode_{batch}_at_128", "tokens/s", "rempart, 1 sequence")
+        for _ in range(rounds):
+            case.add(ours(path, THREADS, "best", 0, DECODE // 4, 128, batch), ours(path, THREADS, "best", 0, DECODE, 128))
+        cases.append(case.say())
+    return cases
+
+
 def run(models: dict, rounds: int, quick: bool) -> list:
     """Cases in tokens/s; a ratio above 1 is in our favour."""
     shapes = [(f"prefill_{count}", count, 0, 0) for count in PREFILL]
@@ -42,12 +55,19 @@ def run(models: dict, rounds: int, quick: bool) -> list:
     if quick:
         shapes = [("prefill_512", 512, 0, 0), ("decode_1_at_128", 0, DECODE, 128)]
     cases = []
-    for model, path in models.items():
+    random = {} if quick else {f"random-1b-{kind}": pathlib.Path(output(ROOT / "benchmarks/cpu/random_model", kind).strip())
+                               for kind in RANDOM}
+    for model, path in {**models, **random}.items():
         for tier, binary in tiers():
             for threads in (THREADS,) if quick else (1, THREADS):
                 for shape, prefill, decode, depth in shapes:
+                    if model in random and max(prefill, depth) > 512:
+                        continue
                     case = Case(f"{model}/{tier}/{threads}t/{shape}", "tokens/s", "llama.cpp")
                     for _ in range(rounds if max(prefill, depth) < 4096 else min(rounds, 3)):
                         case.add(ours(path, threads, tier, prefill, decode, depth), theirs(binary, path, threads, prefill, decode, depth))
                     cases.append(case.say())
+    if not quick:
+        for model, path in models.items():
+            cases += scaling(model, path, rounds)
     return cases
