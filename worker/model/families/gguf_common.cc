@@ -12,6 +12,7 @@ namespace rempart::worker {
 namespace {
 
 constexpr int64_t kMaxSize = 1 << 24;
+constexpr int64_t kMaxHeadDim = 4096;
 constexpr int64_t kMaxContext = 1 << 30;
 
 absl::StatusOr<int64_t> Size(const GgufFile& file, const std::string& key,
@@ -110,7 +111,7 @@ absl::StatusOr<ModelConfig> ReadGgufCommon(const GgufFile& file, const std::stri
                    Size(file, prefix + "attention.head_count_kv", config.heads, 65536));
   ASSIGN_OR_RETURN(config.context_length, Size(file, prefix + "context_length", none, kMaxContext));
   ASSIGN_OR_RETURN(config.head_dim, Size(file, prefix + "attention.key_length",
-                                         config.hidden / config.heads, kMaxSize));
+                                         config.hidden / config.heads, kMaxHeadDim));
   ASSIGN_OR_RETURN(const double epsilon,
                    file.metadata.Float(prefix + "attention.layer_norm_rms_epsilon"));
   config.norm_epsilon = static_cast<float>(epsilon);

@@ -14,6 +14,7 @@ namespace rempart::worker {
 namespace {
 
 constexpr int64_t kMaxSize = 1 << 24;
+constexpr int64_t kMaxHeadDim = 4096;
 constexpr int64_t kMaxContext = 1 << 30;
 
 // Fields of which any value other than null, false or an empty one changes what is computed.
@@ -154,7 +155,7 @@ absl::StatusOr<ModelConfig> ReadJsonCommon(const ConfigJson& json, const JsonDef
                                               defaults.kv_heads.value_or(config.heads), 65536));
   ASSIGN_OR_RETURN(
       config.head_dim,
-      json.Size("head_dim", defaults.head_dim.value_or(config.hidden / config.heads), kMaxSize));
+      json.Size("head_dim", defaults.head_dim.value_or(config.hidden / config.heads), kMaxHeadDim));
   ASSIGN_OR_RETURN(config.context_length,
                    json.Size("max_position_embeddings", defaults.context, kMaxContext));
   ASSIGN_OR_RETURN(config.vocabulary, json.Size("vocab_size", defaults.vocabulary, kMaxSize));

@@ -9,7 +9,7 @@ use minijinja::{context, Environment, Error, ErrorKind};
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
 /// Work units of the interpreter for one rendering; a long conversation takes some ten thousand.
-const FUEL: u64 = 20_000_000;
+const FUEL: u64 = 2_000_000;
 const NAME: &str = "chat_template";
 
 pub struct ChatTemplate {
