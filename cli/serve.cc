@@ -10,6 +10,7 @@
 #include <map>
 #include <memory>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/match.h"
@@ -63,6 +64,8 @@ struct Group {
   std::vector<std::string> served_names;
   std::vector<std::unique_ptr<Child>> pods;  // one process each, by pod index
   int32_t ended_epoch = 0;                   // the last whose end has been told
+  // By pod index: when the process was started that was ended because it hung.
+  std::map<int32_t, absl::Time> ended_starts;
   WorkerPhase phase = WorkerPhase::kUnknown;
   int64_t percent = -1;
   bool was_ready = false;
@@ -279,6 +282,9 @@ class Server {
       Child& pod = *group.pods[static_cast<size_t>(member.pod_index)];
       const bool hangs = member.blamed && member.connected && member.silent_for > op::kSilence;
       if (!hangs || !pod.running() || now - pod.started() < kLongestHang) continue;
+      if (std::exchange(group.ended_starts[member.pod_index], pod.started()) == pod.started()) {
+        continue;
+      }
       Say(pod.name(), " hangs: ending it");
       pod.Signal(SIGKILL);
     }
