@@ -50,6 +50,8 @@ struct DeviceMatrix {
   const uint8_t* group_zeros = nullptr;
   int64_t group = 0;
 };
+// Whether a file's type can be a DeviceMatrix: a quantised one as it is, another as kBF16.
+bool DeviceReads(DType type);
 // Bytes of `data` for this format, rows and cols.
 int64_t DeviceMatrixBytes(const DeviceMatrix& matrix);
 
@@ -103,15 +105,18 @@ struct DeviceBatch {
   int64_t table_stride = 0;
 };
 
-// Norm (where query_norm is not null), rotation and KV append of one layer. q is written back in
-// place, rotated; k and v go to the cache. A negative position is a padding row: nothing happens.
+// Bias and norm (where they are not null), rotation and KV append of one layer. q is written back
+// in place, rotated; k and v go to the cache. A negative position is a padding row: nothing
+// happens.
 struct RopeStoreArgs {
   uint16_t* qkv = nullptr;            // BF16 [num_tokens, (num_heads + 2 * kv_heads) * head_dim]
+  const float* bias = nullptr;        // [(num_heads + 2 * kv_heads) * head_dim]
   const float* query_norm = nullptr;  // [head_dim]
   const float* key_norm = nullptr;    // [head_dim]
   const float* inverse_frequency = nullptr;  // [rotary_dim / 2]
   int64_t rotary_dim = 0;
   RopeLayout layout = RopeLayout::kInterleaved;
+  float angle_scale = 1.0f;  // of cosine and sine
   float eps = 1e-5f;
   int64_t num_heads = 0;
   DeviceKv kv;

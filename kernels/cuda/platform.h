@@ -50,6 +50,19 @@ __device__ __forceinline__ T* DynamicShared() {
   return reinterpret_cast<T*>(rempart_dynamic_shared);
 }
 
+// Programmatic dependent launch exists from compute capability 9.0 on; all GPUs of a process are
+// taken to be alike.
+inline bool LaunchesEarly() {
+  static const bool early = [] {
+    int device = 0, major = 0;
+    return cudaGetDevice(&device) == cudaSuccess &&
+           cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ==
+               cudaSuccess &&
+           major >= 9;
+  }();
+  return early;
+}
+
 // Starts `kernel` on `stream`. The first error of a launch stays in cudaPeekAtLastError, which
 // whoever owns the stream asks once per step. With programmatic dependent launch the kernel may
 // begin before its predecessor ends; it must call WaitForPrevious before it touches memory.
@@ -70,7 +83,7 @@ void Launch(void (*kernel)(Parameters...), Grid grid, uint32_t threads, size_t s
   config.dynamicSmemBytes = shared_bytes;
   config.stream = static_cast<cudaStream_t>(stream);
   config.attrs = &attribute;
-  config.numAttrs = 1;
+  config.numAttrs = LaunchesEarly() ? 1 : 0;
   cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
 

@@ -40,8 +40,8 @@ REMPART_DEVICE void NormAndRotate(const RopeStoreArgs& args, const float* norm, 
     const int64_t index = Lane() + 32 * i;
     if (index >= args.rotary_dim / 2) break;
     const float angle = static_cast<float>(position) * args.inverse_frequency[index];
-    const float c = cosf(angle);
-    const float s = sinf(angle);
+    const float c = cosf(angle) * args.angle_scale;
+    const float s = sinf(angle) * args.angle_scale;
     const float rotated = first[i] * c - second[i] * s;
     second[i] = first[i] * s + second[i] * c;
     first[i] = rotated;
@@ -68,6 +68,10 @@ REMPART_KERNEL RopeStoreKernel(RopeStoreArgs args) {
     pairs[i] = RotaryPairOf(index, args.rotary_dim, is_interleaved);
     first[i] = ToFloat(Bf16{row[pairs[i].first]});
     second[i] = ToFloat(Bf16{row[pairs[i].second]});
+    if (args.bias != nullptr) {
+      first[i] += args.bias[head * dim + pairs[i].first];
+      second[i] += args.bias[head * dim + pairs[i].second];
+    }
   }
   const bool is_query = head < args.num_heads;
   const bool is_key = !is_query && head < args.num_heads + kv_heads;

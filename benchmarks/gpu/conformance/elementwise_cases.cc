@@ -73,6 +73,7 @@ struct RopeShape {
   int64_t heads, kv_heads, dim, rotary;
   kernels::RopeLayout layout;
   bool has_norm, is_fp8;
+  bool has_bias = false;
 };
 
 // The third token is padding; the two slices share no block.
@@ -92,13 +93,17 @@ constexpr int64_t kRopeTableStride = 3;
 constexpr float kRopeKScale = 0.5f, kRopeVScale = 0.25f;
 
 struct RopeInput {
-  std::vector<float> qkv, query_norm, key_norm, frequency;
+  std::vector<float> qkv, bias, query_norm, key_norm, frequency;
 };
+constexpr float kAngleScale = 1.25f;
 
 // What a token's row becomes, by the reference.
 void RotateRow(const RopeShape& shape, const RopeInput& input, int32_t position, float* row) {
   if (position < 0) return;
   const kernels::Ops& reference = kernels::ReferenceOps();
+  if (shape.has_bias) {
+    reference.add(row, input.bias.data(), row, 0, static_cast<int64_t>(input.bias.size()));
+  }
   if (shape.has_norm) {
     float* keys = row + shape.heads * shape.dim;
     reference.rms_norm(row, shape.dim, input.query_norm.data(), 1e-5f, shape.dim, row, shape.dim, 0,
@@ -108,8 +113,8 @@ void RotateRow(const RopeShape& shape, const RopeInput& input, int32_t position,
   }
   const int64_t half = shape.rotary / 2;
   std::vector<float> cosines(half), sines(half);
-  reference.rope_angles(&position, input.frequency.data(), half, 1.0f, cosines.data(), sines.data(),
-                        0, 1);
+  reference.rope_angles(&position, input.frequency.data(), half, kAngleScale, cosines.data(),
+                        sines.data(), 0, 1);
   const kernels::RopeArgs rope = {row,
                                   0,
                                   cosines.data(),
@@ -157,7 +162,7 @@ void CompareRope(Trial& trial, const RopeShape& shape, RopeInput& input,
   const std::string what = absl::StrCat(
       shape.heads, "/", shape.kv_heads, " heads of ", shape.dim, ", rotary ", shape.rotary,
       shape.layout == kernels::RopeLayout::kHalves ? " halves" : " interleaved",
-      shape.has_norm ? " normed" : "", shape.is_fp8 ? " FP8" : "");
+      shape.has_norm ? " normed" : "", shape.is_fp8 ? " FP8" : "", shape.has_bias ? " bias" : "");
   trial.Compare(what + " q", actual_q, expected_q, 1e-4, kBf16);
   trial.Compare(what + " kv", actual_kv, expected_kv, shape.is_fp8 ? 2e-3 : 1e-4,
                 shape.is_fp8 ? 0.0626 : kBf16);
@@ -168,6 +173,7 @@ absl::Status RunRope(Trial& trial, const RopeShape& shape) {
   RopeInput input;
   input.qkv = RandomFloats(trial.random, tokens * (shape.heads + 2 * shape.kv_heads) * shape.dim);
   RoundToBf16(input.qkv);
+  input.bias = RandomFloats(trial.random, (shape.heads + 2 * shape.kv_heads) * shape.dim, 0.3f);
   input.query_norm = RandomFloats(trial.random, shape.dim);
   input.key_norm = RandomFloats(trial.random, shape.dim);
   for (int64_t i = 0; i < shape.rotary / 2; ++i) {
@@ -177,6 +183,7 @@ absl::Status RunRope(Trial& trial, const RopeShape& shape) {
   const int64_t stride = kernels::DeviceKvBlockBytes(shape.is_fp8, shape.kv_heads, shape.dim) + 32;
   worker::Device& device = trial.device;
   ASSIGN_OR_RETURN(auto qkv, DeviceArray<uint16_t>::From(device, ToBits(input.qkv)));
+  ASSIGN_OR_RETURN(auto bias, DeviceArray<float>::From(device, input.bias));
   ASSIGN_OR_RETURN(auto q_norm, DeviceArray<float>::From(device, input.query_norm));
   ASSIGN_OR_RETURN(auto k_norm, DeviceArray<float>::From(device, input.key_norm));
   ASSIGN_OR_RETURN(auto frequency, DeviceArray<float>::From(device, input.frequency));
@@ -186,6 +193,8 @@ absl::Status RunRope(Trial& trial, const RopeShape& shape) {
   ASSIGN_OR_RETURN(auto cache, DeviceArray<uint8_t>::Make(device, 6 * stride));
   kernels::RopeStoreArgs args;
   args.qkv = qkv.data();
+  args.bias = shape.has_bias ? bias.data() : nullptr;
+  args.angle_scale = kAngleScale;
   args.query_norm = shape.has_norm ? q_norm.data() : nullptr;
   args.key_norm = shape.has_norm ? k_norm.data() : nullptr;
   args.inverse_frequency = frequency.data();
@@ -223,7 +232,7 @@ absl::Status RopeStoreCase(Trial& trial) {
   using kernels::RopeLayout;
   for (const RopeShape& shape : {RopeShape{9, 3, 64, 64, RopeLayout::kInterleaved, false, false},
                                  RopeShape{4, 1, 256, 256, RopeLayout::kHalves, true, false},
-                                 RopeShape{2, 2, 80, 32, RopeLayout::kHalves, false, false},
+                                 RopeShape{2, 2, 80, 32, RopeLayout::kHalves, false, false, true},
                                  RopeShape{5, 1, 8, 8, RopeLayout::kHalves, false, false},
                                  RopeShape{8, 2, 128, 128, RopeLayout::kInterleaved, true, true}}) {
     RETURN_IF_ERROR(RunRope(trial, shape));

@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/cuda/cublas_lt.h"
+
+#include <cublasLt.h>
+#include <dlfcn.h>
+
+#include <map>
+#include <tuple>
+
+namespace rempart::kernels::cuda {
+namespace {
+
+#define REMPART_TEXT_OF(x) #x
+#define REMPART_TEXT(x) REMPART_TEXT_OF(x)
+constexpr char kLibrary[] = "libcublasLt.so." REMPART_TEXT(CUBLAS_VER_MAJOR);
+
+constexpr size_t kMaxPlans = 4096;
+
+// X(name) for each function of the library that is used.
+#define REMPART_CUBLAS_LT(X)              \
+  X(cublasLtCreate)                       \
+  X(cublasLtDestroy)                      \
+  X(cublasLtGetVersion)                   \
+  X(cublasLtMatmul)                       \
+  X(cublasLtMatmulAlgoGetHeuristic)       \
+  X(cublasLtMatmulDescCreate)             \
+  X(cublasLtMatmulDescDestroy)            \
+  X(cublasLtMatmulDescSetAttribute)       \
+  X(cublasLtMatmulPreferenceCreate)       \
+  X(cublasLtMatmulPreferenceDestroy)      \
+  X(cublasLtMatmulPreferenceSetAttribute) \
+  X(cublasLtMatrixLayoutCreate)           \
+  X(cublasLtMatrixLayoutDestroy)
+
+struct Library {
+#define REMPART_DECLARE(name) decltype(&::name) name = nullptr;
+  REMPART_CUBLAS_LT(REMPART_DECLARE)
+#undef REMPART_DECLARE
+
+  // Empty, or what is missing.
+  std::string Open(const std::string& path) {
+    void* handle = dlopen(path.empty() ? kLibrary : path.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (handle == nullptr) return dlerror();
+#define REMPART_FIND(symbol)                                           \
+  symbol = reinterpret_cast<decltype(symbol)>(dlsym(handle, #symbol)); \
+  if (symbol == nullptr) return std::string("it has no ") + #symbol;
+    REMPART_CUBLAS_LT(REMPART_FIND)
+#undef REMPART_FIND
+    return "";
+  }
+};
+
+// Format, rows, cols, tokens, strides of x and y, whether y is F32.
+using Shape = std::tuple<DeviceFormat, int64_t, int64_t, int64_t, int64_t, int64_t, bool>;
+
+struct Plan {
+  cublasLtMatmulDesc_t operation = nullptr;
+  cublasLtMatrixLayout_t w = nullptr, x = nullptr, y = nullptr;
+  cublasLtMatmulAlgo_t algorithm = {};
+  bool exists = false;
+};
+
+class Loaded : public CublasLt {
+ public:
+  Loaded(const Library& library, cublasLtHandle_t handle, void* workspace, int64_t workspace_bytes)
+      : lt_(library),
+        handle_(handle),
+        workspace_(workspace),
+        workspace_bytes_(static_cast<size_t>(workspace_bytes)) {}
+
+  ~Loaded() override {
+    Clear();
+    lt_.cublasLtDestroy(handle_);
+  }
+
+  std::string Version() const override {
+    const size_t version = lt_.cublasLtGetVersion();
+    return std::to_string(version / 10000) + "." + std::to_string(version / 100 % 100) + "." +
+           std::to_string(version % 100);
+  }
+
+  bool Matmul(const DeviceMatmulArgs& args, const void* codes, const float* scales,
+              DeviceStream stream) override {
+    const bool is_fp8 = args.w.format == DeviceFormat::kFP8Row;
+    if (!is_fp8 && args.w.format != DeviceFormat::kBF16) return false;
+    const int64_t x_stride = is_fp8 ? args.w.cols : args.x_stride;
+    const Shape shape = {args.w.format, args.w.rows,   args.w.cols,  args.num_tokens,
+                         x_stride,      args.y_stride, args.y_is_f32};
+    auto found = plans_.find(shape);
+    if (found == plans_.end()) {
+      if (plans_.size() >= kMaxPlans) Clear();
+      found = plans_.emplace(shape, MakePlan(args, x_stride)).first;
+    }
+    const Plan& plan = found->second;
+    if (!plan.exists) return false;
+    if (is_fp8) {
+      const void* w_scales = args.w.scales;
+      const void* x_scales = scales;
+      Set(plan.operation, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, w_scales);
+      Set(plan.operation, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, x_scales);
+    }
+    const float one = 1.0f;
+    const float zero = 0.0f;
+    return lt_.cublasLtMatmul(handle_, plan.operation, &one, args.w.data, plan.w,
+                              is_fp8 ? codes : args.x, plan.x, &zero, args.y, plan.y, args.y,
+                              plan.y, &plan.algorithm, workspace_, workspace_bytes_,
+                              static_cast<cudaStream_t>(stream)) == CUBLAS_STATUS_SUCCESS;
+  }
+
+ private:
+  template <class T>
+  bool Set(cublasLtMatmulDesc_t operation, cublasLtMatmulDescAttributes_t attribute,
+           const T& value) const {
+    return lt_.cublasLtMatmulDescSetAttribute(operation, attribute, &value, sizeof(value)) ==
+           CUBLAS_STATUS_SUCCESS;
+  }
+
+  // The library's matrices are column-major: y^T [rows, tokens] = (w^T)^T [rows, cols] x^T.
+  Plan MakePlan(const DeviceMatmulArgs& args, int64_t x_stride) const {
+    Plan plan;
+    const bool is_fp8 = args.w.format == DeviceFormat::kFP8Row;
+    const cudaDataType_t in = is_fp8 ? CUDA_R_8F_E4M3 : CUDA_R_16BF;
+    const auto rows = static_cast<uint64_t>(args.w.rows);
+    const auto cols = static_cast<uint64_t>(args.w.cols);
+    const auto tokens = static_cast<uint64_t>(args.num_tokens);
+    bool ok = lt_.cublasLtMatmulDescCreate(&plan.operation, CUBLAS_COMPUTE_32F, CUDA_R_32F) ==
+              CUBLAS_STATUS_SUCCESS;
+    ok = ok && Set(plan.operation, CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T) &&
+         Set(plan.operation, CUBLASLT_MATMUL_DESC_TRANSB, CUBLAS_OP_N);
+    if (is_fp8) ok = ok && SetFp8Scaling(plan.operation, args);
+    ok = ok && Layout(&plan.w, in, cols, rows, args.w.cols) &&
+         Layout(&plan.x, in, cols, tokens, x_stride) &&
+         Layout(&plan.y, args.y_is_f32 ? CUDA_R_32F : CUDA_R_16BF, rows, tokens, args.y_stride);
+    cublasLtMatmulPreference_t preference = nullptr;
+    ok = ok && lt_.cublasLtMatmulPreferenceCreate(&preference) == CUBLAS_STATUS_SUCCESS;
+    ok = ok && lt_.cublasLtMatmulPreferenceSetAttribute(
+                   preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace_bytes_,
+                   sizeof(workspace_bytes_)) == CUBLAS_STATUS_SUCCESS;
+    cublasLtMatmulHeuristicResult_t result = {};
+    int found = 0;
+    ok = ok && lt_.cublasLtMatmulAlgoGetHeuristic(handle_, plan.operation, plan.w, plan.x, plan.y,
+                                                  plan.y, preference, 1, &result,
+                                                  &found) == CUBLAS_STATUS_SUCCESS;
+    if (preference != nullptr) lt_.cublasLtMatmulPreferenceDestroy(preference);
+    plan.exists = ok && found == 1;
+    plan.algorithm = result.algo;
+    if (!plan.exists) {
+      Destroy(plan);
+      plan = Plan();
+    }
+    return plan;
+  }
+
+  // One scale a row of w and one a token.
+  bool SetFp8Scaling(cublasLtMatmulDesc_t operation, const DeviceMatmulArgs& args) const {
+#if CUBLAS_VERSION >= 120900
+    const cublasLtMatmulMatrixScale_t mode = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+    const void* pointer = args.w.scales;  // the heuristic wants to see one
+    return Set(operation, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, mode) &&
+           Set(operation, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, mode) &&
+           Set(operation, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, pointer) &&
+           Set(operation, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, pointer);
+#else
+    static_cast<void>(operation);
+    static_cast<void>(args);
+    return false;
+#endif
+  }
+
+  bool Layout(cublasLtMatrixLayout_t* layout, cudaDataType_t type, uint64_t rows, uint64_t cols,
+              int64_t stride) const {
+    return lt_.cublasLtMatrixLayoutCreate(layout, type, rows, cols, stride) ==
+           CUBLAS_STATUS_SUCCESS;
+  }
+
+  void Destroy(const Plan& plan) const {
+    if (plan.operation != nullptr) lt_.cublasLtMatmulDescDestroy(plan.operation);
+    for (cublasLtMatrixLayout_t layout : {plan.w, plan.x, plan.y}) {
+      if (layout != nullptr) lt_.cublasLtMatrixLayoutDestroy(layout);
+    }
+  }
+
+  void Clear() {
+    for (const auto& [shape, plan] : plans_) Destroy(plan);
+    plans_.clear();
+  }
+
+  const Library lt_;
+  cublasLtHandle_t handle_;
+  void* const workspace_;
+  const size_t workspace_bytes_;
+  std::map<Shape, Plan> plans_;
+};
+
+}  // namespace
+
+std::unique_ptr<CublasLt> CublasLt::Load(const std::string& library, void* workspace,
+                                         int64_t workspace_bytes, std::string* why) {
+  Library lt;
+  *why = lt.Open(library);
+  if (!why->empty()) return nullptr;
+  cublasLtHandle_t handle = nullptr;
+  if (lt.cublasLtCreate(&handle) != CUBLAS_STATUS_SUCCESS) {
+    *why = "cublasLtCreate failed";
+    return nullptr;
+  }
+  return std::make_unique<Loaded>(lt, handle, workspace, workspace_bytes);
+}
+
+}  // namespace rempart::kernels::cuda

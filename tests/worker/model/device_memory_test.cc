@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+// The arithmetic of a device's memory, with numbers that a person can check.
+#include "worker/model/device_memory.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <vector>
+
+namespace rempart::worker {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr int64_t kGiB = int64_t{1} << 30;
+constexpr int64_t kMiB = 1 << 20;
+
+// Llama 3.1 8B.
+ModelConfig Llama8B() {
+  ModelConfig config;
+  config.hidden = 4096;
+  config.ffn = 14336;
+  config.vocabulary = 128256;
+  config.heads = 32;
+  config.kv_heads = 8;
+  config.head_dim = 128;
+  config.layers.resize(32);
+  return config;
+}
+
+TEST(DeviceMemory, TheCacheTakesWhatIsLeft) {
+  const DeviceModelOptions options;
+  const auto plan = PlanDeviceMemory(Llama8B(), 15 * kGiB, options, 140 * kGiB);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  // 2 (K and V) * 8 heads * 128 * 16 tokens * 2 bytes * 32 layers.
+  EXPECT_EQ(plan->kv_block_bytes, 2 * kMiB);
+  const int64_t left = 140 * kGiB - 15 * kGiB - plan->workspace.bytes - options.reserve_bytes;
+  EXPECT_EQ(plan->kv_blocks, left / (2 * kMiB));
+  EXPECT_GT(plan->kv_blocks, 60000);
+}
+
+TEST(DeviceMemory, Fp8HalvesTheCache) {
+  DeviceModelOptions options;
+  options.kv_is_fp8 = true;
+  const auto plan = PlanDeviceMemory(Llama8B(), 15 * kGiB, options, 140 * kGiB);
+  ASSERT_TRUE(plan.ok());
+  EXPECT_EQ(plan->kv_block_bytes, kMiB);
+}
+
+TEST(DeviceMemory, WorkspacesDoNotOverlapAndAreAligned) {
+  DeviceModelOptions options;
+  options.max_sequences = 100;
+  const DeviceWorkspace space = LayOutWorkspace(Llama8B(), options);
+  EXPECT_EQ(space.slices, 128);
+  EXPECT_EQ(space.tokens, 2048);
+  const std::vector<std::pair<int64_t, int64_t>> arrays = {
+      {space.residual, 2048 * 4096 * 4},
+      {space.normed, 2048 * 4096 * 2},
+      {space.qkv, 2048 * 6144 * 2},
+      {space.attended, 2048 * 4096 * 2},
+      {space.gate_up, 2048 * 28672 * 2},
+      {space.activated, 2048 * 14336 * 2},
+      {space.branch, 2048 * 4096 * 2},
+      {space.last, 128 * 4096 * 2},
+      {space.logits, int64_t{128} * 128256 * 4},
+      {space.partial, int64_t{128} * 32 * space.max_splits * 130 * 4}};
+  int64_t end = 0;
+  for (const auto& [offset, bytes] : arrays) {
+    EXPECT_EQ(offset % 256, 0);
+    EXPECT_EQ(offset, end);
+    end = (offset + bytes + 255) / 256 * 256;
+  }
+  EXPECT_EQ(space.inputs, end);
+  EXPECT_GT(space.bytes, space.inputs);
+}
+
+TEST(DeviceMemory, SplitsCoverTheContextAndDoNotDependOnTheBatch) {
+  for (const int64_t context : {1, 127, 128, 129, 8192, 8193, 131072}) {
+    DeviceModelOptions options;
+    options.context_length = context;
+    const DeviceWorkspace space = LayOutWorkspace(Llama8B(), options);
+    EXPECT_GE(space.split_tokens * space.max_splits, context);
+    EXPECT_LE(space.max_splits, 64);
+    EXPECT_EQ(space.split_tokens % 16, 0);
+    options.max_sequences = 1;
+    options.max_step_tokens = 64;
+    EXPECT_EQ(LayOutWorkspace(Llama8B(), options).split_tokens, space.split_tokens);
+  }
+}
+
+TEST(DeviceMemory, RefusesWithTheNumbers) {
+  DeviceModelOptions options;
+  options.context_length = 131072;  // 16 GiB of cache for one sequence
+  const auto refused = PlanDeviceMemory(Llama8B(), 15 * kGiB, options, 24 * kGiB);
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted);
+  const std::string message(refused.status().message());
+  EXPECT_THAT(message, HasSubstr("the GPU has 24576 MiB free"));
+  EXPECT_THAT(message, HasSubstr("15360 for weights"));
+  EXPECT_THAT(message, HasSubstr("16384 for the KV cache of one sequence of 131072 tokens"));
+  EXPECT_THAT(message, HasSubstr("engine.contextLength"));
+}
+
+TEST(DeviceMemory, ACacheThatIsTooSmallIsRefused) {
+  DeviceModelOptions options;
+  options.kv_bytes = 100 * kMiB;
+  const auto refused = PlanDeviceMemory(Llama8B(), kGiB, options, 140 * kGiB);
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("needs 1024 MiB"));
+  options.kv_bytes = 200 * kGiB;
+  EXPECT_EQ(PlanDeviceMemory(Llama8B(), kGiB, options, 140 * kGiB).status().code(),
+            absl::StatusCode::kResourceExhausted);
+}
+
+TEST(DeviceMemory, GraphSizesArePowersOfTwo) {
+  EXPECT_EQ(GraphSize(1), 1);
+  EXPECT_EQ(GraphSize(2), 2);
+  EXPECT_EQ(GraphSize(3), 4);
+  EXPECT_EQ(GraphSize(129), 256);
+}
+
+}  // namespace
+}  // namespace rempart::worker

@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "worker/device/cuda_device.h"
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
+#include "kernels/cuda/cublas_lt.h"
+#include "kernels/cuda/ops.h"
+
+namespace rempart::worker {
+namespace {
+
+// Tokens above which cuBLASLt is asked before our own tiles.
+constexpr int64_t kBlasTokens = kernels::kMatvecTokens + 1;
+// Activations that FP8 products quantise: as many as the workspace holds.
+constexpr int64_t kQuantizedBytes = int64_t{256} << 20;
+
+absl::Status ToStatus(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return absl::OkStatus();
+  const std::string message =
+      absl::StrCat(what, ": ", cudaGetErrorName(error), ", ", cudaGetErrorString(error));
+  if (error == cudaErrorMemoryAllocation) return absl::ResourceExhaustedError(message);
+  return absl::InternalError(message);
+}
+
+class CudaGraph : public DeviceGraph {
+ public:
+  explicit CudaGraph(cudaGraphExec_t graph) : graph(graph) {}
+  ~CudaGraph() override { cudaGraphExecDestroy(graph); }
+  const cudaGraphExec_t graph;
+};
+
+class CudaDevice : public Device {
+ public:
+  explicit CudaDevice(const CudaDeviceInfo& info) : info_(info) {}
+  ~CudaDevice() override {
+    cudaSetDevice(info_.ordinal);
+    cudaStreamSynchronize(stream_);
+    blas_.reset();
+    cudaFree(blas_workspace_);
+    cudaFree(quantized_);
+    if (stream_ != nullptr) cudaStreamDestroy(stream_);
+  }
+
+  absl::Status Open(const CudaDeviceOptions& options) {
+    RETURN_IF_ERROR(ToStatus(cudaSetDevice(info_.ordinal), "cudaSetDevice"));
+    RETURN_IF_ERROR(
+        ToStatus(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate"));
+    // Machine code is loaded when a kernel is first launched; ask for one now.
+    kernels::HashArgs probe;
+    ASSIGN_OR_RETURN(void* word, Allocate(8));
+    probe.out = static_cast<uint64_t*>(word);
+    ops().hash(probe, stream_);
+    const absl::Status launched = Finish();
+    Free(word);
+    if (!launched.ok()) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("this binary has no code for the ", info_.name, " (compute capability ",
+                       info_.compute_major, ".", info_.compute_minor,
+                       "): build with it among "
+                       "REMPART_CUDA_ARCHITECTURES. ",
+                       std::string(launched.message())));
+    }
+    ASSIGN_OR_RETURN(blas_workspace_, Allocate(options.blas_workspace_bytes));
+    blas_ = kernels::cuda::CublasLt::Load(options.blas_library, blas_workspace_,
+                                          options.blas_workspace_bytes, &blas_absence_);
+    if (blas_ == nullptr) return absl::OkStatus();
+    ASSIGN_OR_RETURN(quantized_, Allocate(kQuantizedBytes));
+    return absl::OkStatus();
+  }
+
+  std::string Describe() const override {
+    return absl::StrCat(
+        info_.name, " (sm_", info_.compute_major, info_.compute_minor, ", ", info_.multiprocessors,
+        " SMs), ",
+        blas_ != nullptr ? "cuBLASLt " + blas_->Version() : "without cuBLASLt: " + blas_absence_);
+  }
+  const kernels::DeviceOps& ops() const override { return kernels::cuda::Table(); }
+  kernels::DeviceStream stream() const override { return stream_; }
+
+  absl::StatusOr<DeviceMemory> Memory() const override {
+    size_t free = 0, total = 0;
+    RETURN_IF_ERROR(ToStatus(cudaMemGetInfo(&free, &total), "cudaMemGetInfo"));
+    return DeviceMemory{static_cast<int64_t>(total), static_cast<int64_t>(free)};
+  }
+
+  absl::StatusOr<void*> Allocate(int64_t bytes) override {
+    void* memory = nullptr;
+    const cudaError_t error = cudaMalloc(&memory, static_cast<size_t>(std::max<int64_t>(bytes, 1)));
+    if (error != cudaSuccess) {
+      cudaGetLastError();  // this error is not sticky
+      ASSIGN_OR_RETURN(const DeviceMemory left, Memory());
+      return absl::ResourceExhaustedError(absl::StrCat("the GPU has no room for ", bytes >> 20,
+                                                       " MiB: ", left.free_bytes >> 20,
+                                                       " MiB are free"));
+    }
+    RETURN_IF_ERROR(
+        ToStatus(cudaMemsetAsync(memory, 0, static_cast<size_t>(bytes), stream_), "cudaMemset"));
+    RETURN_IF_ERROR(Finish());
+    return memory;
+  }
+  void Free(void* memory) override { cudaFree(memory); }
+
+  absl::StatusOr<void*> AllocatePinned(int64_t bytes) override {
+    void* memory = nullptr;
+    RETURN_IF_ERROR(
+        ToStatus(cudaMallocHost(&memory, static_cast<size_t>(std::max<int64_t>(bytes, 1))),
+                 "cudaMallocHost"));
+    std::memset(memory, 0, static_cast<size_t>(bytes));
+    return memory;
+  }
+  void FreePinned(void* memory) override { cudaFreeHost(memory); }
+
+  void CopyIn(void* device, const void* host, int64_t bytes) override {
+    Keep(
+        cudaMemcpyAsync(device, host, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream_));
+  }
+  void CopyOut(void* host, const void* device, int64_t bytes) override {
+    Keep(
+        cudaMemcpyAsync(host, device, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, stream_));
+  }
+
+  absl::Status Matmul(const kernels::DeviceMatmulArgs& args) override {
+    if (args.num_tokens < kBlasTokens) {
+      ops().matvec(args, stream_);
+    } else if (!MultiplyByBlas(args)) {
+      ops().matmul(args, stream_);
+    }
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<std::unique_ptr<DeviceGraph>> Record(
+      absl::FunctionRef<absl::Status()> record) override {
+    RETURN_IF_ERROR(ToStatus(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal),
+                             "cudaStreamBeginCapture"));
+    const absl::Status recorded = record();
+    cudaGraph_t graph = nullptr;
+    const cudaError_t ended = cudaStreamEndCapture(stream_, &graph);
+    if (!recorded.ok()) {
+      if (graph != nullptr) cudaGraphDestroy(graph);
+      return recorded;
+    }
+    RETURN_IF_ERROR(ToStatus(ended, "cudaStreamEndCapture"));
+    cudaGraphExec_t ready = nullptr;
+    const cudaError_t made = cudaGraphInstantiate(&ready, graph, 0);
+    cudaGraphDestroy(graph);
+    RETURN_IF_ERROR(ToStatus(made, "cudaGraphInstantiate"));
+    return std::make_unique<CudaGraph>(ready);
+  }
+  absl::Status Start(DeviceGraph& graph) override {
+    return ToStatus(cudaGraphLaunch(static_cast<CudaGraph&>(graph).graph, stream_),
+                    "cudaGraphLaunch");
+  }
+
+  absl::Status Check() override {
+    Keep(cudaPeekAtLastError());
+    return ToStatus(error_, "GPU");
+  }
+  absl::Status Finish() override {
+    Keep(cudaStreamSynchronize(stream_));
+    return Check();
+  }
+
+ private:
+  // The first error stays.
+  void Keep(cudaError_t error) {
+    if (error_ == cudaSuccess) error_ = error;
+  }
+
+  bool MultiplyByBlas(const kernels::DeviceMatmulArgs& args) {
+    if (blas_ == nullptr) return false;
+    if (args.w.format == kernels::DeviceFormat::kBF16) {
+      return blas_->Matmul(args, nullptr, nullptr, stream_);
+    }
+    if (args.w.format != kernels::DeviceFormat::kFP8Row || args.w.cols % 16 != 0 ||
+        args.x_stride != args.w.cols) {
+      return false;
+    }
+    const int64_t code_bytes = (args.num_tokens * args.w.cols + 255) / 256 * 256;
+    if (code_bytes + args.num_tokens * 4 > kQuantizedBytes) return false;
+    auto* scales = reinterpret_cast<float*>(static_cast<uint8_t*>(quantized_) + code_bytes);
+    ops().quantize_rows({args.x, quantized_, scales, false, args.num_tokens, args.w.cols}, stream_);
+    return blas_->Matmul(args, quantized_, scales, stream_);
+  }
+
+  const CudaDeviceInfo info_;
+  cudaStream_t stream_ = nullptr;
+  cudaError_t error_ = cudaSuccess;
+  std::unique_ptr<kernels::cuda::CublasLt> blas_;
+  std::string blas_absence_;
+  void* blas_workspace_ = nullptr;
+  void* quantized_ = nullptr;
+};
+
+}  // namespace
+
+absl::StatusOr<std::vector<CudaDeviceInfo>> FindCudaDevices() {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error == cudaErrorInsufficientDriver) {
+    return absl::NotFoundError("no NVIDIA driver, or one too old for this binary's CUDA runtime");
+  }
+  if (error == cudaErrorNoDevice || (error == cudaSuccess && count == 0)) {
+    return absl::NotFoundError("no NVIDIA GPU");
+  }
+  RETURN_IF_ERROR(ToStatus(error, "cudaGetDeviceCount"));
+  std::vector<CudaDeviceInfo> found;
+  for (int i = 0; i < count; ++i) {
+    cudaDeviceProp properties;
+    RETURN_IF_ERROR(ToStatus(cudaGetDeviceProperties(&properties, i), "cudaGetDeviceProperties"));
+    CudaDeviceInfo info;
+    info.ordinal = i;
+    info.name = properties.name;
+    info.compute_major = properties.major;
+    info.compute_minor = properties.minor;
+    info.multiprocessors = properties.multiProcessorCount;
+    info.total_bytes = static_cast<int64_t>(properties.totalGlobalMem);
+    int khz = 0;
+    if (cudaDeviceGetAttribute(&khz, cudaDevAttrMemoryClockRate, i) == cudaSuccess) {
+      // Two transfers a clock.
+      info.memory_bytes_per_second = int64_t{2} * khz * 1000 * (properties.memoryBusWidth / 8);
+    }
+    found.push_back(info);
+  }
+  return found;
+}
+
+absl::StatusOr<std::unique_ptr<Device>> OpenCudaDevice(const CudaDeviceOptions& options) {
+  ASSIGN_OR_RETURN(const std::vector<CudaDeviceInfo> found, FindCudaDevices());
+  if (options.ordinal < 0 || options.ordinal >= static_cast<int>(found.size())) {
+    return absl::NotFoundError(
+        absl::StrCat("no GPU ", options.ordinal, ": there are ", found.size()));
+  }
+  auto device = std::make_unique<CudaDevice>(found[options.ordinal]);
+  RETURN_IF_ERROR(device->Open(options));
+  return device;
+}
+
+}  // namespace rempart::worker

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "worker/model/device_memory.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/device_ops.h"
+
+namespace rempart::worker {
+namespace {
+
+constexpr int64_t kMiB = 1 << 20;
+constexpr int64_t kMinSplitTokens = 128;
+constexpr int64_t kMaxSplits = 64;
+
+int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace
+
+int64_t GraphSize(int64_t slices) {
+  int64_t size = 1;
+  while (size < slices) size *= 2;
+  return size;
+}
+
+DeviceWorkspace LayOutWorkspace(const ModelConfig& config, const DeviceModelOptions& options) {
+  DeviceWorkspace space;
+  space.slices = GraphSize(options.max_sequences);
+  space.tokens = std::max(options.max_step_tokens, space.slices);
+  space.table_stride = CeilDivide(options.context_length, kernels::kKvBlockTokens);
+  // Of a fixed length, so that a token's result does not depend on others.
+  space.split_tokens =
+      std::max(kMinSplitTokens,
+               CeilDivide(CeilDivide(options.context_length, kMaxSplits), kernels::kKvBlockTokens) *
+                   kernels::kKvBlockTokens);
+  space.max_splits = CeilDivide(options.context_length, space.split_tokens);
+  space.max_tiles = CeilDivide(space.tokens, kernels::kPrefillTile) + space.slices;
+  const auto take = [&](int64_t& offset, int64_t bytes) {
+    offset = space.bytes;
+    space.bytes += CeilDivide(bytes, 256) * 256;
+  };
+  const int64_t queries = config.heads * config.head_dim;
+  const int64_t qkv = queries + 2 * config.kv_heads * config.head_dim;
+  take(space.residual, space.tokens * config.hidden * 4);
+  take(space.normed, space.tokens * config.hidden * 2);
+  take(space.qkv, space.tokens * qkv * 2);
+  take(space.attended, space.tokens * queries * 2);
+  take(space.gate_up, space.tokens * 2 * config.ffn * 2);
+  take(space.activated, space.tokens * config.ffn * 2);
+  take(space.branch, space.tokens * config.hidden * 2);
+  take(space.last, space.slices * config.hidden * 2);
+  take(space.logits, space.slices * config.vocabulary * 4);
+  take(space.partial, 4 * kernels::DecodePartialFloats(space.slices, config.heads, config.head_dim,
+                                                       space.max_splits));
+  // ids, positions, slice of token; starts, contexts, tables, rows of last tokens; tiles.
+  take(space.inputs,
+       4 * (3 * space.tokens + space.slices * (3 + space.table_stride) + 1 + 2 * space.max_tiles));
+  return space;
+}
+
+absl::StatusOr<DeviceMemoryPlan> PlanDeviceMemory(const ModelConfig& config, int64_t weights_bytes,
+                                                  const DeviceModelOptions& options,
+                                                  int64_t free_bytes) {
+  DeviceMemoryPlan plan;
+  plan.weights_bytes = weights_bytes;
+  plan.workspace = LayOutWorkspace(config, options);
+  plan.kv_block_bytes =
+      kernels::DeviceKvBlockBytes(options.kv_is_fp8, config.kv_heads, config.head_dim) *
+      static_cast<int64_t>(config.layers.size());
+  const int64_t left = free_bytes - weights_bytes - plan.workspace.bytes - options.reserve_bytes;
+  const int64_t least =
+      CeilDivide(options.context_length, kernels::kKvBlockTokens) * plan.kv_block_bytes;
+  const int64_t wanted = options.kv_bytes > 0 ? options.kv_bytes : std::max<int64_t>(left, 0);
+  const auto mib = [](int64_t bytes) { return CeilDivide(bytes, kMiB); };
+  if (least > left || wanted > left) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the GPU has ", free_bytes / kMiB, " MiB free, and needs ", mib(weights_bytes),
+                     " for weights, ", mib(plan.workspace.bytes), " for workspaces, ",
+                     mib(options.reserve_bytes), " in reserve and ",
+                     mib(std::max(least, options.kv_bytes)), " for the KV cache",
+                     options.kv_bytes > 0
+                         ? ""
+                         : absl::StrCat(" of one sequence of ", options.context_length, " tokens"),
+                     ": lower engine.contextLength, choose a smaller format, or use more GPUs"));
+  }
+  if (wanted < least) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("engine.kvCacheMiB gives ", wanted / kMiB, " MiB, but one sequence of ",
+                     options.context_length, " tokens needs ", mib(least),
+                     " MiB: raise it, or lower "
+                     "engine.contextLength"));
+  }
+  plan.kv_blocks = wanted / plan.kv_block_bytes;
+  return plan;
+}
+
+}  // namespace rempart::worker

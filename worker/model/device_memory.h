@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+// How the memory of a device is shared out: weights, workspaces, and the KV cache, which takes what
+// is left. Arithmetic alone, before anything is allocated; a start that does not fit is refused
+// with the numbers.
+#pragma once
+
+#include <cstdint>
+
+#include "absl/status/statusor.h"
+#include "worker/model/model_config.h"
+
+namespace rempart::worker {
+
+struct DeviceModelOptions {
+  int64_t context_length = 8192;   // of one sequence, at most
+  int64_t max_step_tokens = 2048;  // of all slices of a step
+  int64_t max_sequences = 256;     // slices of a step
+  bool kv_is_fp8 = false;
+  // F32, F16 and BF16 matrices of the layers become FP8 with one scale a row while they load.
+  bool weights_to_fp8 = false;
+  int64_t kv_bytes = 0;  // 0: all that is left
+  // Of the device's memory, for its context, its libraries' workspaces and graphs.
+  int64_t reserve_bytes = int64_t{1} << 30;
+};
+
+// Where each array lies in the one workspace allocation; bytes from its beginning.
+struct DeviceWorkspace {
+  int64_t tokens = 0;  // rows of the arrays below: max_step_tokens, or the largest graph
+  int64_t slices = 0;  // rows of logits: max_sequences rounded up to a size of graphs
+  int64_t table_stride = 0;
+  int64_t split_tokens = 0;  // of decode attention
+  int64_t max_splits = 0;
+  int64_t max_tiles = 0;  // of prefill attention
+  // Offsets.
+  int64_t residual = 0, normed = 0, qkv = 0, attended = 0, gate_up = 0, activated = 0, branch = 0,
+          last = 0, logits = 0, partial = 0, inputs = 0;
+  int64_t bytes = 0;
+};
+
+// Sizes of the decode batches that graphs are made for: powers of two.
+int64_t GraphSize(int64_t slices);
+
+DeviceWorkspace LayOutWorkspace(const ModelConfig& config, const DeviceModelOptions& options);
+
+struct DeviceMemoryPlan {
+  int64_t weights_bytes = 0;
+  DeviceWorkspace workspace;
+  int64_t kv_block_bytes = 0;  // over all layers
+  int64_t kv_blocks = 0;
+};
+
+// ResourceExhausted when one sequence of full length does not fit into `free_bytes` beside the
+// rest; its message has the numbers, and what to change.
+absl::StatusOr<DeviceMemoryPlan> PlanDeviceMemory(const ModelConfig& config, int64_t weights_bytes,
+                                                  const DeviceModelOptions& options,
+                                                  int64_t free_bytes);
+
+}  // namespace rempart::worker

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+// The decoder of worker/model/transformer.h on a device: the same ModelConfig and the same steps,
+// as ops queued on one stream. docs/adr/0011-device-transformer.md says why there are two.
+//
+// Invariants:
+//  1. All memory is allocated at construction, by PlanDeviceMemory; a step allocates nothing on the
+//     device, but for a graph that is recorded when a batch size is first met.
+//  2. A sequence's logits do not depend on what else is in the batch, as far as the device's Matmul
+//     does not.
+//  3. One thread uses it.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "worker/device/device.h"
+#include "worker/model/device_memory.h"
+#include "worker/model/device_weights.h"
+#include "worker/model/step_batch.h"
+
+namespace rempart::worker {
+
+// Sums over the ranks of a group on the device, queued on its stream; where there is one rank, none
+// is needed. NCCL's is worker/comm/nccl_communicator.h.
+class DeviceReducer {
+ public:
+  virtual ~DeviceReducer() = default;
+  // values [count] BF16 become their sum over all ranks.
+  virtual absl::Status AllReduceSum(uint16_t* values, int64_t count,
+                                    kernels::DeviceStream stream) = 0;
+};
+
+// What DecodeMany continues.
+struct DecodeSequence {
+  int32_t token_id = 0;                   // the last known token, not yet computed
+  int32_t position = 0;                   // of it
+  absl::Span<const int32_t> block_table;  // for all steps
+  kernels::DeviceSampling sampling;
+};
+
+class DeviceTransformer {
+ public:
+  // The device and the reducer (null for one rank) outlive it. Refuses, with numbers, what does not
+  // fit.
+  static absl::StatusOr<std::unique_ptr<DeviceTransformer>> Create(
+      Device& device, const ModelConfig& config, const Weights& weights,
+      const DeviceModelOptions& options, DeviceReducer* reducer);
+
+  // As Transformer::Forward: the batch's copies, then its slices; row i of `logits` [num_wanting,
+  // vocabulary] is for the i-th slice that wants logits. Waits for the result.
+  absl::Status Forward(const StepBatch& batch, absl::Span<float> logits);
+
+  // `steps` decode steps of all sequences, sampled on the device, each step's inputs made there
+  // from the tokens of the one before: the host only starts graphs, and waits once, at the end.
+  // tokens: [steps, sequences].
+  absl::Status DecodeMany(absl::Span<const DecodeSequence> sequences, int64_t steps,
+                          std::vector<int32_t>* tokens);
+
+  const ModelConfig& config() const { return config_; }
+  const DeviceMemoryPlan& plan() const { return plan_; }
+
+ private:
+  // The sizes of a step; everything else is in device memory.
+  struct StepShape {
+    int64_t tokens = 0;
+    int64_t slices = 0;
+    int64_t decodes = 0;     // the first slices, of one token each
+    int64_t tiles = 0;       // of the others
+    int64_t max_splits = 0;  // of the decodes
+    int64_t wanting = 0;     // rows of logits
+  };
+
+  DeviceTransformer(Device& device, const ModelConfig& config, const DeviceModelOptions& options,
+                    DeviceReducer* reducer)
+      : device_(device), config_(config), options_(options), reducer_(reducer) {}
+
+  absl::Status Allocate(const Weights& weights);
+  void PlaceInputs();
+  absl::Status Check(const StepBatch& batch, absl::Span<float> logits) const;
+  void QueueCopies(const StepBatch& batch);
+  // Fills the staging buffer with the step's inputs and queues their copy. order[i] is the place of
+  // slice i in the batch.
+  StepShape StageInputs(const StepBatch& batch, std::vector<size_t>& order);
+  void PutToken(int64_t row, int32_t id, int32_t position, int32_t slice);
+  void QueueInputs(int64_t slices);
+
+  // Queue one part of a step.
+  absl::Status QueueStep(const StepShape& shape);
+  absl::Status QueueLayer(const StepShape& shape, size_t layer);
+  absl::Status QueueAttention(const StepShape& shape, size_t layer);
+  absl::Status QueueProduct(const Product& product, const uint16_t* x, int64_t x_stride, void* y,
+                            int64_t y_stride, bool y_is_f32, int64_t tokens);
+  absl::Status QueueReduction(uint16_t* values, int64_t count);
+  // residual += branch; out = norm(residual) * weight.
+  void QueueNorm(const StepShape& shape, const uint16_t* branch, const float* branch_weight,
+                 const float* weight, uint16_t* out, const int32_t* rows, int64_t num_rows);
+  absl::Status StartDecode(const StepShape& shape, bool samples);
+  absl::Status QueueSample(const StepShape& shape);
+  kernels::DeviceKv KvOf(size_t layer) const;
+  kernels::DeviceBatch BatchOf(const StepShape& shape) const;
+  template <class T>
+  T* At(int64_t offset) const {
+    return reinterpret_cast<T*>(workspace_.as<uint8_t>() + offset);
+  }
+
+  Device& device_;
+  const ModelConfig config_;
+  const DeviceModelOptions options_;
+  DeviceReducer* const reducer_;
+
+  DeviceMemoryPlan plan_;
+  DeviceWeights weights_;
+  DeviceBuffer workspace_, kv_, sampling_, sampled_, copy_pairs_;
+  PinnedBuffer staging_, logits_staging_, sampled_staging_, sampling_staging_, copy_staging_;
+
+  // The inputs of a step: int32 arrays at the same offsets in staging_ and in the workspace.
+  struct Inputs {
+    int32_t *ids, *positions, *slice_of_token, *starts, *contexts, *rows, *tile_slices,
+        *tile_indices, *tables;
+  };
+  Inputs host_ = {}, on_device_ = {};
+
+  // (slices, splits, whether it samples) of decode batches.
+  std::map<std::tuple<int64_t, int64_t, bool>, std::unique_ptr<DeviceGraph>> graphs_;
+};
+
+}  // namespace rempart::worker

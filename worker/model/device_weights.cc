@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "worker/model/device_weights.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "absl/types/span.h"
+#include "common/status_macros.h"
+#include "kernels/cuda/numbers.h"
+
+namespace rempart::worker {
+namespace {
+
+constexpr int64_t kAlignment = 256;
+constexpr int64_t kStagingBytes = 16 << 20;
+
+// Lays tensors out one after the other: counts bytes, or, with a device, copies too. Both runs see
+// the same tensors in the same order, so that the count is exact.
+class Uploader {
+ public:
+  Uploader() = default;
+  static absl::StatusOr<Uploader> Into(Device& device, uint8_t* memory) {
+    Uploader uploader;
+    uploader.device_ = &device;
+    uploader.memory_ = memory;
+    for (PinnedBuffer& staging : uploader.staging_) {
+      ASSIGN_OR_RETURN(staging, PinnedBuffer::Make(device, kStagingBytes));
+    }
+    return uploader;
+  }
+
+  int64_t bytes() const { return used_; }
+
+  // From now on plain matrices become FP8 by rows, through BF16 on the device.
+  void QuantizeToFp8() { scratch_ = Take(kStagingBytes), to_fp8_ = true; }
+
+  absl::StatusOr<const float*> Vector(absl::Span<const float> values) {
+    if (values.empty()) return nullptr;
+    const auto bytes = static_cast<int64_t>(values.size() * sizeof(float));
+    uint8_t* to = Take(bytes);
+    RETURN_IF_ERROR(Copy(to, reinterpret_cast<const uint8_t*>(values.data()), bytes));
+    return reinterpret_cast<const float*>(to);
+  }
+
+  // The matrices one below the other; they have one format.
+  absl::StatusOr<kernels::DeviceMatrix> Stack(absl::Span<const Matrix* const> parts) {
+    const kernels::WeightView& first = parts[0]->view;
+    if (to_fp8_ && !kernels::IsQuantized(first.type) && first.cols % 16 == 0) {
+      return StackAsFp8(parts);
+    }
+    if (first.cols % 8 != 0) {
+      return absl::UnimplementedError(
+          absl::StrCat("a matrix of ", first.cols, " columns: a GPU needs a multiple of 8"));
+    }
+    for (const Matrix* part : parts) {
+      if (!kernels::DeviceReads(part->view.type)) {
+        return absl::UnimplementedError(
+            absl::StrCat("weights of type ", kernels::DTypeName(part->view.type),
+                         " are not served on GPUs yet: use another file, or spec.device cpu"));
+      }
+    }
+    kernels::DeviceMatrix matrix;
+    matrix.format = kernels::IsQuantized(first.type) ? kernels::DeviceFormat::kGguf
+                                                     : kernels::DeviceFormat::kBF16;
+    matrix.gguf = first.type;
+    matrix.cols = first.cols;
+    for (const Matrix* part : parts) matrix.rows += part->view.rows;
+    uint8_t* to = Take(kernels::DeviceMatrixBytes(matrix));
+    matrix.data = to;
+    if (device_ == nullptr) return matrix;
+    for (const Matrix* part : parts) {
+      const kernels::WeightView& view = part->view;
+      const int64_t bytes = kernels::RowBytes(view.type, view.cols) * view.rows;
+      if (matrix.format == kernels::DeviceFormat::kGguf) {
+        RETURN_IF_ERROR(Copy(to, static_cast<const uint8_t*>(view.data), bytes));
+        to += bytes;
+      } else {
+        RETURN_IF_ERROR(CopyAsBf16(to, view));
+        to += view.rows * view.cols * 2;
+      }
+    }
+    return matrix;
+  }
+
+  // Neighbours of one format become one matrix.
+  absl::StatusOr<Product> Fuse(absl::Span<const Matrix* const> matrices) {
+    Product product;
+    int64_t row = 0;
+    for (size_t begin = 0; begin < matrices.size();) {
+      size_t end = begin + 1;
+      while (end < matrices.size() && SameFormat(*matrices[begin], *matrices[end])) ++end;
+      ASSIGN_OR_RETURN(kernels::DeviceMatrix matrix, Stack(matrices.subspan(begin, end - begin)));
+      product.push_back({matrix, row});
+      row += matrix.rows;
+      begin = end;
+    }
+    return product;
+  }
+
+ private:
+  absl::StatusOr<kernels::DeviceMatrix> StackAsFp8(absl::Span<const Matrix* const> parts) {
+    kernels::DeviceMatrix matrix;
+    matrix.format = kernels::DeviceFormat::kFP8Row;
+    matrix.cols = parts[0]->view.cols;
+    for (const Matrix* part : parts) matrix.rows += part->view.rows;
+    uint8_t* codes = Take(kernels::DeviceMatrixBytes(matrix));
+    auto* scales = reinterpret_cast<float*>(Take(matrix.rows * 4));
+    matrix.data = codes;
+    matrix.scales = scales;
+    if (device_ == nullptr) return matrix;
+    const int64_t rows_at_once = std::max<int64_t>(1, kStagingBytes / (matrix.cols * 2));
+    for (const Matrix* part : parts) {
+      for (int64_t row = 0; row < part->view.rows; row += rows_at_once) {
+        kernels::WeightView rows = part->view;
+        rows.rows = std::min(rows_at_once, part->view.rows - row);
+        rows.data = static_cast<const uint8_t*>(part->view.data) +
+                    row * kernels::RowBytes(rows.type, rows.cols);
+        RETURN_IF_ERROR(CopyAsBf16(scratch_, rows));
+        device_->ops().quantize_rows({reinterpret_cast<const uint16_t*>(scratch_), codes, scales,
+                                      false, rows.rows, rows.cols},
+                                     device_->stream());
+        codes += rows.rows * rows.cols;
+        scales += rows.rows;
+      }
+    }
+    return matrix;
+  }
+
+  static bool SameFormat(const Matrix& a, const Matrix& b) {
+    const bool plain = !kernels::IsQuantized(a.view.type) && !kernels::IsQuantized(b.view.type);
+    return a.view.cols == b.view.cols && (plain || a.view.type == b.view.type);
+  }
+
+  uint8_t* Take(int64_t bytes) {
+    uint8_t* at = memory_ == nullptr ? nullptr : memory_ + used_;
+    used_ += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    return at;
+  }
+
+  // Through pinned memory, one half filled while the other is on its way.
+  template <class Fill>
+  absl::Status Stage(uint8_t* to, int64_t bytes, Fill fill) {
+    if (device_ == nullptr) return absl::OkStatus();
+    for (int64_t done = 0; done < bytes;) {
+      const int64_t size = std::min(kStagingBytes, bytes - done);
+      // The copy before the last has read this half.
+      if (in_flight_ == 2) {
+        RETURN_IF_ERROR(device_->Finish());
+        in_flight_ = 0;
+      }
+      uint8_t* staging = staging_[half_].as<uint8_t>();
+      fill(staging, done, size);
+      device_->CopyIn(to + done, staging, size);
+      half_ ^= 1;
+      ++in_flight_;
+      done += size;
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Copy(uint8_t* to, const uint8_t* from, int64_t bytes) {
+    return Stage(to, bytes, [&](uint8_t* staging, int64_t at, int64_t size) {
+      std::memcpy(staging, from + at, static_cast<size_t>(size));
+    });
+  }
+
+  absl::Status CopyAsBf16(uint8_t* to, const kernels::WeightView& view) {
+    if (view.type == kernels::DType::kBF16) {
+      return Copy(to, static_cast<const uint8_t*>(view.data), view.rows * view.cols * 2);
+    }
+    return Stage(to, view.rows * view.cols * 2, [&](uint8_t* staging, int64_t at, int64_t size) {
+      for (int64_t i = 0; i < size / 2; ++i) {
+        float value;
+        if (view.type == kernels::DType::kF32) {
+          value = static_cast<const float*>(view.data)[at / 2 + i];
+        } else {
+          value =
+              kernels::cuda::HalfBitsToFloat(static_cast<const uint16_t*>(view.data)[at / 2 + i]);
+        }
+        const kernels::cuda::Bf16 rounded = kernels::cuda::ToBf16(value);
+        std::memcpy(staging + 2 * i, &rounded, 2);
+      }
+    });
+  }
+
+  Device* device_ = nullptr;  // null: only count
+  uint8_t* memory_ = nullptr;
+  int64_t used_ = 0;
+  bool to_fp8_ = false;
+  uint8_t* scratch_ = nullptr;  // kStagingBytes of device memory
+  PinnedBuffer staging_[2];
+  int half_ = 0;
+  int in_flight_ = 0;
+};
+
+absl::Status CheckSupport(const ModelConfig& config) {
+  if (config.output_bias || config.ffn_bias) {
+    return absl::UnimplementedError(
+        absl::StrCat("models with biases of the attention's output or of the feed-forward block (",
+                     config.architecture, ") are not served on GPUs yet: use spec.device cpu"));
+  }
+  if (config.head_dim % 8 != 0 || config.head_dim > 256) {
+    return absl::UnimplementedError(absl::StrCat("heads of ", config.head_dim,
+                                                 " elements: a GPU needs a multiple of 8, at most "
+                                                 "256; use spec.device cpu"));
+  }
+  if (config.hidden % 8 != 0 || config.hidden > 32768 || config.ffn % 8 != 0) {
+    return absl::UnimplementedError(
+        absl::StrCat("hidden size ", config.hidden, " and feed-forward size ", config.ffn,
+                     ": a GPU needs multiples of 8, hidden at most 32768; use spec.device cpu"));
+  }
+  return absl::OkStatus();
+}
+
+std::vector<float> ConcatenatedBias(const LayerWeights& layer) {
+  std::vector<float> bias;
+  for (const Matrix* matrix : {&layer.query, &layer.key, &layer.value}) {
+    bias.insert(bias.end(), matrix->bias.begin(), matrix->bias.end());
+  }
+  return bias;
+}
+
+absl::Status UploadLayer(Uploader& uploader, const LayerWeights& from, DeviceLayer& to) {
+  ASSIGN_OR_RETURN(to.attention_norm, uploader.Vector(from.attention_norm));
+  ASSIGN_OR_RETURN(to.ffn_norm, uploader.Vector(from.ffn_norm));
+  ASSIGN_OR_RETURN(to.query_norm, uploader.Vector(from.query_norm));
+  ASSIGN_OR_RETURN(to.key_norm, uploader.Vector(from.key_norm));
+  ASSIGN_OR_RETURN(to.post_attention_norm, uploader.Vector(from.post_attention_norm));
+  ASSIGN_OR_RETURN(to.post_ffn_norm, uploader.Vector(from.post_ffn_norm));
+  ASSIGN_OR_RETURN(to.qkv_bias, uploader.Vector(ConcatenatedBias(from)));
+  const Matrix* qkv[] = {&from.query, &from.key, &from.value};
+  const Matrix* output[] = {&from.output};
+  const Matrix* gate_up[] = {&from.gate, &from.up};
+  const Matrix* down[] = {&from.down};
+  ASSIGN_OR_RETURN(to.qkv, uploader.Fuse(qkv));
+  ASSIGN_OR_RETURN(to.output, uploader.Fuse(output));
+  ASSIGN_OR_RETURN(to.gate_up, uploader.Fuse(gate_up));
+  ASSIGN_OR_RETURN(to.down, uploader.Fuse(down));
+  return absl::OkStatus();
+}
+
+absl::Status Upload(Uploader& uploader, const ModelConfig& config, const Weights& from,
+                    const DeviceModelOptions& options, DeviceWeights& to) {
+  const Matrix* embedding[] = {&from.embedding};
+  ASSIGN_OR_RETURN(to.embedding, uploader.Stack(embedding));
+  if (from.head.view.data == from.embedding.view.data) {
+    to.head = {{to.embedding, 0}};
+  } else {
+    const Matrix* head[] = {&from.head};
+    ASSIGN_OR_RETURN(to.head, uploader.Fuse(head));
+  }
+  ASSIGN_OR_RETURN(to.output_norm, uploader.Vector(from.output_norm));
+  for (const RopeSpec& rope : config.ropes) {
+    const bool is_long =
+        !rope.long_inverse_frequency.empty() && options.context_length > rope.long_beyond;
+    ASSIGN_OR_RETURN(const float* frequency, uploader.Vector(is_long ? rope.long_inverse_frequency
+                                                                     : rope.inverse_frequency));
+    to.inverse_frequencies.push_back(frequency);
+  }
+  if (options.weights_to_fp8) uploader.QuantizeToFp8();
+  to.layers.resize(from.layers.size());
+  for (size_t i = 0; i < from.layers.size(); ++i) {
+    RETURN_IF_ERROR(UploadLayer(uploader, from.layers[i], to.layers[i]));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<int64_t> DeviceWeightsBytes(const ModelConfig& config, const Weights& weights,
+                                           const DeviceModelOptions& options) {
+  RETURN_IF_ERROR(CheckSupport(config));
+  Uploader counter;
+  DeviceWeights ignored;
+  RETURN_IF_ERROR(Upload(counter, config, weights, options, ignored));
+  return counter.bytes();
+}
+
+absl::StatusOr<DeviceWeights> UploadWeights(Device& device, const ModelConfig& config,
+                                            const Weights& weights,
+                                            const DeviceModelOptions& options) {
+  ASSIGN_OR_RETURN(const int64_t bytes, DeviceWeightsBytes(config, weights, options));
+  DeviceWeights uploaded;
+  ASSIGN_OR_RETURN(uploaded.memory, DeviceBuffer::Make(device, bytes));
+  ASSIGN_OR_RETURN(Uploader uploader, Uploader::Into(device, uploaded.memory.as<uint8_t>()));
+  RETURN_IF_ERROR(Upload(uploader, config, weights, options, uploaded));
+  RETURN_IF_ERROR(device.Finish());
+  return uploaded;
+}
+
+}  // namespace rempart::worker

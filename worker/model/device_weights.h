@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+// A model's weights in the memory of a device. Query, key and value are one product where their
+// formats allow it, and so are gate and up; F32 and F16 become BF16, quantised blocks stay as they
+// are in the file. One allocation, whose size is known before it is made.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "worker/device/device.h"
+#include "worker/model/device_memory.h"
+#include "worker/model/model_config.h"
+#include "worker/model/weights.h"
+
+namespace rempart::worker {
+
+// Rows [first_row, first_row + matrix.rows) of a product's result.
+struct ProductPart {
+  kernels::DeviceMatrix matrix;
+  int64_t first_row = 0;
+};
+// Matrices that are multiplied with the same input, their results side by side.
+using Product = std::vector<ProductPart>;
+
+struct DeviceLayer {
+  const float* attention_norm = nullptr;
+  const float* ffn_norm = nullptr;
+  const float* query_norm = nullptr;
+  const float* key_norm = nullptr;
+  const float* post_attention_norm = nullptr;
+  const float* post_ffn_norm = nullptr;
+  const float* qkv_bias = nullptr;
+  Product qkv, output, gate_up, down;
+};
+
+struct DeviceWeights {
+  kernels::DeviceMatrix embedding;
+  Product head;
+  const float* output_norm = nullptr;
+  std::vector<const float*> inverse_frequencies;  // by rope
+  std::vector<DeviceLayer> layers;
+  DeviceBuffer memory;
+};
+
+// Bytes that UploadWeights will allocate. Unimplemented names what a device cannot hold yet. Of the
+// options, context_length chooses among the frequencies of a rope that has two sets.
+absl::StatusOr<int64_t> DeviceWeightsBytes(const ModelConfig& config, const Weights& weights,
+                                           const DeviceModelOptions& options);
+
+absl::StatusOr<DeviceWeights> UploadWeights(Device& device, const ModelConfig& config,
+                                            const Weights& weights,
+                                            const DeviceModelOptions& options);
+
+}  // namespace rempart::worker
