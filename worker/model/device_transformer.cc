@@ -25,8 +25,13 @@ int64_t TokensOf(const SequenceSlice& slice) {
 
 absl::StatusOr<std::unique_ptr<DeviceTransformer>> DeviceTransformer::Create(
     Device& device, const ModelConfig& config, const Weights& weights,
-    const DeviceModelOptions& options, DeviceReducer* reducer) {
-  std::unique_ptr<DeviceTransformer> made(new DeviceTransformer(device, config, options, reducer));
+    const DeviceModelOptions& options) {
+  if (weights.partition.of.size > 1) {
+    return absl::UnimplementedError(
+        "tensor parallelism on GPUs is not served yet: set spec.parallelism.tensor to 1, or "
+        "spec.device to cpu");
+  }
+  std::unique_ptr<DeviceTransformer> made(new DeviceTransformer(device, config, options));
   RETURN_IF_ERROR(made->Allocate(weights));
   return made;
 }
@@ -246,11 +251,6 @@ absl::Status DeviceTransformer::QueueProduct(const Product& product, const uint1
   return absl::OkStatus();
 }
 
-absl::Status DeviceTransformer::QueueReduction(uint16_t* values, int64_t count) {
-  if (reducer_ == nullptr) return absl::OkStatus();
-  return reducer_->AllReduceSum(values, count, device_.stream());
-}
-
 absl::Status DeviceTransformer::QueueAttention(const StepShape& shape, size_t layer) {
   const DeviceWorkspace& space = plan_.workspace;
   kernels::DeviceAttentionArgs args;
@@ -305,7 +305,6 @@ absl::Status DeviceTransformer::QueueLayer(const StepShape& shape, size_t layer)
   RETURN_IF_ERROR(QueueAttention(shape, layer));
   RETURN_IF_ERROR(QueueProduct(weights.output, At<uint16_t>(space.attended), queries, branch,
                                config_.hidden, false, shape.tokens));
-  RETURN_IF_ERROR(QueueReduction(branch, shape.tokens * config_.hidden));
   QueueNorm(shape, branch, weights.post_attention_norm, weights.ffn_norm, normed, nullptr, 0);
   auto* gate_up = At<uint16_t>(space.gate_up);
   auto* activated = At<uint16_t>(space.activated);
@@ -316,7 +315,6 @@ absl::Status DeviceTransformer::QueueLayer(const StepShape& shape, size_t layer)
       device_.stream());
   RETURN_IF_ERROR(QueueProduct(weights.down, activated, config_.ffn, branch, config_.hidden, false,
                                shape.tokens));
-  RETURN_IF_ERROR(QueueReduction(branch, shape.tokens * config_.hidden));
   // The next norm is the next layer's; after the last layer only the rows that want logits count.
   const bool is_last = layer + 1 == weights_.layers.size();
   if (!is_last) {

@@ -26,16 +26,6 @@
 
 namespace rempart::worker {
 
-// Sums over the ranks of a group on the device, queued on its stream; where there is one rank, none
-// is needed. NCCL's is worker/comm/nccl_communicator.h.
-class DeviceReducer {
- public:
-  virtual ~DeviceReducer() = default;
-  // values [count] BF16 become their sum over all ranks.
-  virtual absl::Status AllReduceSum(uint16_t* values, int64_t count,
-                                    kernels::DeviceStream stream) = 0;
-};
-
 // What DecodeMany continues.
 struct DecodeSequence {
   int32_t token_id = 0;                   // the last known token, not yet computed
@@ -46,11 +36,11 @@ struct DecodeSequence {
 
 class DeviceTransformer {
  public:
-  // The device and the reducer (null for one rank) outlive it. Refuses, with numbers, what does not
-  // fit.
+  // The device outlives it. Refuses, with numbers, what does not fit; Unimplemented for one part of
+  // several of a model.
   static absl::StatusOr<std::unique_ptr<DeviceTransformer>> Create(
       Device& device, const ModelConfig& config, const Weights& weights,
-      const DeviceModelOptions& options, DeviceReducer* reducer);
+      const DeviceModelOptions& options);
 
   // As Transformer::Forward: the batch's copies, then its slices; row i of `logits` [num_wanting,
   // vocabulary] is for the i-th slice that wants logits. Waits for the result.
@@ -76,9 +66,8 @@ class DeviceTransformer {
     int64_t wanting = 0;     // rows of logits
   };
 
-  DeviceTransformer(Device& device, const ModelConfig& config, const DeviceModelOptions& options,
-                    DeviceReducer* reducer)
-      : device_(device), config_(config), options_(options), reducer_(reducer) {}
+  DeviceTransformer(Device& device, const ModelConfig& config, const DeviceModelOptions& options)
+      : device_(device), config_(config), options_(options) {}
 
   absl::Status Allocate(const Weights& weights);
   void PlaceInputs();
@@ -96,7 +85,6 @@ class DeviceTransformer {
   absl::Status QueueAttention(const StepShape& shape, size_t layer);
   absl::Status QueueProduct(const Product& product, const uint16_t* x, int64_t x_stride, void* y,
                             int64_t y_stride, bool y_is_f32, int64_t tokens);
-  absl::Status QueueReduction(uint16_t* values, int64_t count);
   // residual += branch; out = norm(residual) * weight.
   void QueueNorm(const StepShape& shape, const uint16_t* branch, const float* branch_weight,
                  const float* weight, uint16_t* out, const int32_t* rows, int64_t num_rows);
@@ -112,7 +100,6 @@ class DeviceTransformer {
   Device& device_;
   const ModelConfig config_;
   const DeviceModelOptions options_;
-  DeviceReducer* const reducer_;
 
   DeviceMemoryPlan plan_;
   DeviceWeights weights_;

@@ -41,8 +41,7 @@ class Pair {
         kernels::DeviceKvBlockBytes(device_options.kv_is_fp8, spec.config.kv_heads,
                                     spec.config.head_dim) *
         static_cast<int64_t>(spec.config.layers.size()) * 64;
-    auto made =
-        DeviceTransformer::Create(device, spec.config, model.weights(), device_options, nullptr);
+    auto made = DeviceTransformer::Create(device, spec.config, model.weights(), device_options);
     EXPECT_TRUE(made.ok()) << made.status();
     if (made.ok()) on_device = *std::move(made);
     TransformerOptions options;
@@ -276,19 +275,26 @@ TEST(DeviceTransformer, RefusesWhatAGpuCannotServeYet) {
   spec.config.ffn_bias = true;
   MixedModel model(spec);
   EmulatedDevice device(int64_t{1} << 30);
-  const auto refused =
-      DeviceTransformer::Create(device, spec.config, model.weights(), Options(), nullptr);
+  const auto refused = DeviceTransformer::Create(device, spec.config, model.weights(), Options());
   EXPECT_EQ(refused.status().code(), absl::StatusCode::kUnimplemented);
   EXPECT_THAT(std::string(refused.status().message()), HasSubstr("spec.device cpu"));
   EXPECT_EQ(device.used_bytes(), 0);
+}
+
+TEST(DeviceTransformer, RefusesOnePartOfSeveral) {
+  const MixedModelSpec spec = MixedModelSpecs()[0];
+  const MixedModel model(spec, {.rank = 0, .size = 2});
+  EmulatedDevice device(int64_t{1} << 30);
+  const auto refused = DeviceTransformer::Create(device, spec.config, model.weights(), Options());
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kUnimplemented);
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("spec.parallelism.tensor"));
 }
 
 TEST(DeviceTransformer, RefusesAModelThatDoesNotFitWithNumbers) {
   const MixedModelSpec spec = MixedModelSpecs()[0];
   MixedModel model(spec);
   EmulatedDevice device(int64_t{1} << 20);
-  const auto refused =
-      DeviceTransformer::Create(device, spec.config, model.weights(), Options(), nullptr);
+  const auto refused = DeviceTransformer::Create(device, spec.config, model.weights(), Options());
   EXPECT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(refused.status().message()), HasSubstr("the GPU has 1 MiB free"));
   EXPECT_EQ(device.used_bytes(), 0);

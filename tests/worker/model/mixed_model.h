@@ -51,7 +51,7 @@ inline std::vector<MixedModelSpec> MixedModelSpecs() {
   specs.push_back({"llama", base(4, 2, 64), DType::kQ4_K, DType::kQ6_K, DType::kQ4_K, DType::kQ5_K,
                    DType::kQ6_K});
   MixedModelSpec gemma = {"gemma",      base(2, 1, 128), DType::kQ8_0, DType::kQ8_0,
-                           DType::kQ4_0, DType::kQ5_0,    DType::kQ8_0};
+                          DType::kQ4_0, DType::kQ5_0,    DType::kQ8_0};
   gemma.config.qk_norm = gemma.config.post_norms = true;
   gemma.config.embedding_scale = 16.0f;
   gemma.config.attention_softcap = 30.0f;
@@ -62,13 +62,13 @@ inline std::vector<MixedModelSpec> MixedModelSpecs() {
   gemma.config.layers = {{33, 1}, {0, 0}};
   specs.push_back(gemma);
   MixedModelSpec qwen = {"qwen",       base(7, 1, 32), DType::kF16, DType::kF32,
-                          DType::kQ4_1, DType::kQ5_1,   DType::kBF16};
+                         DType::kQ4_1, DType::kQ5_1,   DType::kBF16};
   qwen.config.qkv_bias = true;
   qwen.config.ropes = {rope(32, kernels::RopeLayout::kHalves, 1e6f)};
   qwen.config.ropes[0].scale = 1.1f;
   specs.push_back(qwen);
   MixedModelSpec partial = {"partial_rotary", base(3, 3, 80), DType::kBF16, DType::kBF16,
-                             DType::kF16,      DType::kQ8_0,   DType::kF32};
+                            DType::kF16,      DType::kQ8_0,   DType::kF32};
   partial.config.ropes = {rope(32, kernels::RopeLayout::kHalves, 10000.0f)};
   specs.push_back(partial);
   return specs;
@@ -76,8 +76,10 @@ inline std::vector<MixedModelSpec> MixedModelSpecs() {
 
 class MixedModel {
  public:
-  explicit MixedModel(const MixedModelSpec& spec) : spec_(spec) {
+  // `of` is only said in the weights' partition; they are whole.
+  explicit MixedModel(const MixedModelSpec& spec, const TensorParallel& of = {}) : spec_(spec) {
     const ModelConfig& config = spec.config;
+    weights_.partition = MakePartition(config, of);
     const int64_t queries = config.heads * config.head_dim;
     const int64_t keys = config.kv_heads * config.head_dim;
     Fill(weights_.embedding, spec.embedding_type, config.vocabulary, config.hidden, 0.5f);
@@ -166,12 +168,12 @@ class MixedModel {
           put(at + 2, -deviation * 1.68f);
           break;
         case kernels::DType::kQ4_K:
-          put(at, deviation / 170.0f);
-          put(at + 2, deviation / 23.0f);
+          put(at, deviation / 290.0f);
+          put(at + 2, deviation / 39.0f);
           break;
         case kernels::DType::kQ5_K:
-          put(at, deviation / 340.0f);
-          put(at + 2, deviation / 23.0f);
+          put(at, deviation / 580.0f);
+          put(at + 2, deviation / 39.0f);
           break;
         case kernels::DType::kQ6_K:
           put(at + offsetof(kernels::BlockQ6_K, d), deviation / 1300.0f);
