@@ -6,9 +6,9 @@ import pathlib
 import subprocess
 
 from report import Case
-from servers import ROOT, THREADS
+from servers import BINARIES, THREADS
 
-OURS = ROOT / "build/release/bin/model_bench"
+OURS = BINARIES / "model_bench"
 PREFILL = (128, 512, 4096)
 DECODE, DEPTHS = 64, (128, 4096)
 BATCHES = (4, 8, 16, 32)

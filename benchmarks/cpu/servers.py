@@ -12,6 +12,7 @@ import time
 import load
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+BINARIES = pathlib.Path(os.environ.get("REMPART_BIN", ROOT / "build/release/bin"))
 CACHE = pathlib.Path(os.environ.get("REMPART_CACHE", pathlib.Path.home() / ".cache/rempart"))
 THREADS = 2
 
@@ -23,7 +24,7 @@ spec:
   servedNames: [bench]
   device: cpu
   replicas: 1
-  engine: {{contextLength: {context}, maxSequences: {sequences}, prefixCache: true}}
+  engine: {{contextLength: {context}, maxSequences: {sequences}}}
   resources: {{requests: {{cpu: "{threads}"}}, limits: {{cpu: "{threads}"}}}}
 """
 
@@ -121,7 +122,7 @@ class Rempart(Server):
     def command(self) -> list:
         manifest = pathlib.Path(self.folder.name) / "model.yaml"
         manifest.write_text(MANIFEST.format(path=self.model, context=self.context, sequences=self.sequences, threads=THREADS))
-        return [ROOT / "build/release/bin/rempart", "serve", "-f", manifest, "--dev", "--port", self.port]
+        return [BINARIES / "rempart", "serve", "-f", manifest, "--dev", "--port", self.port]
 
 
 class LlamaCpp(Server):
