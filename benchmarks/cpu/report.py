@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Medians, spread and ratios of what was measured in turn, and what is kept of them."""
+"""Medians, spread and ratios of what was measured in turn, and what is kept of them.
+report.py RESULT.json... prints results as the tables of docs/benchmarks/cpu.md."""
 import dataclasses
 import datetime
 import json
+import math
 import pathlib
 import statistics
 import subprocess
+import sys
+import time
 
 FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni", "amx_int8", "amx_bf16")
 
@@ -13,7 +17,7 @@ FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf
 def percentile(values: list, percent: float) -> float:
     """Of the nearest rank: a value that was seen."""
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, max(0, -(-len(ordered) * percent // 100) - 1).__int__())]
+    return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
 
 
 @dataclasses.dataclass
@@ -68,7 +72,6 @@ def processor() -> dict:
 
 def busy_elsewhere() -> float:
     """Share of the machine's CPU time that was in use over a second in which the benchmark did nothing."""
-    import time
 
     def ticks():
         numbers = [int(word) for word in pathlib.Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
@@ -89,3 +92,20 @@ def store(root: pathlib.Path, command: str, busy: list, cases: list, notes: dict
     path = root / "docs/benchmarks" / f"cpu-{date}-{commit}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     return path
+
+
+def table(result: dict) -> str:
+    """Markdown: what was measured, then one line per case."""
+    lines = [f"`{result['command']}`, {result['date']}, commit {result['commit']}; {result['processor']['cores']} cores of "
+             f"{result['processor']['model']} (family {result['processor']['family']}, model {result['processor']['number']}: "
+             f"{' '.join(result['processor']['flags'])}); other work kept the CPUs {max(result['busy_elsewhere']):.0%} busy.", "",
+             "| case | unit | Rempart | peer | ratio | spread | rounds |", "|---|---|---|---|---|---|---|"]
+    for case in result["cases"]:
+        lines.append(f"| {case['case']} | {case['unit']} | {case['rempart']:g} | {case['peer_value']:g} ({case['peer']}) | {case['ratio']:g} | "
+                     f"{case['spread'][0]:g} to {case['spread'][1]:g} | {len(case['rempart_all'])} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        print(table(json.loads(pathlib.Path(name).read_text())), end="\n\n")

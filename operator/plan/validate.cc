@@ -53,9 +53,6 @@ std::optional<Refusal> UnsupportedFields(const ModelSpec& spec) {
   if (spec.parallelism().pipeline() > 1) {
     return NotSupported("parallelism.pipeline", "leave it out");
   }
-  if (spec.source().has_digest()) {
-    return NotSupported("source.digest", "leave it out; status.digest shows what was read");
-  }
   if (spec.source().has_public_key_secret()) {
     return NotSupported("source.publicKeySecret", "signatures are not checked yet; leave it out");
   }

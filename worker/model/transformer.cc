@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/model/transformer.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -12,6 +14,7 @@
 namespace rempart::worker {
 namespace {
 
+constexpr uintptr_t kPageBytes = 4096;
 constexpr int64_t kRowsPerChunk = 64;       // of a matmul
 constexpr int64_t kTokensPerChunk = 8;      // of elementwise work
 constexpr int64_t kAttentionPerChunk = 64;  // queries of one head
@@ -62,6 +65,11 @@ absl::Status Transformer::Allocate() {
   kv_.reset(memory);
   const auto address = reinterpret_cast<uintptr_t>(memory);
   kv_base_ = static_cast<uint8_t*>(memory) + (64 - address % 64) % 64;
+  // Huge pages, where the system has them: attention reads blocks all over this range. Only a hint.
+  const uintptr_t page = (address + kPageBytes - 1) / kPageBytes * kPageBytes;
+  const auto size = static_cast<int64_t>(address + bytes - page);
+  if (size > 0)
+    (void)madvise(reinterpret_cast<void*>(page), static_cast<size_t>(size), MADV_HUGEPAGE);
   const int64_t tokens = options_.max_step_tokens;
   const int64_t heads = config_.heads * config_.head_dim;
   const int64_t widest = std::max({config_.hidden, heads, config_.ffn});

@@ -125,9 +125,6 @@ TEST(MakePlan, RefusesWhatThisVersionDoesNotDo) {
       {"too many ranks for a pod",
        [](Observed& o) { o.model.mutable_spec()->mutable_parallelism()->set_tensor(32); },
        "InvalidParallelism", "ranksPerPod is missing"},
-      {"digest",
-       [](Observed& o) { o.model.mutable_spec()->mutable_source()->set_digest("sha256:0"); },
-       "NotSupported", "source.digest"},
       {"oci", [](Observed& o) { o.model.mutable_spec()->mutable_source()->set_uri("oci://r/m:1"); },
        "NotSupported", "oci:// cannot be fetched yet"},
       {"node path",
@@ -190,6 +187,14 @@ TEST(MakePlan, LocallyAPathIsAPathOfThisMachine) {
   ASSERT_EQ(plan.groups.size(), 1u);
   EXPECT_EQ(plan.groups[0].config.model_path(), "/srv/a.gguf");
   EXPECT_FALSE(plan.groups[0].config.has_tls());
+}
+
+TEST(MakePlan, TheWorkerChecksTheDigestThatTheSourceNames) {
+  Observed observed = OneModel();
+  EXPECT_EQ(MakePlan(observed).groups.at(0).config.model_digest(), "");
+  const std::string digest = "sha256:" + std::string(64, 'a');
+  observed.model.mutable_spec()->mutable_source()->set_digest(digest);
+  EXPECT_EQ(MakePlan(observed).groups.at(0).config.model_digest(), digest);
 }
 
 TEST(MakeGroupObjects, RunsWithoutRightsAndBelongsToItsModel) {
