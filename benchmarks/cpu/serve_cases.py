@@ -114,36 +114,36 @@ def makers(ours: pathlib.Path, theirs: pathlib.Path, peer) -> tuple:
     return (lambda sequences, context: Rempart(ours, sequences, context), lambda sequences, context: peer(theirs, sequences, context))
 
 
-def run(models: dict, rounds: int, quick: bool) -> list:
-    cases = []
+def run(models: dict, rounds: int, quick: bool, wanted):
+    """`wanted` says of a case's name whether it is to be run."""
     for index, (model, path) in enumerate(models.items()):
         mine, peer = makers(path, path, LlamaCpp)
         # The second model shows that the first is no exception.
         clients = (1, 16) if quick or index > 0 else CLIENTS
         for shape in list(SHAPES)[:1] if quick or index > 0 else SHAPES:
             for count in clients:
-                cases += under_load(model, mine, peer, count, shape, rounds)
-        cases += shared_prefix(model, mine, peer, rounds)
-        cases += beside_others(model, mine, peer, rounds)
-    return cases
+                if wanted(f"{model}/serve_{count}/{shape}"):
+                    yield from under_load(model, mine, peer, count, shape, rounds)
+        if wanted(f"{model}/prefix_2000"):
+            yield from shared_prefix(model, mine, peer, rounds)
+        if wanted(f"{model}/busy_cores"):
+            yield from beside_others(model, mine, peer, rounds)
 
 
-def run_vllm(model: str, ours: pathlib.Path, theirs: pathlib.Path, clients=(1, 4, 16)) -> list:
+def run_vllm(model: str, ours: pathlib.Path, theirs: pathlib.Path, clients=(1, 4, 16)):
     """vLLM starts once, for minutes; ours runs before it."""
     tokens, out = SHAPES["128_128"]
     context = 512
-    cases = []
     with Rempart(ours, 16, context) as server:
         start = server.exec_to_first_token
         mine = {count: burst(server, f"vllm/{count}", count, tokens, out) for count in clients}
     with Vllm(theirs, 16, context) as server:
         began = Case(f"{model}/vllm/exec_to_first_token", "s", "vllm")
         began.add(start, server.exec_to_first_token)
-        cases.append(began.say())
+        yield began.say()
         for count in clients:
             seen = burst(server, f"vllm/{count}", count, tokens, out)
             for key, unit in UNITS.items():
                 case = Case(f"{model}/vllm/serve_{count}/{key}", unit, "vllm")
                 case.add(mine[count][key], max(seen[key], 1e-6))
-                cases.append(case.say())
-    return cases
+                yield case.say()

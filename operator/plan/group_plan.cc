@@ -94,7 +94,7 @@ std::vector<GroupPlan> MakeGroups(const Observed& observed,
   config.set_tensor_parallel(std::max(spec.parallelism().tensor(), 1));
   config.set_ranks_per_pod(group.ranks_per_pod);
   FillEngine(spec.engine(), *config.mutable_engine());
-  config.set_model_digest(observed.model.spec().source().digest());
+  config.set_model_digest(spec.source().digest());
   if (observed.settings.local) {
     config.set_model_path(source.path);
   } else {
