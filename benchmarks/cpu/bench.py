@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 import sys
 
 import kernel_cases
@@ -40,6 +41,8 @@ def main() -> None:
     parser.add_argument("--match", default="", metavar="REGEX", help="only cases whose name it matches, such as 'serve_16/128'")
     parser.add_argument("--rounds", type=int, help="5; with --quick 1")
     flags = parser.parse_args()
+    # So that a request to stop ends the servers too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     rounds = flags.rounds or (1 if flags.quick else 5)
     parts = flags.only or (PARTS[:2] if flags.quick else PARTS)
     names = list(MODELS)[:1] if flags.quick else list(MODELS)
