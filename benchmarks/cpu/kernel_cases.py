@@ -6,7 +6,7 @@ import pathlib
 import subprocess
 
 from report import Case
-from servers import BINARIES, THREADS
+from servers import BINARIES, ROOT, THREADS
 
 OURS = BINARIES / "model_bench"
 PREFILL = (128, 512, 4096)
