@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "worker/api/model_text.h"
+#include "worker/model/config_json.h"
 #include "worker/model/model_source.h"
 
 namespace rempart::worker {
@@ -39,7 +40,7 @@ class JsonFile {
       ASSIGN_OR_RETURN(text, ReadTextFile(path, max_bytes));
     }
     file.parser_ = std::make_unique<simdjson::dom::parser>();
-    if (const auto error = file.parser_->parse(text).get(file.object_)) {
+    if (const auto error = file.parser_->parse(WithWideIntegersAsDoubles(text)).get(file.object_)) {
       return absl::InvalidArgumentError(absl::StrCat(
           path, " is not a JSON object (", simdjson::error_message(error), "); download it again"));
     }

@@ -4,15 +4,42 @@
 #include <cmath>
 
 #include "absl/status/status.h"
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 
 namespace rempart::worker {
+
+std::string WithWideIntegersAsDoubles(absl::string_view text) {
+  constexpr size_t kMaxDigits = 18;
+  std::string out;
+  out.reserve(text.size() + 16);
+  bool in_string = false;
+  for (size_t i = 0; i < text.size();) {
+    const char c = text[i];
+    if (in_string || !absl::ascii_isdigit(c)) {
+      if (in_string && c == '\\' && i + 1 < text.size()) out += text[i++];
+      if (c == '"') in_string = !in_string;
+      out += text[i++];
+      continue;
+    }
+    const size_t begin = i;
+    while (i < text.size() && absl::ascii_isdigit(text[i])) ++i;
+    absl::StrAppend(&out, text.substr(begin, i - begin));
+    // Neither the fraction nor the exponent of a number, nor followed by one.
+    const char before = begin > 0 ? text[begin - 1] : ' ';
+    const char after = i < text.size() ? text[i] : ' ';
+    const bool is_part = absl::StrContains(".eE+", before) || absl::StrContains(".eE", after);
+    if (i - begin > kMaxDigits && !is_part) out += ".0";
+  }
+  return out;
+}
 
 absl::StatusOr<ConfigJson> ConfigJson::Parse(absl::string_view name, absl::string_view text) {
   ConfigJson config;
   config.prefix_ = absl::StrCat(name, ": ");
   config.parser_ = std::make_shared<simdjson::dom::parser>();
-  const auto error = config.parser_->parse(text.data(), text.size()).get(config.object_);
+  const auto error = config.parser_->parse(WithWideIntegersAsDoubles(text)).get(config.object_);
   if (error != simdjson::SUCCESS) {
     return absl::InvalidArgumentError(absl::StrCat(
         name, " is not a JSON object (", simdjson::error_message(error), "); download it again"));

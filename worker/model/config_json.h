@@ -16,6 +16,10 @@
 
 namespace rempart::worker {
 
+// `text` with ".0" behind integers of more than 18 digits, which would not fit into 64 bits:
+// writers of these files say "no limit" by such (1000000000000000019884624838656).
+std::string WithWideIntegersAsDoubles(absl::string_view text);
+
 class ConfigJson {
  public:
   // `name` begins every error message. InvalidArgument when `text` is not a JSON object.

@@ -118,6 +118,14 @@ TEST_F(TextFolder, TakesTheChatTemplateFromWhereItIs) {
   EXPECT_THAT(*Open()->EncodeChat(kMessages, "", true), ElementsAre(8));
 }
 
+TEST_F(TextFolder, ReadsIntegersThatMeanNoLimit) {
+  Write(
+      "tokenizer_config.json",
+      R"({"model_max_length": 1000000000000000019884624838656, "note": "1\"2345678901234567890123",
+            "small": 1.5e-300, "add_bos_token": true, "bos_token": "<s>"})");
+  EXPECT_THAT(*Open()->EncodeText("hi"), ElementsAre(0, 5));
+}
+
 TEST_F(TextFolder, RefusesTokensThatTheEmbeddingLacks) {
   const auto text = Open(/*vocabulary=*/9);
   EXPECT_EQ(text->vocabulary_size(), 9);
