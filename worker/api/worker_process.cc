@@ -2,8 +2,7 @@
 #include "worker/api/worker_process.h"
 
 #include <grpcpp/grpcpp.h>
-#include <pthread.h>
-#include <sched.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -38,7 +37,8 @@ constexpr absl::Duration kDrainDeadline = absl::Seconds(25);
 // A forward pass that takes longer than this is stuck.
 constexpr absl::Duration kStepLimit = absl::Seconds(120);
 constexpr absl::Duration kFlushTimeout = absl::Seconds(2);
-// How often the outcome of the check that runs beside the service is looked for.
+// Of the thread of that check; the engine's threads are at 0.
+constexpr int kCheckNice = 10;
 // How often the outcome of the check that runs beside the service is looked for.
 constexpr absl::Duration kCheckPeriod = absl::Milliseconds(250);
 // How often the main thread looks around.
@@ -112,9 +112,9 @@ class BackgroundCheck {
   explicit BackgroundCheck(std::function<absl::Status(std::stop_token)> check)
       : thread_([this, check = std::move(check)](std::stop_token stop) {
           if (!check) return;
-          const sched_param none = {};
-          // Refused, it takes its share like any other thread.
-          (void)pthread_setschedparam(pthread_self(), SCHED_IDLE, &none);
+          // Not SCHED_IDLE: a killed process lives, and keeps its links, until its last thread has
+          // had its turn, which on a busy machine takes such a thread many seconds.
+          (void)setpriority(PRIO_PROCESS, static_cast<id_t>(gettid()), kCheckNice);
           outcome_ = check(stop);
           failed_ = !outcome_.ok() && !absl::IsCancelled(outcome_);
         }) {}
