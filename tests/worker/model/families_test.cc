@@ -17,7 +17,6 @@
 namespace rempart::worker {
 namespace {
 
-using ::testing::HasSubstr;
 
 constexpr char kFolder[] = "tests/goldens/families/";
 
