@@ -17,7 +17,6 @@
 namespace rempart::worker {
 namespace {
 
-
 constexpr char kFolder[] = "tests/goldens/families/";
 
 std::vector<int32_t> Ids(simdjson::dom::element element) {
