@@ -59,7 +59,7 @@ struct Dequantizer {
     const float low = Format::Scale(row, g, 0);
     const float high = Format::Scale(row, g, Format::kHalves ? 1 : 0);
     float values[32];
-    if constexpr (Format::kValues != nullptr) {
+    if constexpr (Format::kIsLookup) {
       for (int i = 0; i < 32; ++i) values[i] = static_cast<float>(Format::kValues[codes[i]]);
     } else {
       for (int i = 0; i < 32; ++i) values[i] = static_cast<float>(codes[i] - Format::kOffset);

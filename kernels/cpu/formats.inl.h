@@ -34,7 +34,8 @@ struct Formats {
     static constexpr bool kHalves = false;
     static constexpr bool kSignedScale = false;
     static constexpr bool kExponent = false;
-    static constexpr const int8_t* kValues = nullptr;
+    static constexpr bool kIsLookup = false;
+    static constexpr const int8_t* kValues = nullptr;  // of kIsLookup
     static uint16_t ScaleBits(const void* row, int64_t g) { return At<B>(row, g).d; }
     static uint16_t MinBits(const void* row, int64_t g) {
       if constexpr (kMin) return At<B>(row, g).m;
@@ -84,7 +85,8 @@ struct Formats {
     static constexpr bool kHalves = false;
     static constexpr bool kSignedScale = false;
     static constexpr bool kExponent = false;
-    static constexpr const int8_t* kValues = nullptr;
+    static constexpr bool kIsLookup = false;
+    static constexpr const int8_t* kValues = nullptr;  // of kIsLookup
     static uint16_t ScaleBits(const void* row, int64_t g) { return At<B>(row, g / 8).d; }
     static uint16_t MinBits(const void* row, int64_t g) { return At<B>(row, g / 8).dmin; }
     static uint8_t ScaleByte(const void* row, int64_t g, int) {
@@ -132,7 +134,8 @@ struct Formats {
     static constexpr bool kHalves = kPerHalf;
     static constexpr bool kSignedScale = true;
     static constexpr bool kExponent = false;
-    static constexpr const int8_t* kValues = nullptr;
+    static constexpr bool kIsLookup = false;
+    static constexpr const int8_t* kValues = nullptr;  // of kIsLookup
     static uint16_t ScaleBits(const void* row, int64_t g) { return At<B>(row, g / 8).d; }
     static uint16_t MinBits(const void*, int64_t) { return 0; }
     static uint8_t ScaleByte(const void* row, int64_t g, int half) {
@@ -157,6 +160,7 @@ struct Formats {
     }
   };
   struct IQ4_XS : KSigned<IQ4_XS, BlockIQ4_XS, 4, 128, false> {
+    static constexpr bool kIsLookup = true;
     static constexpr const int8_t* kValues = kIq4Values;
     static int8_t Factor(const BlockIQ4_XS& b, int g, int) { return IQ4XSScale(b, g); }
     static void Codes(const void* row, int64_t g, uint8_t* q) {
@@ -203,6 +207,7 @@ struct Formats {
   };
   // Codes that stand for values of a table.
   struct IQ4_NL : Plain<BlockIQ4_NL, 4, 128, false> {
+    static constexpr bool kIsLookup = true;
     static constexpr const int8_t* kValues = kIq4Values;
     static void Codes(const void* row, int64_t g, uint8_t* q) {
       Nibbles(At<BlockIQ4_NL>(row, g).qs, q);
@@ -216,6 +221,7 @@ struct Formats {
     static constexpr bool kHalves = false;
     static constexpr bool kSignedScale = false;
     static constexpr bool kExponent = true;
+    static constexpr bool kIsLookup = true;
     static constexpr const int8_t* kValues = kMxfp4Values;
     static uint16_t ScaleBits(const void*, int64_t) { return 0; }
     static uint16_t MinBits(const void*, int64_t) { return 0; }

@@ -36,7 +36,7 @@ struct Packed {
   static constexpr int64_t kGroupBytes = (kTwoBytes ? 2 : 1) * kL;
   // After Unpack: signed bytes where the tier multiplies such.
   static constexpr bool kSignedBytes =
-      (Format::kBits == 8 || Format::kValues != nullptr) && !V::kHasDotBytes;
+      (Format::kBits == 8 || Format::kIsLookup) && !V::kHasDotBytes;
   // What remains to be subtracted from each code inside the matmul.
   static constexpr int kOffset = kSignedBytes ? 0 : Format::kOffset;
 
@@ -90,7 +90,7 @@ struct Packed {
       w[j] = V::And(pair, mask);
       w[j + 4] = V::And(V::template ShiftRight16<4>(pair), mask);
     }
-    if constexpr (Format::kValues != nullptr) {
+    if constexpr (Format::kIsLookup) {
       uint8_t values[16];
       for (int i = 0; i < 16; ++i) {
         values[i] = static_cast<uint8_t>(Format::kValues[i] + (kSignedBytes ? 0 : 128));
