@@ -79,7 +79,7 @@ class Server {
   explicit Server(const ServeOptions& options)
       : options_(options),
         joins_(&clock_, [](const std::string&) { kill(getpid(), kNewsSignal); }),
-        join_service_(&joins_, "") {}
+        join_service_(&joins_, {}) {}
   ~Server() {
     if (control_ == nullptr) return;
     control_->Shutdown(absl::ToChronoTime(absl::Now() + absl::Milliseconds(200)));

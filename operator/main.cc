@@ -33,6 +33,7 @@ struct CommandLine {
   std::string identity = "rempart-operator";
   std::string listen = "127.0.0.1:7080";
   std::string control_address;
+  std::string own_ip;
   std::string tls_dir;
   std::string health_address = kDefaultHealthAddress;
   std::string worker_image;
@@ -50,6 +51,10 @@ struct CommandLine {
          &listen},
         {"control-address", "the same, as worker pods reach it; empty: as --listen",
          &control_address},
+        {"own-ip",
+         "IP of this pod, told to workers that come to a replica that does not lead; empty: they "
+         "find the leader by trying",
+         &own_ip},
         {"tls-dir", "folder with ca.crt, tls.crt and tls.key; required outside loopback", &tls_dir},
         {"health-address", "where /healthz, /readyz and /metrics are served; empty: nowhere",
          &health_address},
@@ -119,11 +124,22 @@ std::string ParseFlags(const std::vector<std::string>& arguments, CommandLine& l
                       "\": it must be Always, IfNotPresent or Never");
 }
 
+// The port of --listen at the pod's own IP; empty when either is missing.
+std::string OwnAddress(const CommandLine& line) {
+  const size_t colon = line.listen.rfind(':');
+  if (line.own_ip.empty() || absl::StartsWith(line.listen, "unix:") || colon == std::string::npos) {
+    return "";
+  }
+  const bool is_v6 = absl::StrContains(line.own_ip, ':');
+  return absl::StrCat(is_v6 ? "[" : "", line.own_ip, is_v6 ? "]" : "", line.listen.substr(colon));
+}
+
 OperatorOptions OptionsFrom(const CommandLine& line) {
   OperatorOptions options;
   options.own_namespace = line.name_space;
   options.identity = line.identity;
   options.listen_address = line.listen;
+  options.own_address = OwnAddress(line);
   options.tls_dir = line.tls_dir;
   options.health_address = line.health_address;
   options.settings.worker_image = line.worker_image;

@@ -10,6 +10,8 @@
 namespace rempart::op {
 namespace {
 
+constexpr char kAddressAnnotation[] = "rempart.dev/address";
+
 // MicroTime: the API server wants exactly six fractional digits.
 std::string MicroTime(absl::Time time) {
   return absl::FormatTime("%Y-%m-%dT%H:%M:%E6SZ", time, absl::UTCTimeZone());
@@ -32,6 +34,8 @@ absl::Status LeaderElector::Write(LeaseMove move) {
   k8s::v1::Lease lease;
   lease.mutable_metadata()->set_namespace_(options_.lease.ns);
   lease.mutable_metadata()->set_name(options_.lease.name);
+  // Always written: an empty one must not leave the last holder's.
+  (*lease.mutable_metadata()->mutable_annotations())[kAddressAnnotation] = options_.address;
   k8s::v1::LeaseSpec& spec = *lease.mutable_spec();
   spec.set_holder_identity(options_.identity);
   spec.set_lease_duration_seconds(static_cast<int32_t>(absl::ToInt64Seconds(options_.duration)));
@@ -82,10 +86,28 @@ void LeaderElector::Release() {
   (void)client_->MergePatch(leases_.type(), options_.lease, patch);
 }
 
-bool LeaderElector::Run(std::stop_token stop, const std::function<void()>& on_lead) {
+std::string LeaderElector::leader_address() const {
+  MutexLock lock(&mu_);
+  return leader_address_;
+}
+
+void LeaderElector::NoteHolder() {
+  std::string address;
+  if (view_.has_value() && !view_->lease.spec().holder_identity().empty()) {
+    const auto& annotations = view_->lease.metadata().annotations();
+    const auto found = annotations.find(kAddressAnnotation);
+    if (found != annotations.end()) address = found->second;
+  }
+  MutexLock lock(&mu_);
+  leader_address_ = std::move(address);
+}
+
+bool LeaderElector::Run(std::stop_token stop, const std::function<void()>& on_lead,
+                        const std::function<void()>& on_end) {
   absl::Time renewed = absl::InfinitePast();
   while (!stop.stop_requested()) {
     const absl::StatusOr<bool> held = Try();
+    NoteHolder();
     if (!held.ok()) {
       LogWarning("leader", "lease cannot be read or written",
                  {{"lease", options_.lease.ToString()}, {"error", held.status().message()}});
@@ -99,10 +121,12 @@ bool LeaderElector::Run(std::stop_token stop, const std::function<void()>& on_le
     } else if (leading_ && (held.ok() || clock_->Now() - renewed >= options_.renew_deadline)) {
       leading_ = false;
       LogError("leader", "lease lost", {{"lease", options_.lease.ToString()}});
+      if (on_end) on_end();
       return false;
     }
     PauseUnlessStopped(stop, options_.retry);
   }
+  if (on_end) on_end();
   Release();
   return true;
 }

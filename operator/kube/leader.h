@@ -11,9 +11,11 @@
 #include <stop_token>
 #include <string>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "common/clock.h"
+#include "common/mutex.h"
 #include "operator/kube/client.h"
 
 namespace rempart::op {
@@ -21,6 +23,8 @@ namespace rempart::op {
 struct LeaderOptions {
   ObjectKey lease;
   std::string identity;
+  // Where this process answers its callers; written into the lease, so that the others can name it.
+  std::string address = {};
   absl::Duration duration = absl::Seconds(15);
   // Without a renewal for so long, the leader gives up; shorter than `duration`.
   absl::Duration renew_deadline = absl::Seconds(10);
@@ -50,12 +54,18 @@ class LeaderElector {
   void Release();
 
   // Waits for the lease, calls `on_lead` once, renews. Returns when the lease is lost (false: the
-  // process must end) or at a stop (true, the lease has been released).
-  bool Run(std::stop_token stop, const std::function<void()>& on_lead);
+  // process must end) or at a stop (true, the lease has been released). `on_end` is called before
+  // either, so that nothing is done for a leader that is none any more.
+  bool Run(std::stop_token stop, const std::function<void()>& on_lead,
+           const std::function<void()>& on_end = {});
 
   bool leading() const { return leading_; }
+  // Where the holder answers, as the lease last told; empty when nobody is known to lead. Any
+  // thread.
+  std::string leader_address() const;
 
  private:
+  void NoteHolder();
   absl::Status Write(LeaseMove move);
 
   const Client* const client_;
@@ -64,6 +74,8 @@ class LeaderElector {
   const Clock* const clock_;
   std::optional<LeaseView> view_;  // owned by the thread in Run
   std::atomic<bool> leading_ = false;
+  mutable Mutex mu_;
+  std::string leader_address_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace rempart::op

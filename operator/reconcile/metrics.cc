@@ -93,6 +93,8 @@ std::string MetricsText(const OperatorFigures& figures, const std::string& versi
       gauge("rempart_operator_models_ready", "Of these, those that answer requests.",
             figures.models_ready),
       gauge("rempart_operator_workers_joined", "Open Join streams.", figures.workers_joined),
+      counter("rempart_operator_workers_redirected_total",
+              "Join streams sent to the replica that leads.", figures.workers_redirected),
       gauge("rempart_operator_routers_joined", "Open Topology streams.", figures.routers_joined),
       counter("rempart_operator_lists_total", "Lists taken from the API server.", figures.lists),
       counter("rempart_operator_watches_total", "Watches opened at the API server.",

@@ -32,6 +32,7 @@ struct OperatorFigures {
   int models = 0;
   int models_ready = 0;
   int workers_joined = 0;
+  int64_t workers_redirected = 0;
   int routers_joined = 0;
   int64_t lists = 0;
   int64_t watches = 0;

@@ -39,6 +39,7 @@ LeaderOptions LeaderFrom(const OperatorOptions& options) {
   LeaderOptions leader;
   leader.lease = {options.own_namespace, "rempart-operator"};
   leader.identity = options.identity;
+  leader.address = options.own_address;
   leader.retry = options.lease_retry;
   return leader;
 }
@@ -68,10 +69,11 @@ class OperatorProcess {
         executor_(&client_, &informers_, &ledger_, &events_, clock,
                   options.copy_worker_tls ? options.own_namespace : ""),
         joins_(clock, [this](const std::string& group) { OnJoinChange(group); }),
-        join_service_(&joins_, options.tls_dir.empty() ? "" : "rempart-worker"),
+        join_service_(&joins_, {.required_caller = options.tls_dir.empty() ? "" : "rempart-worker",
+                                .open = false,
+                                .leader_address = [this] { return elector_.leader_address(); }}),
         topology_service_(options.tls_dir.empty() ? "" : "rempart-router"),
-        elector_(&client_, LeaderFrom(options), clock),
-        listening_since_(clock->Now()) {
+        elector_(&client_, LeaderFrom(options), clock) {
     Connect();
   }
 
@@ -83,7 +85,8 @@ class OperatorProcess {
     const std::stop_callback pass_on(stop, [this] { stopping_.request_stop(); });
     StartThreads();
     if (on_serving) on_serving(health_ == nullptr ? 0 : health_->port());
-    const bool released = elector_.Run(stopping_.get_token(), [this] { StartReconciling(); });
+    const bool released = elector_.Run(
+        stopping_.get_token(), [this] { Lead(); }, [this] { join_service_.Close(); });
     stopping_.request_stop();
     threads_.clear();  // joins
     server_->Shutdown(absl::ToChronoTime(absl::Now() + absl::Milliseconds(200)));
@@ -230,7 +233,9 @@ class OperatorProcess {
     }
   }
 
-  void StartReconciling() {
+  void Lead() {
+    listening_since_ = clock_->Now();
+    join_service_.Open();
     StartThread([this](std::stop_token stop) {
       WaitForStores(stop);
       RunController(
@@ -301,6 +306,7 @@ class OperatorProcess {
       figures.models_ready += model->status().ready_replicas() > 0 ? 1 : 0;
     }
     figures.workers_joined = joins_.streams();
+    figures.workers_redirected = join_service_.redirected();
     figures.routers_joined = topology_service_.streams();
     for (const Reflector* reflector :
          {&informers_.models.reflector(), &informers_.stateful_sets.reflector(),
@@ -340,7 +346,7 @@ class OperatorProcess {
 
   std::map<ObjectKey, KnownModel> model_versions_;  // owned by the models' informer
   std::map<std::string, NodeObservation> nodes_;    // owned by the nodes' informer
-  const absl::Time listening_since_;
+  absl::Time listening_since_;                      // written before the reconciling thread begins
   std::atomic<int64_t> reconciles_ = 0;
   std::atomic<int64_t> reconcile_errors_ = 0;
   std::atomic<int64_t> busy_since_ms_ = 0;

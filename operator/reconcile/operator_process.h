@@ -2,8 +2,9 @@
 // One operator process from start to exit. Threads: one per informer, one that writes events, one
 // that publishes the topology, one that reconciles (only on the leader), gRPC's own.
 //
-// Every replica watches, answers Join and Topology streams; the holder of the lease acts. Nothing
-// is kept but in the cluster: a restart at any moment loses nothing.
+// Every replica watches and answers Topology streams; the holder of the lease answers Join streams
+// and acts, the others tell workers where it is. Nothing is kept but in the cluster: a restart at
+// any moment loses nothing.
 #pragma once
 
 #include <stop_token>
@@ -31,6 +32,9 @@ struct OperatorOptions {
   std::string identity = "rempart-operator";
   // Join and Topology. "host:port" or "unix:/path"; outside loopback, tls_dir is required.
   std::string listen_address = "127.0.0.1:7080";
+  // The same, as workers reach this very replica: told to those that come to another one. Empty:
+  // they find it by trying.
+  std::string own_address;
   // Folder with ca.crt, tls.crt and tls.key; empty: no TLS.
   std::string tls_dir;
   // /healthz, /readyz and /metrics; empty: nowhere.

@@ -11,22 +11,31 @@
 #include "common/tls/tls.h"
 
 namespace rempart::op {
-namespace {
 
 using group::v1::FromMember;
 using group::v1::ToMember;
 
 constexpr auto kTick = std::chrono::milliseconds(100);
+constexpr char kDoesNotLead[] = "this operator does not lead: Join at the one that does";
 
 // One stream; deletes itself when gRPC is done with it.
 class JoinStream : public grpc::ServerBidiReactor<FromMember, ToMember> {
  public:
-  JoinStream(JoinRegistry* registry, int64_t id) : registry_(registry), id_(id) {}
+  JoinStream(JoinService* service, JoinRegistry* registry, int64_t id)
+      : service_(service), registry_(registry), id_(id) {}
 
   void Begin() { StartRead(&incoming_); }
   void Refuse(const absl::Status& why) {
     MutexLock lock(&mu_);
     FinishOnce(grpc::Status(static_cast<grpc::StatusCode>(why.code()), std::string(why.message())));
+  }
+  // Before Begin.
+  void Redirect(const std::string& leader_address) {
+    MutexLock lock(&mu_);
+    finished_ = true;
+    outgoing_.emplace_back().mutable_redirect()->set_leader_address(leader_address);
+    StartWriteAndFinish(&outgoing_.front(), {},
+                        {grpc::StatusCode::FAILED_PRECONDITION, kDoesNotLead});
   }
 
   void OnReadDone(bool ok) override {
@@ -51,6 +60,7 @@ class JoinStream : public grpc::ServerBidiReactor<FromMember, ToMember> {
   }
 
   void OnDone() override {
+    service_->Remove(this);
     registry_->Left(id_);
     delete this;
   }
@@ -93,6 +103,7 @@ class JoinStream : public grpc::ServerBidiReactor<FromMember, ToMember> {
     Finish(status);
   }
 
+  JoinService* const service_;
   JoinRegistry* const registry_;
   const int64_t id_;
   // Owned by the read in progress.
@@ -104,11 +115,10 @@ class JoinStream : public grpc::ServerBidiReactor<FromMember, ToMember> {
   bool finished_ ABSL_GUARDED_BY(mu_) = false;
 };
 
-}  // namespace
-
-JoinService::JoinService(JoinRegistry* registry, std::string required_caller)
+JoinService::JoinService(JoinRegistry* registry, JoinOptions options)
     : registry_(registry),
-      required_caller_(std::move(required_caller)),
+      options_(std::move(options)),
+      open_(options_.open),
       ticks_([registry](std::stop_token stop) {
         auto last = std::chrono::steady_clock::now();
         while (!stop.stop_requested()) {
@@ -119,16 +129,42 @@ JoinService::JoinService(JoinRegistry* registry, std::string required_caller)
         }
       }) {}
 
+void JoinService::Open() {
+  MutexLock lock(&mu_);
+  open_ = true;
+}
+
+void JoinService::Close() {
+  MutexLock lock(&mu_);
+  open_ = false;
+  for (JoinStream* stream : streams_) stream->Refuse(absl::FailedPreconditionError(kDoesNotLead));
+}
+
+void JoinService::Remove(JoinStream* stream) {
+  MutexLock lock(&mu_);
+  streams_.erase(stream);
+}
+
 grpc::ServerBidiReactor<FromMember, ToMember>* JoinService::Join(
     grpc::CallbackServerContext* context) {
-  auto* stream = new JoinStream(registry_, ++streams_opened_);
-  if (!required_caller_.empty()) {
-    if (const absl::Status caller = CheckCallerName(*context, required_caller_); !caller.ok()) {
+  auto* stream = new JoinStream(this, registry_, ++streams_opened_);
+  if (!options_.required_caller.empty()) {
+    const absl::Status caller = CheckCallerName(*context, options_.required_caller);
+    if (!caller.ok()) {
       stream->Refuse(caller);
       return stream;
     }
   }
-  stream->Begin();
+  {
+    MutexLock lock(&mu_);
+    if (open_) {
+      streams_.insert(stream);
+      stream->Begin();
+      return stream;
+    }
+  }
+  ++redirected_;
+  stream->Redirect(options_.leader_address ? options_.leader_address() : "");
   return stream;
 }
 

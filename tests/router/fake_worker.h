@@ -4,6 +4,8 @@
 //   "count N"  N deltas "t0 ", "t1 "...; a resumed request goes on where the other group stopped
 //   "hang"     one delta, then nothing until it is cancelled
 //   "die N"    N deltas, then the stream breaks
+//   "lose N"   N more deltas, then a Failure of code GROUP_LOST
+//   "late"     one delta; once it is cancelled, a Failure of code GROUP_LOST
 //   "overflow" a Failure of code CONTEXT_OVERFLOW
 //   "drain"    a Failure of code DRAINING
 //   "flood"    deltas of 64 KiB until it is cancelled
@@ -56,6 +58,11 @@ class FakeWorker final : public worker::v1::Worker::Service {
     std::lock_guard lock(mu_);
     return cancelled_.size();
   }
+  // Tells every router that it is ready.
+  void SayReady() {
+    std::lock_guard lock(mu_);
+    for (Line* line : lines_) SendStep(*line, {});
+  }
   // What "die" and "drain" do happens once; afterwards the request is counted like any other.
   void Heal() { healthy_ = true; }
 
@@ -70,6 +77,10 @@ class FakeWorker final : public worker::v1::Worker::Service {
     welcome.mutable_welcome()->set_group_name(group_name_);
     line.Write(welcome);
     SendStep(line, {});
+    {
+      std::lock_guard lock(mu_);
+      lines_.insert(&line);
+    }
     std::vector<std::jthread> requests;
     while (stream->Read(&message)) {
       if (message.has_start()) {
@@ -84,6 +95,8 @@ class FakeWorker final : public worker::v1::Worker::Service {
         cancelled_.insert(message.cancel().request_id());
       }
     }
+    std::lock_guard lock(mu_);
+    lines_.erase(&line);
     return grpc::Status::OK;
   }
 
@@ -134,12 +147,17 @@ class FakeWorker final : public worker::v1::Worker::Service {
     const std::string verb = healthy_ && words[0] != "hang" ? "count" : words[0];
     if (verb == "overflow" || verb == "drain") return SendFailure(line, start, verb);
     if (verb == "flood") return Flood(context, line, start);
+    if (verb == "lose") count += start.resume_tokens_size();
     for (int32_t index = start.resume_tokens_size(); index < count; ++index) {
       if (IsCancelled(context, start.request_id())) return;
       SendStep(line, {Token(start, index)});
     }
     if (verb == "die") return context.TryCancel();
     if (verb == "hang") return;
+    while (verb == "late" && !IsCancelled(context, start.request_id())) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    if (verb == "lose" || verb == "late") return SendFailure(line, start, verb);
     worker::v1::Delta end;
     end.set_request_id(start.request_id());
     end.mutable_finish()->set_reason(worker::v1::Finish::STOP);
@@ -150,8 +168,10 @@ class FakeWorker final : public worker::v1::Worker::Service {
   static void SendFailure(Line& line, const worker::v1::Start& start, const std::string& verb) {
     worker::v1::Delta delta;
     delta.set_request_id(start.request_id());
-    delta.mutable_error()->set_code(verb == "drain" ? worker::v1::Failure::DRAINING
-                                                    : worker::v1::Failure::CONTEXT_OVERFLOW);
+    using worker::v1::Failure;
+    delta.mutable_error()->set_code(verb == "drain"      ? Failure::DRAINING
+                                    : verb == "overflow" ? Failure::CONTEXT_OVERFLOW
+                                                         : Failure::GROUP_LOST);
     delta.mutable_error()->set_message("9000 tokens do not fit the context of 2048");
     delta.mutable_error()->set_field("chat");
     SendStep(line, {delta});
@@ -171,6 +191,7 @@ class FakeWorker final : public worker::v1::Worker::Service {
   mutable std::mutex mu_;
   std::vector<worker::v1::Start> starts_;
   std::set<uint64_t> cancelled_;
+  std::set<Line*> lines_;
   std::unique_ptr<grpc::Server> server_;
 };
 

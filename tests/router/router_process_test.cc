@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <fstream>
+#include <set>
 
 #include "absl/strings/str_cat.h"
 #include "router/config/router_config.h"
@@ -200,6 +201,68 @@ TEST_F(RouterProcessTest, ALostGroupsRequestGoesOnElsewhere) {
   ASSERT_FALSE(second.starts().empty());
   EXPECT_EQ(second.starts().back().resume_tokens_size(), 3);
   EXPECT_TRUE(Eventually([&] { return Level("rempart_router_request_moves") == 1; }));
+}
+
+size_t Count(const std::string& text, const std::string& part) {
+  size_t count = 0;
+  for (size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++count;
+  return count;
+}
+
+TEST_F(RouterProcessTest, ARequestIsReplayedTwiceAndThenEndsWithAFramedError) {
+  FakeWorker workers[] = {FakeWorker("tiny-0"), FakeWorker("tiny-1"), FakeWorker("tiny-2"),
+                          FakeWorker("tiny-3")};
+  Start({&workers[0], &workers[1], &workers[2], &workers[3]});
+  const Answer answer = Ask(Chat("lose 2", R"(,"stream":true,"seed":7)"));
+  EXPECT_EQ(answer.status, 200);
+  // What three groups wrote, once and in order.
+  for (int i = 0; i < 6; ++i) {
+    EXPECT_EQ(Count(answer.body, absl::StrCat("\"t", i, " \"")), 1u) << answer.body;
+  }
+  EXPECT_EQ(Count(answer.body, "\"t6 \""), 0u);
+  EXPECT_EQ(Count(answer.body, "data: {\"error\":{"), 1u) << answer.body;
+  std::set<int> resumed;
+  for (const FakeWorker& worker : workers) {
+    ASSERT_LE(worker.starts().size(), 1u);
+    for (const auto& start : worker.starts()) {
+      resumed.insert(start.resume_tokens_size());
+      EXPECT_EQ(start.sampling().seed(), 7u);
+      for (int i = 0; i < start.resume_tokens_size(); ++i) EXPECT_EQ(start.resume_tokens(i), i);
+    }
+  }
+  EXPECT_THAT(resumed, ::testing::ElementsAre(0, 2, 4));
+  // An answer in one piece has no frame: it becomes an error as a whole.
+  for (FakeWorker& worker : workers) worker.SayReady();
+  EXPECT_TRUE(Eventually([&] { return Level("rempart_router_groups_ready") == 4; }));
+  EXPECT_EQ(Ask(Chat("lose 2")).status, 500);
+}
+
+TEST_F(RouterProcessTest, NothingIsReplayedForAClientThatHasLeft) {
+  FakeWorker first("tiny-0"), second("tiny-1");
+  Start({&first, &second});
+  HttpClient client(process_->port());
+  client.Send(Chat("late", R"(,"stream":true)"));
+  EXPECT_TRUE(client.WaitFor("t0 "));
+  client.Close();
+  // The loss comes after the cancellation.
+  EXPECT_TRUE(Eventually([&] { return first.cancel_count() + second.cancel_count() == 1; }));
+  for (int i = 0; i < 4; ++i) EXPECT_EQ(Ask(Chat("count 1")).status, 200);
+  EXPECT_EQ(first.starts().size() + second.starts().size(), 5u);
+  EXPECT_EQ(Level("rempart_router_request_moves"), 0u);
+}
+
+TEST_F(RouterProcessTest, AHeldReplayIsForgottenWhenItsClientLeaves) {
+  FakeWorker worker("tiny-0");
+  Start({&worker});
+  HttpClient client(process_->port());
+  client.Send(Chat("lose 1", R"(,"stream":true)"));
+  EXPECT_TRUE(client.WaitFor("t0 "));
+  EXPECT_TRUE(Eventually([&] { return Level("rempart_router_requests_held") == 1; }));
+  client.Close();
+  EXPECT_TRUE(Eventually([&] { return Level("rempart_router_requests_held") == 0; }));
+  worker.SayReady();
+  EXPECT_EQ(Ask(Chat("count 1")).status, 200);
+  EXPECT_EQ(worker.starts().size(), 2u);
 }
 
 TEST_F(RouterProcessTest, ADrainingGroupPassesItsRequestsOn) {

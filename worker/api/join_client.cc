@@ -2,6 +2,7 @@
 #include "worker/api/join_client.h"
 
 #include <algorithm>
+#include <atomic>
 #include <utility>
 
 #include "absl/time/clock.h"
@@ -21,6 +22,11 @@ constexpr absl::Duration kProgressPeriod = absl::Milliseconds(500);
 constexpr absl::Duration kLook = absl::Milliseconds(50);
 constexpr absl::Duration kFirstPause = absl::Milliseconds(200);
 constexpr absl::Duration kLongestPause = absl::Seconds(5);
+// While operators are there and it is not settled which of them leads.
+constexpr absl::Duration kFirstRedirectPause = absl::Milliseconds(100);
+constexpr absl::Duration kLongestRedirectPause = absl::Seconds(1);
+// A leader's machine that does not answer must not hold up the search for the next leader.
+constexpr absl::Duration kConnectLimit = absl::Seconds(3);
 
 Progress::Phase WirePhase(Phase phase) {
   switch (phase) {
@@ -73,19 +79,15 @@ absl::StatusOr<std::unique_ptr<JoinClient>> JoinClient::Start(const std::string&
                                                               JoinIdentity identity,
                                                               JoinHandlers handlers,
                                                               const WorkerStatus* status) {
-  grpc::ChannelArguments arguments;
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 20'000);
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10'000);
-  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS,
-                   static_cast<int>(absl::ToInt64Milliseconds(kLongestPause)));
-  ASSIGN_OR_RETURN(std::shared_ptr<grpc::Channel> channel, Dial(tls, control_address, arguments));
+  RETURN_IF_ERROR(ChannelCredentials(tls, control_address).status());
   return std::unique_ptr<JoinClient>(
-      new JoinClient(std::move(channel), std::move(identity), std::move(handlers), status));
+      new JoinClient(control_address, tls, std::move(identity), std::move(handlers), status));
 }
 
-JoinClient::JoinClient(std::shared_ptr<grpc::Channel> channel, JoinIdentity identity,
+JoinClient::JoinClient(std::string control_address, TlsConfig tls, JoinIdentity identity,
                        JoinHandlers handlers, const WorkerStatus* status)
-    : channel_(std::move(channel)),
+    : control_address_(std::move(control_address)),
+      tls_(std::move(tls)),
       identity_(std::move(identity)),
       handlers_(std::move(handlers)),
       status_(status),
@@ -145,7 +147,8 @@ FromMember JoinClient::ProgressFrame(const StatusSnapshot& snapshot) const {
   return frame;
 }
 
-void JoinClient::HandleMessages(grpc::ClientReaderWriter<FromMember, ToMember>& stream) {
+void JoinClient::HandleMessages(grpc::ClientReaderWriter<FromMember, ToMember>& stream,
+                                Outcome& outcome) {
   ToMember message;
   while (stream.Read(&message)) {
     switch (message.kind_case()) {
@@ -171,29 +174,50 @@ void JoinClient::HandleMessages(grpc::ClientReaderWriter<FromMember, ToMember>& 
       case ToMember::kGo:
         if (handlers_.on_go) handlers_.on_go(message.go().epoch());
         break;
+      case ToMember::kRedirect:
+        outcome.redirected = true;
+        outcome.leader_address = message.redirect().leader_address();
+        break;
       case ToMember::KIND_NOT_SET:
         break;
     }
   }
 }
 
-bool JoinClient::RunStream(std::stop_token stop) {
+JoinClient::Outcome JoinClient::RunStream(const std::string& address, std::stop_token stop) {
+  Outcome outcome;
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 20'000);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10'000);
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS,
+                   static_cast<int>(absl::ToInt64Milliseconds(kConnectLimit)));
+  // A connection of its own: behind one address each may meet another operator.
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  const absl::StatusOr<std::shared_ptr<grpc::Channel>> channel = Dial(tls_, address, arguments);
+  if (!channel.ok()) {
+    LogWarning("join", "cannot dial",
+               {{"address", address}, {"error", channel.status().message()}});
+    return outcome;
+  }
   grpc::ClientContext context;
   FromMember identity = IdentityFrame();
   {
     MutexLock lock(&mu_);
-    if (stopping_) return false;
+    if (stopping_) return outcome;
     context_ = &context;
     identity.mutable_identity()->set_last_epoch(epoch_);
   }
-  auto stub = group::v1::GroupControl::NewStub(channel_);
+  auto stub = group::v1::GroupControl::NewStub(*channel);
   auto stream = stub->Join(&context);
-  bool alive = stream->Write(identity);
-  const bool carried = alive;
-  std::jthread reader([&] { HandleMessages(*stream); });
+  bool alive = outcome.carried = stream->Write(identity);
+  std::atomic<bool> over = false;
+  std::jthread reader([&] {
+    HandleMessages(*stream, outcome);
+    over = true;
+  });
   Phase last_phase = Phase::kStarting;
   absl::Time next = absl::InfinitePast();
-  while (alive && !stop.stop_requested()) {
+  while (alive && !over && !stop.stop_requested()) {
     const StatusSnapshot snapshot = status_->snapshot();
     if (snapshot.phase != last_phase || absl::Now() >= next) {
       last_phase = snapshot.phase;
@@ -204,21 +228,42 @@ bool JoinClient::RunStream(std::stop_token stop) {
     }
     status_->AwaitPhaseAfter(last_phase, kLook);
   }
-  if (alive) context.TryCancel();  // stopping; a broken stream ends by itself
+  if (alive && !over) context.TryCancel();  // stopping; a broken stream ends by itself
   reader.join();
   const grpc::Status status = stream->Finish();
   MutexLock lock(&mu_);
   context_ = nullptr;
-  if (!stopping_) LogWarning("join", "stream broke", {{"error", status.error_message()}});
-  return carried;
+  if (outcome.redirected) {
+    phase_sent_ = Phase::kStarting;  // nobody has heard more
+    LogInfo("join", "redirected", {{"from", address}, {"leader", outcome.leader_address}});
+  } else if (!stopping_) {
+    LogWarning("join", "stream broke", {{"address", address}, {"error", status.error_message()}});
+  }
+  return outcome;
 }
 
 void JoinClient::Run(std::stop_token stop) {
+  std::string address = control_address_;
   absl::Duration pause = kFirstPause;
+  absl::Duration redirect_pause = absl::ZeroDuration();
   while (!stop.stop_requested()) {
-    pause = RunStream(stop) ? kFirstPause : std::min(pause * 2, kLongestPause);
+    const Outcome outcome = RunStream(address, stop);
+    address = control_address_;
+    absl::Duration wait;
+    if (outcome.redirected) {
+      // The first word is followed at once; when operators send a worker around, it slows down.
+      const bool follows = redirect_pause == absl::ZeroDuration();
+      if (!outcome.leader_address.empty()) address = outcome.leader_address;
+      if (outcome.leader_address.empty() && follows) redirect_pause = kFirstRedirectPause;
+      wait = redirect_pause;
+      redirect_pause = std::clamp(redirect_pause * 2, kFirstRedirectPause, kLongestRedirectPause);
+      pause = kFirstPause;
+    } else {
+      redirect_pause = absl::ZeroDuration();
+      wait = pause = outcome.carried ? kFirstPause : std::min(pause * 2, kLongestPause);
+    }
     MutexLock lock(&mu_);
-    mu_.AwaitWithTimeout(absl::Condition(&stopping_), pause);
+    mu_.AwaitWithTimeout(absl::Condition(&stopping_), wait);
   }
 }
 

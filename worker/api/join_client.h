@@ -2,7 +2,8 @@
 // The Join stream: tells the operator (or `rempart serve`) who this pod is and how far it has got,
 // every 500 ms and at each change of phase; hears epochs and the orders to go on, to end one, to
 // drain. A broken stream is dialled again with growing pauses and changes nothing for what is
-// served.
+// served. Of several operators only the leader answers: another names it, and is believed, because
+// it has shown the operator's certificate and the leader must show it, too.
 //
 // Threads: one that dials and writes, one per stream that reads and calls the handlers.
 #pragma once
@@ -63,16 +64,26 @@ class JoinClient {
   void Flush(absl::Duration timeout);
 
  private:
-  JoinClient(std::shared_ptr<grpc::Channel> channel, JoinIdentity identity, JoinHandlers handlers,
-             const WorkerStatus* status);
+  // How a stream ended.
+  struct Outcome {
+    bool carried = false;  // anything
+    bool redirected = false;
+    std::string leader_address = {};  // of a redirection; empty: the operator did not know
+  };
+
+  JoinClient(std::string control_address, TlsConfig tls, JoinIdentity identity,
+             JoinHandlers handlers, const WorkerStatus* status);
   void Run(std::stop_token stop);
-  // One stream, until it breaks. True when it carried anything.
-  bool RunStream(std::stop_token stop);
-  void HandleMessages(grpc::ClientReaderWriter<group::v1::FromMember, group::v1::ToMember>& stream);
+  // One stream to `address`, until it breaks.
+  Outcome RunStream(const std::string& address, std::stop_token stop);
+  // Returns when the stream has ended; fills the redirection.
+  void HandleMessages(grpc::ClientReaderWriter<group::v1::FromMember, group::v1::ToMember>& stream,
+                      Outcome& outcome);
   group::v1::FromMember ProgressFrame(const StatusSnapshot& snapshot) const;
   group::v1::FromMember IdentityFrame() const;
 
-  const std::shared_ptr<grpc::Channel> channel_;
+  const std::string control_address_;
+  const TlsConfig tls_;
   const JoinIdentity identity_;
   const JoinHandlers handlers_;
   const WorkerStatus* const status_;

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <thread>
 
 #include "tests/operator/kube/eventually.h"
@@ -82,6 +83,32 @@ TEST(LeaderElector, AStopReleasesTheLeaseForTheNext) {
   std::stop_source stop;
   EXPECT_TRUE(one.Run(stop.get_token(), [&] { stop.request_stop(); }));
   EXPECT_TRUE(*two.Try());
+}
+
+TEST(LeaderElector, OthersLearnWhereTheHolderAnswersAndForgetItWhenItGoes) {
+  FakeApiServer server;
+  const Client client(&server);
+  SystemClock clock;
+  LeaderOptions first = OptionsOf("one");
+  first.address = "10.0.0.1:7080";
+  LeaderElector one(&client, first, &clock);
+  LeaderElector two(&client, OptionsOf("two"), &clock);
+  std::stop_source stop_one;
+  std::stop_source stop_two;
+  std::atomic<bool> two_leads = false;
+  std::thread other;
+  EXPECT_TRUE(one.Run(
+      stop_one.get_token(),
+      [&] {
+        other = std::thread([&] { two.Run(stop_two.get_token(), [&] { two_leads = true; }); });
+        EXPECT_TRUE(Eventually([&] { return two.leader_address() == "10.0.0.1:7080"; }));
+        stop_one.request_stop();
+      },
+      [&] { EXPECT_FALSE(two_leads) << "told before another may lead"; }));
+  EXPECT_TRUE(Eventually([&] { return two_leads.load(); }));
+  EXPECT_TRUE(Eventually([&] { return two.leader_address().empty(); }));
+  stop_two.request_stop();
+  other.join();
 }
 
 }  // namespace

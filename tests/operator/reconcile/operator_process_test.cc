@@ -3,6 +3,7 @@
 // moment does no harm.
 #include "operator/reconcile/operator_process.h"
 
+#include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -12,6 +13,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "operator/kube/client.h"
+#include "proto/group/v1/group.grpc.pb.h"
 #include "tests/operator/kube/eventually.h"
 #include "tests/operator/kube/fake_api_server.h"
 
@@ -215,6 +217,70 @@ TEST_F(OperatorProcessTest, ARestartedOperatorFinishesTheWorkAndRepeatsNothing) 
   EXPECT_TRUE(Eventually([&] { return HasGroups("kept-0 llama-0 llama-1 "); }));
   const auto after = Api<StatefulSet>(&client_).Get({kNs, "kept-0"});
   EXPECT_EQ(after->metadata().resource_version(), before->metadata().resource_version());
+}
+
+// Two operators: a worker that dials the one that stands by is told where the other is; when that
+// ends, the worker's stream ends and the other takes over.
+TEST_F(OperatorProcessTest, WorkersAreSentToTheOperatorThatLeads) {
+  using Stream = grpc::ClientReaderWriter<group::v1::FromMember, group::v1::ToMember>;
+  const auto address = [&](const char* name) {
+    return absl::StrCat("unix:", (folder_ / name).string());
+  };
+  std::stop_source stops[2];
+  std::thread threads[2];
+  const char* const names[2] = {"one", "two"};
+  const auto start = [&](int i) {
+    threads[i] = std::thread([&, i] {
+      OperatorOptions options;
+      options.identity = names[i];
+      options.settings.worker_image = "worker:1";
+      options.listen_address = options.own_address = address(names[i]);
+      options.copy_worker_tls = false;
+      options.lease_retry = absl::Milliseconds(5);
+      SystemClock clock;
+      RunOperator(options, &server_, &clock, stops[i].get_token());
+    });
+  };
+  std::unique_ptr<grpc::ClientContext> context;
+  std::unique_ptr<group::v1::GroupControl::Stub> stub;
+  const auto join = [&](const std::string& where) {
+    context = std::make_unique<grpc::ClientContext>();
+    context->set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(20));
+    context->set_wait_for_ready(true);
+    stub = group::v1::GroupControl::NewStub(
+        grpc::CreateChannel(where, grpc::InsecureChannelCredentials()));
+    std::unique_ptr<Stream> stream = stub->Join(context.get());
+    group::v1::FromMember hello;
+    hello.mutable_identity()->set_group_name("ia/m-0");
+    hello.mutable_identity()->set_pod_count(1);
+    stream->Write(hello);
+    return stream;
+  };
+  const auto first_word = [&](const std::string& where) {
+    group::v1::ToMember message;
+    const std::unique_ptr<Stream> stream = join(where);
+    stream->Read(&message);
+    context->TryCancel();
+    stream->Finish();
+    return message;
+  };
+  start(0);
+  ASSERT_TRUE(Eventually([&] { return first_word(address("one")).has_epoch(); }));
+  start(1);
+  ASSERT_TRUE(Eventually(
+      [&] { return first_word(address("two")).redirect().leader_address() == address("one"); }));
+  const std::unique_ptr<Stream> kept = join(address("one"));
+  group::v1::ToMember message;
+  ASSERT_TRUE(kept->Read(&message) && message.has_epoch());
+  auto kept_context = std::move(context);
+  auto kept_stub = std::move(stub);
+  stops[0].request_stop();
+  while (kept->Read(&message)) {
+  }
+  EXPECT_EQ(kept->Finish().error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  EXPECT_TRUE(Eventually([&] { return first_word(address("two")).has_epoch(); }));
+  stops[1].request_stop();
+  for (std::thread& thread : threads) thread.join();
 }
 
 TEST_F(OperatorProcessTest, AServerThatFailsOftenOnlyDelaysTheWork) {

@@ -112,5 +112,90 @@ TEST(JoinClient, TellsItsProgressSurvivesABreakAndHearsDrain) {
   server->Shutdown();
 }
 
+// An operator beside the one that leads.
+class Standby : public group::v1::GroupControl::Service {
+ public:
+  grpc::Status Join(grpc::ServerContext*,
+                    grpc::ServerReaderWriter<ToMember, FromMember>* stream) override {
+    ToMember message;
+    {
+      MutexLock lock(&mu);
+      ++asked;
+      message.mutable_redirect()->set_leader_address(leader_address);
+    }
+    stream->Write(message);
+    return {grpc::StatusCode::FAILED_PRECONDITION, "does not lead"};
+  }
+
+  Mutex mu;
+  int asked = 0;
+  std::string leader_address;
+};
+
+class RedirectedJoin : public testing::Test {
+ protected:
+  std::unique_ptr<grpc::Server> Serve(grpc::Service& service, const std::string& address) {
+    grpc::ServerBuilder builder;
+    builder.AddListeningPort(address, grpc::InsecureServerCredentials());
+    builder.RegisterService(&service);
+    return builder.BuildAndStart();
+  }
+  std::string Address(const char* name) {
+    return absl::StrCat("unix:/tmp/rempart_join_", getpid(), "_", name, ".sock");
+  }
+
+  WorkerStatus status;
+};
+
+TEST_F(RedirectedJoin, AWorkerGoesToTheLeaderAndBackToTheDoorWhenThatIsGone) {
+  Recorder first;
+  Recorder second;
+  Standby standby;
+  standby.leader_address = Address("first");
+  auto door = Serve(standby, Address("door"));
+  auto first_server = Serve(first, Address("first"));
+  auto second_server = Serve(second, Address("second"));
+  status.SetPhase(Phase::kReady);
+  auto client = JoinClient::Start(Address("door"), {}, {.group_name = "ia/m-0"}, {}, &status);
+  ASSERT_TRUE(client.ok()) << client.status();
+  EXPECT_TRUE(first.Wait([&] { return first.last.phase() == Progress::READY; }));
+  // The leader dies, and for a while the standby still names it.
+  first_server->Shutdown(std::chrono::system_clock::now());
+  EXPECT_TRUE([&] {
+    MutexLock lock(&standby.mu);
+    const auto again = [&] { return standby.asked >= 3; };
+    return standby.mu.AwaitWithTimeout(absl::Condition(&again), absl::Seconds(20));
+  }());
+  {
+    MutexLock lock(&standby.mu);
+    standby.leader_address = Address("second");
+  }
+  EXPECT_TRUE(second.Wait([&] { return second.last.phase() == Progress::READY; }));
+  // It says where it comes from: its group serves all the time.
+  EXPECT_EQ(second.identities.at(0).last_epoch(), 4);
+  client->reset();
+}
+
+TEST_F(RedirectedJoin, WithoutAnAddressTheWorkerKeepsAskingAtTheDoor) {
+  Standby standby;
+  auto door = Serve(standby, Address("door"));
+  auto client = JoinClient::Start(Address("door"), {}, {.group_name = "ia/m-0"}, {}, &status);
+  ASSERT_TRUE(client.ok()) << client.status();
+  EXPECT_TRUE([&] {
+    MutexLock lock(&standby.mu);
+    const auto again = [&] { return standby.asked >= 3; };
+    return standby.mu.AwaitWithTimeout(absl::Condition(&again), absl::Seconds(20));
+  }());
+  // Nothing that a standby was told counts as said.
+  status.Fail("InvalidModelFile", "truncated");
+  door->Shutdown(std::chrono::system_clock::now());
+  door.reset();
+  Recorder leader;
+  door = Serve(leader, Address("door"));
+  (*client)->Flush(absl::Seconds(20));
+  EXPECT_TRUE(leader.Wait([&] { return leader.last.reason() == "InvalidModelFile"; }));
+  client->reset();
+}
+
 }  // namespace
 }  // namespace rempart::worker

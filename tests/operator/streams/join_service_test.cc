@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+// Who is served on Join, and who is sent to the operator that leads.
+#include "operator/streams/join_service.h"
+
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <memory>
+
+#include "absl/strings/str_cat.h"
+
+namespace rempart::op {
+namespace {
+
+using group::v1::FromMember;
+using group::v1::ToMember;
+
+class JoinServiceTest : public testing::Test {
+ protected:
+  JoinServiceTest() {
+    grpc::ServerBuilder builder;
+    builder.AddListeningPort(address_, grpc::InsecureServerCredentials());
+    builder.RegisterService(&service_);
+    server_ = builder.BuildAndStart();
+  }
+  ~JoinServiceTest() override { server_->Shutdown(std::chrono::system_clock::now()); }
+
+  // A stream that has introduced itself.
+  struct Worker {
+    explicit Worker(const std::string& address)
+        : stub(group::v1::GroupControl::NewStub(
+              grpc::CreateChannel(address, grpc::InsecureChannelCredentials()))) {
+      context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(20));
+      stream = stub->Join(&context);
+      FromMember hello;
+      hello.mutable_identity()->set_group_name("ia/m-0");
+      hello.mutable_identity()->set_pod_count(1);
+      stream->Write(hello);
+    }
+    std::unique_ptr<group::v1::GroupControl::Stub> stub;
+    grpc::ClientContext context;
+    std::unique_ptr<grpc::ClientReaderWriter<FromMember, ToMember>> stream;
+  };
+
+  const std::string address_ = absl::StrCat("unix:/tmp/rempart_join_service_", getpid(), ".sock");
+  SystemClock clock_;
+  JoinRegistry registry_{&clock_, [](const std::string&) {}};
+  JoinService service_{
+      &registry_, {.open = false, .leader_address = [] { return std::string("10.0.0.7:7080"); }}};
+  std::unique_ptr<grpc::Server> server_;
+};
+
+TEST_F(JoinServiceTest, AnOperatorThatDoesNotLeadNamesTheOneThatDoes) {
+  Worker worker(address_);
+  ToMember message;
+  ASSERT_TRUE(worker.stream->Read(&message));
+  EXPECT_EQ(message.redirect().leader_address(), "10.0.0.7:7080");
+  EXPECT_FALSE(worker.stream->Read(&message));
+  EXPECT_EQ(worker.stream->Finish().error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  EXPECT_EQ(registry_.streams(), 0);
+  EXPECT_EQ(service_.redirected(), 1);
+}
+
+TEST_F(JoinServiceTest, LosingTheLeadEndsTheStreamsAndClosesTheDoor) {
+  service_.Open();
+  Worker worker(address_);
+  ToMember message;
+  ASSERT_TRUE(worker.stream->Read(&message));
+  EXPECT_TRUE(message.has_epoch());
+  ASSERT_TRUE(worker.stream->Read(&message));
+  EXPECT_TRUE(message.has_go());
+  service_.Close();
+  EXPECT_FALSE(worker.stream->Read(&message));
+  EXPECT_EQ(worker.stream->Finish().error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  Worker late(address_);
+  ASSERT_TRUE(late.stream->Read(&message));
+  EXPECT_TRUE(message.has_redirect());
+}
+
+}  // namespace
+}  // namespace rempart::op
