@@ -32,6 +32,7 @@ struct EndingObservation {
   std::vector<std::string> blamed_pods;
   int32_t detection_ms = 0;
   int32_t age_ms = 0;  // since it ended
+  std::vector<int32_t> blamed_ranks = {};
 };
 
 // Links between the members, measured before the weights load; zeros: not measured.

@@ -50,8 +50,14 @@ struct WorkerProgress {
   std::string reason;   // of kFailed: "InvalidModelFile"...
   std::string message;  // of kFailed
   std::string digest;
+  // Of the configuration that the leader runs, in its own words. Another than that of the pods that
+  // are seen: the words are of a pod of the same name, before or after.
+  std::string config_hash;
   int32_t step = 0;
   int32_t last_step_age_seconds = 0;
+  int32_t requests = 0;  // that run or wait in the leader
+  // Numbers of ranks that the model can be cut into; empty: not known yet.
+  std::vector<int32_t> tensor_sizes = {};
 };
 
 struct PodObservation {

@@ -86,6 +86,19 @@ void CountFailure(const Observed& observed, const std::string& why, GroupMemory&
   memory.last_failure = why;
 }
 
+// "rank 1 (pod smollm2-0-1 on node node-1)": the blamed ranks of this pod, or its first one.
+std::string BlamedInWords(const Observed& observed, const EndingObservation& ending,
+                          const PodObservation& pod) {
+  const int32_t ranks_per_pod = RanksPerPod(observed.model.spec());
+  std::vector<int32_t> ranks;
+  for (const int32_t rank : ending.blamed_ranks) {
+    if (rank / ranks_per_pod == pod.index) ranks.push_back(rank);
+  }
+  if (ranks.empty()) ranks.push_back(pod.index * ranks_per_pod);
+  return absl::StrCat("rank ", absl::StrJoin(ranks, ", "), " (pod ", pod.name, " on node ",
+                      pod.node, ")");
+}
+
 // The end of an epoch that nobody asked for.
 void CountEnding(const Observed& observed, const GroupObservation& group, GroupMemory& memory,
                  Plan& plan) {
@@ -93,19 +106,24 @@ void CountEnding(const Observed& observed, const GroupObservation& group, GroupM
   if (ending.epoch <= memory.counted_epoch) return;
   memory.counted_epoch = ending.epoch;
   std::vector<std::string> nodes;
+  std::vector<std::string> blamed_members;
   bool by_hand = false;
   for (const PodObservation& pod : group.pods) {
     const auto& blamed = ending.blamed_pods;
     if (std::find(blamed.begin(), blamed.end(), pod.name) == blamed.end()) continue;
     by_hand |= pod.deleting || pod.gated || pod.age_seconds < kYoungSeconds;
     nodes.push_back(pod.node);
+    blamed_members.push_back(BlamedInWords(observed, ending, pod));
   }
   if (by_hand || ending.blamed_pods.empty()) return;
   const std::string name = GroupName(observed.model, group.index);
   CountFailure(observed, ending.reason, memory);
-  plan.events.push_back({"Warning", "MemberLost",
-                         absl::StrCat("group ", name, ": ", ending.reason, " (noticed after ",
-                                      ending.detection_ms, " ms)")});
+  plan.events.push_back(
+      {"Warning", "MemberLost",
+       absl::StrCat("group ", name, " lost ",
+                    blamed_members.empty() ? "a member that is no more there"
+                                           : absl::StrJoin(blamed_members, " and "),
+                    ", noticed after ", ending.detection_ms, " ms: ", ending.reason)});
   // When all are lost at once, it is none of them.
   if (nodes.size() >= group.pods.size()) return;
   for (const std::string& node : nodes) RaiseSuspicion(observed, node, ending.reason, plan);
@@ -216,9 +234,18 @@ PlacementRequest RequestOf(const GroupPlan& group) {
   return request;
 }
 
-bool IsExcluded(const GroupPlan& group, const std::string& node) {
+// Whether a pod that does not serve must leave its node. A pod that waits for no place of ours is
+// put by the scheduler, which may choose the node again: it is moved once, not for ever.
+bool MustLeave(const Observed& observed, const GroupPlan& group, const PodObservation& pod,
+               const ModelStatus& status) {
   const auto& excluded = group.excluded_nodes;
-  return std::find(excluded.begin(), excluded.end(), node) != excluded.end();
+  if (std::find(excluded.begin(), excluded.end(), pod.node) == excluded.end()) return false;
+  if (IsGated(group)) return true;
+  for (const SuspectNode& node : status.suspect_nodes()) {
+    if (node.name() != pod.node) continue;
+    return observed.now_seconds - pod.age_seconds <= SecondsOf(node.last_time());
+  }
+  return false;
 }
 
 // Pods of a group that must leave their nodes, if others can take them: all or none.
@@ -231,7 +258,7 @@ void MoveAway(const Observed& observed, const GroupPlan& group, const GroupObser
   for (const PodObservation& pod : seen.pods) {
     if (pod.deleting || IsReplacedAlready(plan, pod)) return;
     const NodeObservation* node = FindNode(observed, pod.node);
-    const bool excluded = IsExcluded(group, pod.node) && !GroupIsReady(seen);
+    const bool excluded = !GroupIsReady(seen) && MustLeave(observed, group, pod, plan.status);
     if (node != nullptr && (node->cordoned || excluded)) {
       leaving.push_back(&pod);
       request.pods.push_back(pod.name);

@@ -16,6 +16,21 @@ using serving::v1alpha1::RolloutStatus;
 
 constexpr int32_t kProgressDeadlineSeconds = 600;
 
+bool SpeaksOf(const WorkerProgress& progress, const std::string& config_hash) {
+  return progress.config_hash.empty() || progress.config_hash == config_hash;
+}
+
+// Every pod is there and was made from the configuration, and so was the process that speaks for
+// them: words on Join and pods are seen at different times.
+bool RunsWhole(const GroupObservation& seen, const GroupPlan& group) {
+  if (group.config_hash.empty()) return true;  // child processes, not pods
+  return SpeaksOf(seen.progress, group.config_hash) &&
+         static_cast<int32_t>(seen.pods.size()) == group.pod_count &&
+         std::all_of(seen.pods.begin(), seen.pods.end(), [&](const PodObservation& pod) {
+           return pod.config_hash == group.config_hash && !pod.deleting;
+         });
+}
+
 // A group, in both configurations that it may run.
 struct Candidate {
   int32_t index = 0;
@@ -28,7 +43,7 @@ struct Candidate {
   bool old() const { return exists() && seen->config_hash != target.config_hash; }
   // Its StatefulSet has the new template already; its pods are on their way out.
   bool in_turn() const { return old() && seen->set_config_hash == target.config_hash; }
-  bool settled() const { return exists() && !old() && serves; }
+  bool settled() const { return exists() && !old() && serves && RunsWhole(*seen, target); }
 };
 
 bool IsRefusedByWorker(const WorkerProgress& progress) {
@@ -47,7 +62,10 @@ std::string WhyTakeBack(const Observed& observed, const RolloutStatus& rollout,
   const int64_t since = observed.now_seconds - SecondsOf(rollout.progress_time());
   for (const Candidate& one : candidates) {
     if (!one.exists() || one.old() || one.serves) continue;
-    if (IsRefusedByWorker(one.seen->progress)) return one.seen->progress.message;
+    if (IsRefusedByWorker(one.seen->progress) &&
+        SpeaksOf(one.seen->progress, one.target.config_hash)) {
+      return one.seen->progress.message;
+    }
     if (since > deadline) {
       return absl::StrCat("group ", one.target.name, " was not Ready within ", deadline, " s");
     }
@@ -182,7 +200,7 @@ std::string InWords(const Observed& observed, int32_t updated, int32_t old, int3
 bool IsSettled(const Observed& observed, const GroupPlan& group) {
   const GroupObservation* seen = FindGroup(observed, group.index);
   return seen != nullptr && seen->exists && seen->config_hash == group.config_hash &&
-         GroupIsReady(*seen);
+         GroupIsReady(*seen) && RunsWhole(*seen, group);
 }
 
 void PlanRollout(const Observed& observed, int32_t wanted, Plan& plan) {

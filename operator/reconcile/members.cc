@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "operator/plan/status.h"
+
 namespace rempart::op {
 namespace {
 
@@ -59,8 +61,12 @@ MembersObservation ObserveMembers(const GroupReport& report, absl::Time now) {
   seen.waits_for = report.waits_for;
   seen.running = report.epoch > report.last_ending.epoch;
   const EndingReport& ending = report.last_ending;
-  seen.ending = {ending.epoch, ending.reason, ending.blamed_pods, Milliseconds(ending.detection),
-                 Milliseconds(now - ending.at)};
+  seen.ending = {ending.epoch,
+                 ending.reason,
+                 ending.blamed_pods,
+                 Milliseconds(ending.detection),
+                 Milliseconds(now - ending.at),
+                 ending.blamed_ranks};
   seen.fabric = {report.fabric.all_reduce_microseconds, report.fabric.mib_per_second,
                  report.fabric.microseconds_per_token};
   for (const MemberReport& member : report.members) seen.members.push_back(ObserveMember(member));
@@ -70,6 +76,17 @@ MembersObservation ObserveMembers(const GroupReport& report, absl::Time now) {
 GroupFigures FiguresOf(const std::string& group, const GroupReport& report) {
   GroupFigures figures;
   figures.group = group;
+  for (const auto& [phase, time] : report.time_in_phase) {
+    figures.seconds_in_state[GroupPhaseName(phase)] += absl::ToDoubleSeconds(time);
+  }
+  figures.of_several = report.pod_count > 1;
+  if (!figures.of_several) return figures;
+  figures.aborts_by_rank = report.aborts_by_rank;
+  figures.recovery_seconds_sum = report.recovery_times.sum_seconds;
+  for (size_t i = 0; i < RecoveryTimes::kBounds.size(); ++i) {
+    figures.recovery_buckets.emplace_back(RecoveryTimes::kBounds[i],
+                                          report.recovery_times.at_most[i]);
+  }
   figures.epochs_ended = report.epochs_ended;
   figures.recoveries = report.recoveries;
   figures.last_recovery_seconds = absl::ToDoubleSeconds(report.last_recovery);

@@ -61,6 +61,8 @@ WorkerProgress FromWire(const Progress& wire) {
   progress.reason = wire.reason();
   progress.message = wire.message();
   progress.digest = wire.digest();
+  progress.requests = wire.requests();
+  progress.tensor_sizes.assign(wire.tensor_sizes().begin(), wire.tensor_sizes().end());
   for (const auto& rank : wire.ranks()) {
     if (rank.heard_age_ms() > 0) continue;  // another pod's
     progress.step = std::max(progress.step, Clamped(rank.step()));
@@ -123,7 +125,9 @@ void JoinRegistry::Joined(int64_t stream, const group::v1::Identity& identity, S
   {
     MutexLock lock(&mu_);
     streams_[stream] = {name, identity.pod_index()};
-    Group& group = groups_[name];
+    const auto [found, is_new] = groups_.try_emplace(name);
+    Group& group = found->second;
+    if (is_new) group.phase_since = now_;
     group.last_open = now_;
     Pod& pod = group.pods[identity.pod_index()];
     pod.stream = stream;
@@ -148,6 +152,7 @@ void JoinRegistry::Joined(int64_t stream, const group::v1::Identity& identity, S
     member.told_over = identity.last_epoch() > 0 ? 0 : told_over;
     if (member.pod_count == 1) GiveEpochAlone(group, identity.pod_index(), identity.last_epoch());
     Act(name, group);
+    NotePhase(group);
   }
   on_change_(name);
 }
@@ -182,16 +187,30 @@ void JoinRegistry::Progressed(int64_t stream, const Progress& wire) {
     if (!quotes) {
       WorkerProgress progress = FromWire(wire);
       pod.quotes_failure = false;
-      const bool same =
-          progress.phase == pod.progress.phase && progress.message == pod.progress.message;
+      // That a drained leader has nothing left is news, too.
+      const bool same = progress.phase == pod.progress.phase &&
+                        progress.message == pod.progress.message &&
+                        (progress.requests == 0) == (pod.progress.requests == 0);
       if (!same) changed = name;
       pod.progress = std::move(progress);
       pod.at = now;
     }
     if (member.pod_count > 1 && Act(name, group)) changed = name;
     NoteRecovery(group);
+    NotePhase(group);
   }
   if (!changed.empty()) on_change_(changed);
+}
+
+void JoinRegistry::Drain(const std::string& name, absl::Duration deadline) {
+  MutexLock lock(&mu_);
+  const auto group = groups_.find(name);
+  if (group == groups_.end()) return;
+  const auto leader = group->second.pods.find(0);
+  if (leader == group->second.pods.end() || leader->second.stream == 0) return;
+  ToMember order;
+  order.mutable_drain()->set_deadline_seconds(Clamped(absl::ToInt64Seconds(deadline)));
+  leader->second.send(std::move(order));
 }
 
 void JoinRegistry::Left(int64_t stream) {
@@ -211,6 +230,7 @@ void JoinRegistry::Left(int64_t stream) {
     if (pod.progress.phase != WorkerPhase::kFailed) pod.progress = {};
     group->second.state.members.at(left.pod_index).connected = false;
     Act(left.group, group->second);
+    NotePhase(group->second);
     changed = left.group;
   }
   on_change_(changed);
@@ -230,7 +250,10 @@ void JoinRegistry::Tick(absl::Duration elapsed) {
         it = groups_.erase(it);
         continue;
       }
-      if (Act(name, group)) changed.push_back(name);
+      if (Act(name, group)) {
+        NotePhase(group);
+        changed.push_back(name);
+      }
       ++it;
     }
   }
@@ -267,6 +290,7 @@ void JoinRegistry::CarryOut(const std::string& name, const Decision& decision, G
     case Decision::Kind::kNothing:
       return;
     case Decision::Kind::kForm: {
+      CountAbort(group);
       LogInfo("group", "epoch begins", {{"group", name}, {"epoch", decision.epoch}});
       *order.mutable_epoch() = EpochOf(group, decision.epoch);
       return send_to_all(order);
@@ -316,6 +340,35 @@ group::v1::Epoch JoinRegistry::EpochOf(const Group& group, int32_t epoch) const 
   return message;
 }
 
+void RecoveryTimes::Add(absl::Duration took) {
+  const double seconds = absl::ToDoubleSeconds(took);
+  ++count;
+  sum_seconds += seconds;
+  for (size_t i = 0; i < kBounds.size(); ++i) at_most[i] += seconds <= kBounds[i] ? 1 : 0;
+}
+
+void JoinRegistry::CountAbort(Group& group) {
+  const Ending& ending = group.state.ending;
+  if (ending.epoch <= group.aborts_counted) return;
+  group.aborts_counted = ending.epoch;
+  ++group.aborts_by_rank[ending.blamed_ranks.empty() ? -1 : ending.blamed_ranks[0]];
+}
+
+// A group without a leader's word is in no phase; a member that has failed speaks for all.
+void JoinRegistry::NotePhase(Group& group) {
+  WorkerPhase phase = WorkerPhase::kUnknown;
+  for (const auto& [index, pod] : group.pods) {
+    if (index == 0) phase = pod.progress.phase;
+    if (pod.progress.phase != WorkerPhase::kFailed) continue;
+    phase = WorkerPhase::kFailed;
+    break;
+  }
+  if (phase == group.phase) return;
+  group.time_in_phase[group.phase] += now_ - group.phase_since;
+  group.phase = phase;
+  group.phase_since = now_;
+}
+
 void JoinRegistry::NoteRecovery(Group& group) {
   if (group.recovering_since == absl::InfiniteDuration()) return;
   const auto leader = group.state.members.find(0);
@@ -325,6 +378,7 @@ void JoinRegistry::NoteRecovery(Group& group) {
   }
   ++group.recoveries;
   group.last_recovery = now_ - group.recovering_since;
+  group.recovery_times.Add(group.last_recovery);
   group.recovering_since = absl::InfiniteDuration();
 }
 
@@ -338,6 +392,10 @@ GroupReport JoinRegistry::Report(const std::string& name) const {
   report.epochs_ended = group.state.epochs_ended;
   report.recoveries = group.recoveries;
   report.last_recovery = group.last_recovery;
+  report.recovery_times = group.recovery_times;
+  report.aborts_by_rank = group.aborts_by_rank;
+  report.time_in_phase = group.time_in_phase;
+  report.time_in_phase[group.phase] += now_ - group.phase_since;
   report.last_ending = ReportOf(group.state.ending, group.state, group.ended_at);
   for (const auto& [index, pod] : group.pods) {
     report.members.push_back(MemberReportOf(group, index, pod));
@@ -352,6 +410,7 @@ GroupReport JoinRegistry::Report(const std::string& name) const {
     report.address = group.state.members.at(0).address;
     report.at = leader->second.at;
     report.progress = leader->second.progress;
+    report.progress.config_hash = group.state.members.at(0).config_hash;
     report.fabric = leader->second.fabric;
   }
   if (report.pod_count > 1) report.progress = ProgressOfAll(report);
@@ -390,6 +449,7 @@ MemberReport JoinRegistry::MemberReportOf(const Group& group, int32_t index, con
   report.connected = member.connected;
   report.silent_for = now_ - member.heard;
   report.progress = pod.progress;
+  report.progress.config_hash = member.config_hash;
   report.epoch = member.epoch;
   report.weight_bytes_read = pod.weight_bytes_read;
   const auto& blamed = group.state.ending.blamed_pods;

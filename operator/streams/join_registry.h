@@ -9,6 +9,7 @@
 // 4. A group of one pod is complete by itself: its epoch comes at once.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -66,6 +67,18 @@ struct FabricReport {
   int32_t microseconds_per_token = 0;  // 0: not measured, or a group of one rank
 };
 
+// How long recoveries took, in buckets as a Prometheus histogram has them.
+struct RecoveryTimes {
+  // Upper bounds in seconds; what took longer is in `count` alone.
+  static constexpr std::array<double, 10> kBounds = {0.5, 1, 2, 4, 8, 16, 32, 64, 128, 300};
+
+  std::array<int64_t, kBounds.size()> at_most = {};  // cumulative
+  int64_t count = 0;
+  double sum_seconds = 0;
+
+  void Add(absl::Duration took);
+};
+
 struct GroupReport {
   // Of the whole: the leader's phase unless a member has failed, bytes of all members together.
   WorkerProgress progress = {};
@@ -83,6 +96,11 @@ struct GroupReport {
   int64_t epochs_ended = 0;
   int64_t recoveries = 0;
   absl::Duration last_recovery = {};  // from the ending until it served again
+  RecoveryTimes recovery_times = {};
+  // Epochs that ended, by the first rank that is blamed for it (-1: nobody); counted when the next
+  // epoch begins, because an ending may find a better explanation until then.
+  std::map<int32_t, int64_t> aborts_by_rank = {};
+  std::map<WorkerPhase, absl::Duration> time_in_phase = {};
 };
 
 class JoinRegistry {
@@ -98,6 +116,9 @@ class JoinRegistry {
   void Joined(int64_t stream, const group::v1::Identity& identity, Send send);
   void Progressed(int64_t stream, const group::v1::Progress& progress);
   void Left(int64_t stream);
+  // Tells the group's leader to finish what runs within `deadline` (zero: without one) and to take
+  // nothing new; without a leader on a stream it does nothing.
+  void Drain(const std::string& group, absl::Duration deadline);
   // Called a few times a second with the monotonic time since the last call: silence is judged, and
   // waiting. Of a longer sleep only the usual part counts.
   void Tick(absl::Duration elapsed);
@@ -126,7 +147,13 @@ class JoinRegistry {
     AwakeTime recovering_since = absl::InfiniteDuration();  // infinite: it is not
     int64_t recoveries = 0;
     absl::Duration last_recovery = {};
-    AwakeTime last_open = {};  // when a stream was last open
+    RecoveryTimes recovery_times = {};
+    std::map<int32_t, int64_t> aborts_by_rank = {};
+    int32_t aborts_counted = 0;                 // the last epoch whose end is in aborts_by_rank
+    AwakeTime last_open = {};                   // when a stream was last open
+    WorkerPhase phase = WorkerPhase::kUnknown;  // of the whole, since phase_since
+    AwakeTime phase_since = {};
+    std::map<WorkerPhase, absl::Duration> time_in_phase = {};  // of the phases before
   };
   struct Stream {
     std::string group;
@@ -140,6 +167,8 @@ class JoinRegistry {
   void CarryOut(const std::string& name, const Decision& decision, Group& group)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void NoteRecovery(Group& group) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void NotePhase(Group& group) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  static void CountAbort(Group& group);
   group::v1::Epoch EpochOf(const Group& group, int32_t epoch) const;
   static WorkerProgress ProgressOfAll(const GroupReport& report);
   MemberReport MemberReportOf(const Group& group, int32_t index, const Pod& pod) const

@@ -46,6 +46,9 @@ TEST(Recovery, ALostMemberIsCountedOnceAndNamed) {
   End(7, "smollm2-0-2", observed);
   const Plan plan = MakePlan(observed);
   EXPECT_THAT(EventsOf(plan), HasSubstr("MemberLost"));
+  EXPECT_EQ(plan.events[0].message,
+            "group smollm2-0 lost rank 2 (pod smollm2-0-2 on node node-2), noticed after 900 ms: "
+            "lost smollm2-0-2");
   ASSERT_EQ(plan.status.suspect_nodes_size(), 1);
   EXPECT_EQ(plan.status.suspect_nodes(0).name(), "node-2");
   EXPECT_EQ(plan.status.groups(0).failures(), 1);
@@ -207,6 +210,23 @@ TEST(Recovery, ACordonedNodesMembersMoveWhenThereIsRoom) {
   EXPECT_EQ(ConditionOf(full, "Degraded").reason(), "NodeCordoned");
   EXPECT_EQ(ConditionOf(full, "Ready").status(), "True");
   EXPECT_THAT(full.status.message(), HasSubstr("node node-2 is cordoned"));
+}
+
+// The scheduler may put it back: what is a wish to it is no reason to delete without end.
+TEST(Recovery, ASinglePodIsMovedOffAnExcludedNodeOnce) {
+  Observed observed = OneModel();
+  observed.nodes = Nodes(2);
+  observed.groups = {Serving(observed, 0)};
+  observed.groups[0].progress.phase = WorkerPhase::kLoading;
+  auto& suspect = *observed.model.mutable_status()->add_suspect_nodes();
+  suspect.set_name("node-0");
+  suspect.set_count(2);
+  suspect.set_last_time(observed.now);
+  suspect.set_excluded(true);
+  Later(60, observed);
+  EXPECT_EQ(MakePlan(observed).deletions.size(), 1u);
+  observed.groups[0].pods[0].age_seconds = 5;
+  EXPECT_THAT(MakePlan(observed).deletions, IsEmpty());
 }
 
 }  // namespace

@@ -4,6 +4,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <utility>
+
 #include "operator/plan/recovery.h"
 #include "tests/operator/plan/observations.h"
 
@@ -45,6 +47,34 @@ TEST(Rollout, KeepsAsLastGoodWhatAllGroupsServeWith) {
   EXPECT_EQ(plan.last_good->revision, plan.groups[0].config_hash);
   observed.last_good = *plan.last_good;
   EXPECT_FALSE(MakePlan(observed).last_good.has_value());
+}
+
+// Words on Join come at once, pods are seen later.
+TEST(Rollout, KeepsNothingAsLastGoodBeforeItsPodsAreSeen) {
+  Observed observed = Settled(1);
+  Edit(observed);
+  const Plan plan = MakePlan(observed);
+  Replace(plan, 0, WorkerPhase::kReady, observed);
+  const std::vector<PodObservation> pods = std::exchange(observed.groups[0].pods, {});
+  EXPECT_FALSE(MakePlan(observed).last_good.has_value());
+  observed.groups[0].pods = pods;
+  EXPECT_TRUE(MakePlan(observed).last_good.has_value());
+}
+
+TEST(Rollout, WordsOfAnotherConfigurationNeitherSettleNorRefuseThisOne) {
+  Observed observed = Settled(1);
+  const std::string old = observed.groups[0].config_hash;
+  Edit(observed);
+  const Plan plan = MakePlan(observed);
+  Replace(plan, 0, WorkerPhase::kReady, observed);
+  observed.groups[0].progress.config_hash = old;
+  EXPECT_FALSE(MakePlan(observed).last_good.has_value());
+  observed.groups[0].progress.phase = WorkerPhase::kFailed;
+  observed.groups[0].progress.reason = "InsufficientMemory";
+  observed.groups[0].progress.message = "300 MiB are missing";
+  EXPECT_EQ(MakePlan(observed).status.rollout().failed_revision(), "");
+  observed.groups[0].progress.config_hash = plan.groups[0].config_hash;
+  EXPECT_EQ(MakePlan(observed).status.rollout().failed_revision(), plan.groups[0].config_hash);
 }
 
 TEST(Rollout, TheLeaderGoesFirstAndItsFollowersWhenItIsGone) {

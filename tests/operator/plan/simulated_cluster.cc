@@ -321,6 +321,7 @@ Observed SimulatedCluster::Observe() {
       const bool leads = there->second.pods.count(0) > 0 && !there->second.pods.at(0).seen.deleting;
       if (leads && there->second.running) {
         group.progress.phase = Serves(there->second) ? WorkerPhase::kReady : WorkerPhase::kLoading;
+        group.progress.config_hash = there->second.pods.at(0).seen.config_hash;
       }
     }
     observed.groups.push_back(group);
@@ -330,8 +331,8 @@ Observed SimulatedCluster::Observe() {
 
 // What must hold of every plan, whatever it was shown.
 void SimulatedCluster::CheckPlan(const Plan& plan) {
-  const int32_t most =
-      std::max(model_.spec().replicas(), pictures_.back().model.spec().replicas()) + 1;
+  const Picture& shown = pictures_[std::min(model_at_, pictures_.size() - 1)];
+  const int32_t most = shown.model.spec().replicas() + 1;
   if (static_cast<int32_t>(plan.groups.size()) > most) broken_ = "more groups than the budget";
   std::map<std::string, int> deleted;
   for (const PodDeletion& deletion : plan.deletions) {
@@ -387,9 +388,10 @@ void SimulatedCluster::Execute(const Plan& plan) {
 }
 
 void SimulatedCluster::Print() const {
-  std::printf("%lld replicas %d context %d %s\n", static_cast<long long>(now_),
-              model_.spec().replicas(), model_.spec().engine().context_length(),
-              model_.status().message().c_str());
+  std::printf("%lld replicas %d context %d, last good %.4s context %d: %s\n",
+              static_cast<long long>(now_), model_.spec().replicas(),
+              model_.spec().engine().context_length(), last_good_.revision.c_str(),
+              last_good_.spec.engine().context_length(), model_.status().message().c_str());
   for (const auto& [index, group] : groups_) {
     std::printf("  group %d exists %d hash %.4s epoch %d running %d serves %d\n", index,
                 group.exists, group.hash.c_str(), group.epoch, group.running, Serves(group));
