@@ -6,6 +6,7 @@
 
 #include <string_view>
 
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 
@@ -139,7 +140,11 @@ absl::StatusOr<WatchEvent> ParseWatchLine(absl::string_view line) {
 }
 
 absl::StatusOr<std::string> Client::Send(HttpRequest request) const {
-  if (request.method != "GET") ++writes_;
+  ++calls_;
+  if (request.method != "GET") {
+    ++writes_;
+    if (absl::StrContains(request.path, "/leases/")) ++lease_writes_;
+  }
   ASSIGN_OR_RETURN(HttpResponse response, transport_->Send(request));
   RETURN_IF_ERROR(FromKubeResponse(response));
   return std::move(response.body);

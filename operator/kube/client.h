@@ -82,14 +82,19 @@ class Client {
   absl::Status Delete(const ResourceType& type, const ObjectKey& key, absl::string_view uid,
                       std::optional<int32_t> grace_seconds = std::nullopt) const;
 
-  // Requests other than reads that have been sent.
+  // Requests that have been sent, watches apart: all of them, those other than reads, and of these
+  // the renewals of the lease, which go on when nothing else does.
+  int64_t calls() const { return calls_; }
   int64_t writes() const { return writes_; }
+  int64_t lease_writes() const { return lease_writes_; }
 
  private:
   absl::StatusOr<std::string> Send(HttpRequest request) const;
 
   Transport* const transport_;
+  mutable std::atomic<int64_t> calls_ = 0;
   mutable std::atomic<int64_t> writes_ = 0;
+  mutable std::atomic<int64_t> lease_writes_ = 0;
 };
 
 template <typename T>

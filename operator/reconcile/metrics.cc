@@ -4,6 +4,7 @@
 #include <prometheus/metric_family.h>
 #include <prometheus/text_serializer.h>
 
+#include <limits>
 #include <vector>
 
 namespace rempart::op {
@@ -27,6 +28,48 @@ MetricFamily Empty(const char* name, const char* help, MetricType type) {
   return {name, help, type, {}};
 }
 
+// Of what groups broke on, how long they took to come back, and where their time went.
+void AddHistory(const std::vector<GroupFigures>& groups, std::vector<MetricFamily>& families) {
+  MetricFamily aborts = Empty("rempart_operator_aborts_total",
+                              "Epochs of a group that ended, by the first rank that is blamed for "
+                              "it (none: nobody is); counted when the next begins.",
+                              MetricType::Counter);
+  MetricFamily recovery =
+      Empty("rempart_operator_recovery_seconds",
+            "From the end of an epoch until the group served again.", MetricType::Histogram);
+  MetricFamily in_state = Empty(
+      "rempart_operator_group_state_seconds_total",
+      "How long a group has been in a state, as its leader tells it on Join.", MetricType::Counter);
+  for (const GroupFigures& group : groups) {
+    for (const auto& [state, seconds] : group.seconds_in_state) {
+      ClientMetric metric;
+      metric.label = {{"group", group.group}, {"state", state}};
+      metric.counter.value = seconds;
+      in_state.metric.push_back(std::move(metric));
+    }
+    if (!group.of_several) continue;
+    for (const auto& [rank, count] : group.aborts_by_rank) {
+      ClientMetric metric;
+      metric.label = {{"group", group.group}, {"rank", rank < 0 ? "none" : std::to_string(rank)}};
+      metric.counter.value = static_cast<double>(count);
+      aborts.metric.push_back(std::move(metric));
+    }
+    ClientMetric times;
+    times.label = {{"group", group.group}};
+    times.histogram.sample_count = static_cast<uint64_t>(group.recoveries);
+    times.histogram.sample_sum = group.recovery_seconds_sum;
+    for (const auto& [bound, count] : group.recovery_buckets) {
+      times.histogram.bucket.push_back({static_cast<uint64_t>(count), bound});
+    }
+    times.histogram.bucket.push_back(
+        {static_cast<uint64_t>(group.recoveries), std::numeric_limits<double>::infinity()});
+    recovery.metric.push_back(std::move(times));
+  }
+  for (MetricFamily* family : {&aborts, &recovery, &in_state}) {
+    families.push_back(std::move(*family));
+  }
+}
+
 void AddGroups(const std::vector<GroupFigures>& groups, std::vector<MetricFamily>& families) {
   MetricFamily blamed =
       Empty("rempart_operator_blamed_member",
@@ -43,6 +86,7 @@ void AddGroups(const std::vector<GroupFigures>& groups, std::vector<MetricFamily
       Empty("rempart_operator_last_detection_seconds",
             "From a member's last sign of life until its epoch was ended.", MetricType::Gauge);
   for (const GroupFigures& group : groups) {
+    if (!group.of_several) continue;
     const auto add = [&](MetricFamily& family, double value) {
       ClientMetric metric;
       metric.label = {{"group", group.group}};
@@ -99,10 +143,16 @@ std::string MetricsText(const OperatorFigures& figures, const std::string& versi
       counter("rempart_operator_lists_total", "Lists taken from the API server.", figures.lists),
       counter("rempart_operator_watches_total", "Watches opened at the API server.",
               figures.watches),
+      counter("rempart_operator_api_calls_total", "Requests sent to the API server, watches apart.",
+              figures.api_calls),
+      counter("rempart_operator_lease_writes_total",
+              "Of the writes, those that keep the lease: they go on when nothing changes.",
+              figures.lease_writes),
       counter("rempart_operator_api_writes_total", "Creations, patches and deletions sent.",
               figures.api_writes),
   };
   AddGroups(figures.groups, families);
+  AddHistory(figures.groups, families);
   return prometheus::TextSerializer().Serialize(families);
 }
 

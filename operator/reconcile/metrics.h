@@ -3,7 +3,9 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace rempart::op {
@@ -14,13 +16,18 @@ struct BlamedMember {
   int32_t rank = 0;
 };
 
-// Of a group of several pods.
 struct GroupFigures {
   std::string group;  // "namespace/model-0"
+  std::map<std::string, double> seconds_in_state;
+  // The rest only of a group of several pods.
+  bool of_several = false;
   int64_t epochs_ended = 0;
   int64_t recoveries = 0;
   double last_recovery_seconds = 0;
   double last_detection_seconds = 0;
+  std::map<int32_t, int64_t> aborts_by_rank;                 // -1: nobody is blamed
+  std::vector<std::pair<double, int64_t>> recovery_buckets;  // upper bound, cumulative count
+  double recovery_seconds_sum = 0;
   std::vector<BlamedMember> blamed;  // for the end of the last epoch, and not back since
 };
 
@@ -36,7 +43,9 @@ struct OperatorFigures {
   int routers_joined = 0;
   int64_t lists = 0;
   int64_t watches = 0;
+  int64_t api_calls = 0;
   int64_t api_writes = 0;
+  int64_t lease_writes = 0;
   std::vector<GroupFigures> groups;
 };
 

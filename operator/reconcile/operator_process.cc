@@ -317,10 +317,11 @@ class OperatorProcess {
       figures.lists += reflector->lists();
       figures.watches += reflector->watches();
     }
+    figures.api_calls = client_.calls();
     figures.api_writes = client_.writes();
+    figures.lease_writes = client_.lease_writes();
     for (const std::string& group : joins_.groups()) {
-      const GroupReport report = joins_.Report(group);
-      if (report.pod_count > 1) figures.groups.push_back(FiguresOf(group, report));
+      figures.groups.push_back(FiguresOf(group, joins_.Report(group)));
     }
     return MetricsText(figures, kVersion);
   }

@@ -142,6 +142,8 @@ FromMember JoinClient::ProgressFrame(const StatusSnapshot& snapshot) const {
   fabric->set_all_reduce_microseconds(snapshot.fabric.all_reduce_microseconds);
   fabric->set_mib_per_second(snapshot.fabric.mib_per_second);
   fabric->set_microseconds_per_token(snapshot.fabric_microseconds_per_token);
+  for (const int size : snapshot.tensor_sizes) progress->add_tensor_sizes(size);
+  if (handlers_.requests) progress->set_requests(handlers_.requests());
   if (!handlers_.ranks) return frame;
   for (const RankStatus& rank : handlers_.ranks()) WriteRank(rank, progress->add_ranks());
   return frame;

@@ -48,6 +48,8 @@ struct JoinHandlers {
   std::function<void(absl::Duration deadline)> on_drain = {};
   // What the ranks last did, as far as this pod knows; called with each progress.
   std::function<std::vector<RankStatus>()> ranks = {};
+  // Requests that run or wait in this pod; called with each progress.
+  std::function<int32_t()> requests = {};
 };
 
 class JoinClient {

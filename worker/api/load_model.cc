@@ -205,6 +205,7 @@ absl::Status Prepare(const WorkerSettings& settings, ModelFile& model, EngineOpt
   const EngineSettings& wanted = settings.engine;
   const TensorParallel first = {settings.pod_index * settings.ranks_per_pod,
                                 settings.pod_count * settings.ranks_per_pod};
+  status.SetTensorSizes(AllowedTensorParallel(model.source.config));
   RETURN_IF_ERROR(CheckTensorParallel(model.source.config, first.size));
   ASSIGN_OR_RETURN(engine.context_length, ContextLength(wanted, model.source.config));
   const kernels::DType kv_type = KvType(wanted.kv_cache_type);

@@ -5,6 +5,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <fstream>
 #include <iterator>
@@ -189,6 +190,8 @@ class WorkerProcess {
     {
       MutexLock lock(&mu_);
       run_ = std::move(run);
+      draining_ = false;
+      drain_deadline_ = absl::InfiniteFuture();
     }
     const absl::Status served = ServeEpoch(*shown, fate);
     {
@@ -243,7 +246,12 @@ class WorkerProcess {
   }
 
   int Fail(const absl::Status& why) {
-    const FailureKind kind = KindOf(why);
+    FailureKind kind = KindOf(why);
+    const std::vector<int> sizes = status_.snapshot().tensor_sizes;
+    const int ranks = settings_.pod_count * settings_.ranks_per_pod;
+    if (!sizes.empty() && std::find(sizes.begin(), sizes.end(), ranks) == sizes.end()) {
+      kind = {"InvalidParallelism", kExitConfig};
+    }
     LogError("worker", why.message(), {{"reason", kind.reason}});
     status_.Fail(kind.reason, std::string(why.message()));
     if (join_ != nullptr) join_->Flush(kFlushTimeout);
@@ -317,7 +325,8 @@ class WorkerProcess {
     handlers.on_abort = [this](const group::v1::Abort& abort) {
       orders_.End(abort.epoch(), abort.reason(), abort.blamed_rank());
     };
-    handlers.on_drain = [this](absl::Duration within) { BeginDrain(within); };
+    handlers.on_drain = [this](absl::Duration within) { DrainOnOrder(within); };
+    handlers.requests = [this] { return Load().running + Load().waiting; };
     handlers.ranks = [this] { return Ranks(); };
     ASSIGN_OR_RETURN(join_, JoinClient::Start(settings_.control_address, settings_.tls, identity,
                                               std::move(handlers), &status_));
@@ -353,6 +362,13 @@ class WorkerProcess {
              {"kv_blocks", model_->engine.blocks_total},
              {"kernels", model_->kernel_tier},
              {"start", StartText()}});
+  }
+
+  // Holds for the epoch that serves; a group that is not replaced serves again in the next.
+  void DrainOnOrder(absl::Duration within) {
+    if (status_.snapshot().phase != Phase::kReady) return;
+    LogInfo("worker", "draining by order", {{"running", Load().running}});
+    BeginDrain(within);
   }
 
   // What has not ended after `within` is sent elsewhere; zero: it may take its time.

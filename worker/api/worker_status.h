@@ -52,6 +52,7 @@ struct StatusSnapshot {
   int64_t weight_bytes_read = 0;  // since the process began
   FabricFigures fabric = {};
   int32_t fabric_microseconds_per_token = 0;
+  std::vector<int> tensor_sizes = {};  // that the model can be cut into; empty: not known yet
 };
 
 class WorkerStatus {
@@ -68,6 +69,10 @@ class WorkerStatus {
   void SetDigest(std::string digest) {
     MutexLock lock(&mu_);
     snapshot_.digest = std::move(digest);
+  }
+  void SetTensorSizes(std::vector<int> sizes) {
+    MutexLock lock(&mu_);
+    snapshot_.tensor_sizes = std::move(sizes);
   }
   void AddStartPart(std::string name, absl::Duration time) {
     MutexLock lock(&mu_);

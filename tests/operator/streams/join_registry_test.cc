@@ -116,7 +116,32 @@ TEST_F(JoinRegistryTest, ALostMemberIsNamedAndTheGroupFormsAgain) {
   EXPECT_EQ(report.recoveries, 1);
   EXPECT_EQ(report.epochs_ended, 1);
   EXPECT_EQ(report.last_recovery, absl::Milliseconds(100));
+  EXPECT_EQ(report.recovery_times.count, 1);
+  EXPECT_EQ(report.aborts_by_rank, (std::map<int32_t, int64_t>{{1, 1}}));
+  EXPECT_EQ(report.time_in_phase[WorkerPhase::kStarting], absl::ZeroDuration());
+  EXPECT_EQ(report.time_in_phase[WorkerPhase::kLoaded], absl::Milliseconds(100));
   EXPECT_FALSE(report.members[1].blamed);
+}
+
+TEST_F(JoinRegistryTest, ALeaderIsToldToDrainAndItsEndIsNews) {
+  const int32_t epoch = Serve();
+  registry.Drain("ia/m-0", absl::Seconds(300));
+  EXPECT_EQ(told[1].back().drain().deadline_seconds(), 300);
+  EXPECT_FALSE(told[2].back().has_drain()) << "followers end with the leader's epoch";
+  Progress draining;
+  draining.set_phase(Progress::DRAINING);
+  draining.set_epoch(epoch);
+  draining.set_requests(2);
+  registry.Progressed(1, draining);
+  EXPECT_EQ(registry.Report("ia/m-0").progress.requests, 2);
+  changes.clear();
+  registry.Progressed(1, draining);
+  EXPECT_TRUE(changes.empty());
+  draining.set_requests(0);
+  registry.Progressed(1, draining);
+  EXPECT_EQ(changes.size(), 1u);
+  registry.Left(1);
+  registry.Drain("ia/m-0", absl::Seconds(300));  // nobody to tell
 }
 
 TEST_F(JoinRegistryTest, AnOperatorThatSleptHasNotWaitedForAnybody) {
