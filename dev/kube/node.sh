@@ -77,6 +77,7 @@ failSwapOn: false
 podCIDR: $(pods_of "$node")
 # A full disk of a shared machine must not evict pods.
 evictionHard: {memory.available: 100Mi, nodefs.available: 1%, imagefs.available: 1%}
+evictionPressureTransitionPeriod: 10s
 imageGCHighThresholdPercent: 100
 imageGCLowThresholdPercent: 99
 volumePluginDir: $folder/volume-plugins
@@ -98,8 +99,24 @@ conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeou
 YAML
 }
 
+# With REMPART_NODE_DISK_MIB set, a further node gets a disk of its own, so that a test can fill it.
+make_disk() {
+  local node=$1 image="$state/disks/$1.ext4"
+  [ "${REMPART_NODE_DISK_MIB:-0}" -gt 0 ] && [ "$node" != node-0 ] && [ ! -d "$state/$node" ] || return 0
+  mkdir -p "$state/disks" "$state/$node"
+  truncate -s "${REMPART_NODE_DISK_MIB}M" "$image"
+  mkfs.ext4 -q -F -m 0 "$image"
+  mount -o loop "$image" "$state/$node"
+}
+
+remove_disk() {
+  ! mountpoint -q "$state/$1" || umount -l "$state/$1"
+  rm -f "$state/disks/$1.ext4"
+}
+
 start_node() {
   local node=$1
+  make_disk "$node"
   make_cgroup "$node"
   make_node_pki "$node" "$(address_of "$node")"
   umask 022
@@ -134,6 +151,7 @@ stop_node() {  # Ends kubelet, proxy, all pods and containerd, and removes what 
   stop "$node-containerd"
   while read -r mounted; do umount -l "$mounted" 2>/dev/null || true; done \
     < <(awk -v a="$state/$node/" -v b="/run/rempart-cluster/$node/" 'index($2, a) == 1 || index($2, b) == 1 {print $2}' /proc/mounts | sort -r)
+  remove_disk "$node"
 }
 
 remove_node() {

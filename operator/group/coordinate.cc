@@ -152,7 +152,8 @@ Decision AbortOfLeft(const GroupState& group, AwakeTime now, const std::string& 
     ending.reason = absl::StrCat("lost ", NamedAll(group, gone));
   } else {
     BlameRanks(group, ranks, ranks.empty() ? Evidence::kNone : Evidence::kWaitedFor, ending);
-    ending.reason = said;
+    const std::set<int32_t> pods(ending.blamed_pods.begin(), ending.blamed_pods.end());
+    ending.reason = ranks.empty() ? said : absl::StrCat(NamedAll(group, pods), ": ", said);
   }
   return Abort(group, now, std::move(ending));
 }

@@ -103,7 +103,8 @@ std::string BlamedInWords(const Observed& observed, const EndingObservation& end
 void CountEnding(const Observed& observed, const GroupObservation& group, GroupMemory& memory,
                  Plan& plan) {
   const EndingObservation& ending = group.members.ending;
-  if (ending.epoch <= memory.counted_epoch) return;
+  // On whom to blame it may be learned later than that it is over.
+  if (ending.blamed_pods.empty() || ending.epoch <= memory.counted_epoch) return;
   memory.counted_epoch = ending.epoch;
   std::vector<std::string> nodes;
   std::vector<std::string> blamed_members;
@@ -115,7 +116,7 @@ void CountEnding(const Observed& observed, const GroupObservation& group, GroupM
     nodes.push_back(pod.node);
     blamed_members.push_back(BlamedInWords(observed, ending, pod));
   }
-  if (by_hand || ending.blamed_pods.empty()) return;
+  if (by_hand) return;
   const std::string name = GroupName(observed.model, group.index);
   CountFailure(observed, ending.reason, memory);
   plan.events.push_back(

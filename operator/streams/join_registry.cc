@@ -425,6 +425,12 @@ WorkerProgress JoinRegistry::ProgressOfAll(const GroupReport& report) {
     all.bytes_total += member.progress.bytes_total;
     if (member.progress.phase == WorkerPhase::kFailed) return member.progress;
   }
+  // A leader that is frozen or cut off still has its last word in place; the epoch is over all the
+  // same.
+  const bool epoch_runs = report.epoch > report.last_ending.epoch;
+  if (!epoch_runs && all.phase != WorkerPhase::kUnknown && all.phase != WorkerPhase::kDraining) {
+    all.phase = WorkerPhase::kStarting;
+  }
   switch (all.phase) {
     case WorkerPhase::kStarting:
       all.message = report.waits_for;

@@ -56,6 +56,7 @@ Limits LimitsFrom(const v1::Limits& config, Problems& problems) {
            problems);
   TakeTime("limits.writeTimeoutMs", config.write_timeout_ms(), limits.write_timeout, problems);
   TakeTime("limits.drainTimeoutMs", config.drain_timeout_ms(), limits.drain_timeout, problems);
+  TakeTime("limits.drainDelayMs", config.drain_delay_ms(), limits.drain_delay, problems);
   return limits;
 }
 

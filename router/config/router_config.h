@@ -25,6 +25,7 @@ struct Limits {
   absl::Duration write_timeout = absl::Seconds(30);
   int32_t max_unsent_bytes = 4 << 20;
   absl::Duration drain_timeout = absl::Seconds(50);
+  absl::Duration drain_delay = absl::ZeroDuration();
 };
 
 struct RouterSettings {

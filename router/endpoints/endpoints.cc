@@ -43,6 +43,8 @@ void Endpoints::SetTopology(const Topology& topology, absl::Time now) {
       if (group.stream != nullptr && group.entry.address != entry.address) {
         moved.push_back(entry.group_name);
       }
+      // It has just come back: what failed before says nothing.
+      if (entry.ready && !group.entry.ready) group.next_dial = now;
       group.model_name = model.model_name;
       group.entry = entry;
       group.in_topology = true;

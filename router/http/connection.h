@@ -50,6 +50,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   ~Connection();
 
   void Run() { AwaitRequest(); }
+  // The answer in progress, or the next, is the last.
+  void CloseAfterAnswer() { close_after_ = true; }
   // After the answer in progress, or at once when there is none.
   void CloseWhenIdle();
   // At once.

@@ -90,7 +90,13 @@ void Listener::Admit(Tcp::socket socket) {
       std::make_shared<Connection>(std::move(socket), options_, handler_,
                                    [this](Connection* gone) { connections_.erase(gone); });
   connections_[connection.get()] = connection;
+  if (!keeps_) connection->CloseAfterAnswer();
   connection->Run();
+}
+
+void Listener::KeepNone() {
+  keeps_ = false;
+  for (const auto& [key, connection] : connections_) connection->CloseAfterAnswer();
 }
 
 void Listener::Stop() {

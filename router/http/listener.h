@@ -33,6 +33,8 @@ class Listener {
            ConnectionOptions options, int32_t max_connections, Handler handler);
 
   void Run() { Accept(); }
+  // From now on every connection closes after its answer.
+  void KeepNone();
   // No new connections; those at rest close, the others after their answer.
   void Stop();
   // Closes what is left.
@@ -50,6 +52,7 @@ class Listener {
   const ConnectionOptions options_;
   const int32_t max_connections_;
   const Handler handler_;
+  bool keeps_ = true;
   bool stopping_ = false;
   std::unordered_map<Connection*, std::shared_ptr<Connection>> connections_;
 };

@@ -115,13 +115,17 @@ ShardFigures Shard::figures() const {
 void Shard::Stop() {
   boost::asio::post(io_context_, [this] {
     if (closed_ || drain_deadline_ != absl::InfiniteFuture()) return;
-    drain_deadline_ = process_.clock->Now() + process_.settings->limits.drain_timeout;
-    if (!listeners_.empty()) listeners_.front()->Stop();
+    const Limits& limits = process_.settings->limits;
+    accept_until_ = process_.clock->Now() + limits.drain_delay;
+    drain_deadline_ = process_.clock->Now() + limits.drain_timeout;
+    if (!listeners_.empty()) listeners_.front()->KeepNone();
     Drain();
   });
 }
 
 void Shard::Drain() {
+  if (process_.clock->Now() < std::min(accept_until_, drain_deadline_)) return;
+  if (!listeners_.empty()) listeners_.front()->Stop();
   const int32_t open = listeners_.empty() ? 0 : listeners_.front()->connection_count();
   if (open > 0 && process_.clock->Now() < drain_deadline_) return;
   if (open > 0) LogWarning("http", "cutting off what is left", {{"connections", open}});

@@ -49,7 +49,8 @@ class Shard {
   // Any thread.
   void SetTopology(TopologyPtr topology);
   ShardFigures figures() const;
-  // Finishes what runs, until `drain_timeout`; then Join returns.
+  // Takes connections for another `drain_delay`, one answer each, and finishes what runs, until
+  // `drain_timeout`; then Join returns.
   void Stop();
   void Join();
 
@@ -68,6 +69,7 @@ class Shard {
   Dispatcher dispatcher_;
   ShardContext context_;
   std::vector<std::unique_ptr<Listener>> listeners_;  // clients' first, then health
+  absl::Time accept_until_ = absl::InfiniteFuture();
   absl::Time drain_deadline_ = absl::InfiniteFuture();
   bool closed_ = false;
 

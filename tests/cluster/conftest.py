@@ -92,13 +92,12 @@ def kube() -> Kube:
     return Kube()
 
 
-@pytest.fixture(scope="session")
-def rempart(kube):
+def install(kube: Kube, *more_values: pathlib.Path) -> str:
     """The chart, installed with the images under test."""
-    values = os.environ["REMPART_TEST_VALUES"]
+    files = [word for file in (os.environ["REMPART_TEST_VALUES"], *more_values) for word in ("-f", str(file))]
     kube.run("apply", "--server-side", "--force-conflicts", "-f", str(CHART / "crds"))
     done = subprocess.run(["helm", "upgrade", "--install", "rempart", str(CHART), "--namespace", "rempart",
-                           "--create-namespace", "-f", values, "--wait", "--timeout", "120s"],
+                           "--create-namespace", *files, "--wait", "--timeout", "120s"],
                           capture_output=True, text=True, check=False)
     if done.returncode != 0:
         pods = kube.run("-n", "rempart", "describe", "pods", check=False).stdout
@@ -106,6 +105,11 @@ def rempart(kube):
                         check=False).stdout
         pytest.fail(f"helm: {done.stderr}\n{pods[-3000:]}\n{logs}")
     return done.stdout
+
+
+@pytest.fixture(scope="session")
+def rempart(kube):
+    return install(kube)
 
 
 @pytest.fixture(scope="session")

@@ -2,14 +2,20 @@
 """What can happen to a group on the test cluster, and how each is undone. The nodes are namespaces of this machine, so processes
 are found by what their pods say in their environment."""
 import contextlib
+import dataclasses
 import os
 import pathlib
 import signal
 import subprocess
+import sys
 import time
+import typing
 
 STATE = pathlib.Path(os.environ.get("REMPART_CLUSTER_STATE", "/var/lib/rempart-cluster"))
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+METRICS = "http://127.0.0.1:9090/metrics"
+BRIDGE = "rmp-nodes"
+PARTITION = "rempart_test_partition"
 
 
 def worker_pid(pod: str) -> int:
@@ -23,9 +29,29 @@ def worker_pid(pod: str) -> int:
     raise LookupError(f"no process of pod {pod}")
 
 
+def router_pids() -> list[int]:
+    pids = []
+    for folder in pathlib.Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (folder / "cmdline").read_bytes().startswith(b"/rempart-router\0--config\0/etc/rempart"):
+                pids.append(int(folder.name))
+    return sorted(pids)
+
+
 def process_pid(name: str) -> int:
     """A process that dev/cluster has started: "node-1-kubelet", "kube-apiserver"."""
     return int((STATE / "run" / f"{name}.pid").read_text())
+
+
+def weight_bytes_read(pid: int) -> int:
+    """What the worker says it has read of the weights since it began, asked inside its pod's network."""
+    fetch = f"import urllib.request; print(urllib.request.urlopen('{METRICS}', timeout=5).read().decode())"
+    done = subprocess.run(["nsenter", f"--net=/proc/{pid}/ns/net", sys.executable, "-c", fetch],
+                          capture_output=True, text=True, timeout=20, check=True)
+    for line in done.stdout.splitlines():
+        if line.startswith("rempart_worker_weight_bytes_read_total"):
+            return int(float(line.split()[-1]))
+    raise LookupError(f"process {pid} has no metric of the bytes read")
 
 
 def cluster_up(nodes: int) -> None:
@@ -36,37 +62,33 @@ def link(node: str, state: str) -> None:
     subprocess.run(["ip", "link", "set", f"rmp-veth{node.removeprefix('node-')}", state], check=True)
 
 
-def pods_on(kube, namespace: str, node: str) -> list[str]:
-    return [p["metadata"]["name"] for p in kube.list("pods", namespace) if p["spec"].get("nodeName") == node]
+def pods_on(env, *nodes: str) -> list[str]:
+    return [pod for pod, node in env.places().items() if node in nodes]
 
 
+@dataclasses.dataclass
 class Fault:
     """One row of the table: `strike` breaks something and names the pods that are to be blamed; `mend` undoes it."""
+    name: str
+    strike: typing.Callable
+    mend: typing.Callable = lambda env: None
+    # Where the blamed pod must be named: "lastFailure" or "waitingFor" of the group's status; None: nobody is to blame.
+    blame: str | None = "lastFailure"
+    # Whether the group's epoch must end of it.
+    ends_epoch: bool = True
+    # Whether the processes of the other members must be the same afterwards, and must not have read weights again.
+    survivors: bool = False
+    # How long it lasts at least.
+    hold_seconds: float = 0
+    # It breaks connections of clients: they send those requests again, as the SDK does by default.
+    cuts_connections: bool = False
 
-    def __init__(self, name: str, strike, mend=lambda env: None, blames: bool = True):
-        self.name, self.strike, self.mend, self.blames = name, strike, mend, blames
 
-
-def kill_rank(env) -> list[str]:
-    os.kill(worker_pid(env.follower), signal.SIGKILL)
-    return [env.follower]
-
-
-def kill_leader(env) -> list[str]:
-    os.kill(worker_pid(env.leader), signal.SIGKILL)
-    return [env.leader]
-
-
-def kill_two(env) -> list[str]:
-    pids = [worker_pid(pod) for pod in env.pods[1:3]]
+def kill(pods: list[str], how: signal.Signals) -> list[str]:
+    pids = [worker_pid(pod) for pod in pods]
     for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-    return env.pods[1:3]
-
-
-def freeze_rank(env) -> list[str]:
-    os.kill(worker_pid(env.follower), signal.SIGSTOP)
-    return [env.follower]
+        os.kill(pid, how)
+    return pods
 
 
 def delete_pod(env) -> list[str]:
@@ -82,13 +104,42 @@ def stop_node_agents(env) -> list[str]:
 
 
 def cut_node(env) -> list[str]:
-    struck = pods_on(env.kube, env.namespace, env.far_node)
+    struck = pods_on(env, env.far_node)
     link(env.far_node, "down")
     return struck
 
 
-def mend_cut(env) -> None:
-    link(env.far_node, "up")
+def partition_half(env) -> list[str]:
+    """node-0 on one side, with the control plane, the operator and the routers; the other nodes, who still see each other, on the
+    other side."""
+    rules = f"""table inet {PARTITION} {{
+      chain input {{ type filter hook input priority -300; iifname "{BRIDGE}" drop; }}
+      chain output {{ type filter hook output priority -300; oifname "{BRIDGE}" drop; }}
+      chain forward {{ type filter hook forward priority -300;
+        iifname "{BRIDGE}" oifname != "{BRIDGE}" drop
+        iifname != "{BRIDGE}" oifname "{BRIDGE}" drop
+      }}
+    }}"""
+    struck = [pod for pod, node in env.places().items() if node != "node-0"]
+    subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
+    return struck
+
+
+def mend_partition(env) -> None:
+    subprocess.run(["nft", "delete", "table", "inet", PARTITION], check=False, capture_output=True)
+
+
+def filler(env) -> pathlib.Path:
+    return STATE / env.far_node / "filler"
+
+
+def fill_disk(env) -> list[str]:
+    """The node has a disk of its own (REMPART_NODE_DISK_MIB); its kubelet must evict, and the group must leave it."""
+    assert os.path.ismount(STATE / env.far_node), f"{env.far_node} has no disk of its own: start the cluster anew"
+    struck = pods_on(env, env.far_node)
+    left = os.statvfs(STATE / env.far_node)
+    subprocess.run(["fallocate", "-l", str(left.f_bavail * left.f_frsize - (4 << 20)), str(filler(env))], check=True)
+    return struck
 
 
 def kill_operator_mid_rollout(env) -> list[str]:
@@ -98,13 +149,20 @@ def kill_operator_mid_rollout(env) -> list[str]:
     return []
 
 
-def kill_router(env) -> list[str]:
-    """A client's connection dies with its router; the requests that were on it are the client's to send again."""
-    env.kube.run("-n", "rempart", "delete", "pod", "-l", "app.kubernetes.io/component=router", "--wait=false")
+def end_router(env) -> list[str]:
+    """As a rollout or a drained node ends it: one of the two."""
+    pods = env.kube.list("pods", "rempart", "app.kubernetes.io/component=router")
+    env.kube.run("-n", "rempart", "delete", "pod", pods[0]["metadata"]["name"], "--wait=false")
     return []
 
 
-def restart_api_server(env) -> list[str]:
+def kill_router(env) -> list[str]:
+    """A client's connection dies with its router; the requests that were on it are the client's to send again."""
+    os.kill(router_pids()[0], signal.SIGKILL)
+    return []
+
+
+def kill_api_server(env) -> list[str]:
     os.kill(process_pid("kube-apiserver"), signal.SIGKILL)
     return []
 
@@ -117,20 +175,22 @@ def crash_loop(env) -> list[str]:
     return [env.follower]
 
 
-def restart_cluster(env) -> None:
-    cluster_up(env.nodes)
-
-
 TABLE = [
-    Fault("kill -9 a rank", kill_rank),
-    Fault("kill -9 the leader", kill_leader),
-    Fault("SIGSTOP a rank", freeze_rank),
-    Fault("delete a pod", delete_pod),
-    Fault("kill two ranks at once", kill_two),
-    Fault("stop a node's kubelet and containerd", stop_node_agents, restart_cluster, blames=False),
-    Fault("cut a node's network", cut_node, mend_cut),
-    Fault("kill the operator in a rollout", kill_operator_mid_rollout, blames=False),
-    Fault("end the router", kill_router, blames=False),
-    Fault("kill the API server", restart_api_server, restart_cluster, blames=False),
-    Fault("crash-loop a rank", crash_loop),
+    Fault("kill -9 a rank", lambda env: kill([env.follower], signal.SIGKILL), survivors=True),
+    Fault("kill -9 the leader", lambda env: kill([env.leader], signal.SIGKILL), survivors=True),
+    Fault("kill two ranks at once", lambda env: kill(env.pods[1:3], signal.SIGKILL), survivors=True),
+    Fault("SIGSTOP a rank", lambda env: kill([env.follower], signal.SIGSTOP), survivors=True),
+    Fault("SIGSTOP the leader", lambda env: kill([env.leader], signal.SIGSTOP), survivors=True),
+    Fault("delete a pod", delete_pod, blame="waitingFor", survivors=True),
+    Fault("stop a node's kubelet and containerd", stop_node_agents, lambda env: cluster_up(env.nodes), blame=None,
+          ends_epoch=False, survivors=True, hold_seconds=30),
+    Fault("cut a node's network", cut_node, lambda env: link(env.far_node, "up"), survivors=True),
+    Fault("partition half", partition_half, mend_partition, survivors=True),
+    Fault("fill a node's disk", fill_disk, lambda env: filler(env).unlink(missing_ok=True), blame="waitingFor"),
+    Fault("kill the operator in a rollout", kill_operator_mid_rollout, blame=None),
+    Fault("end a router", end_router, blame=None, ends_epoch=False, survivors=True, hold_seconds=15),
+    Fault("kill -9 a router", kill_router, blame=None, ends_epoch=False, survivors=True, hold_seconds=10, cuts_connections=True),
+    Fault("kill the API server", kill_api_server, lambda env: cluster_up(env.nodes), blame=None, ends_epoch=False,
+          survivors=True, hold_seconds=20),
+    Fault("crash-loop a rank", crash_loop, survivors=True),
 ]

@@ -11,6 +11,8 @@ QUESTIONS = [
     "What is two and two?", "Describe a cat in one sentence.",
 ]
 MAX_TOKENS = 48
+# How often a request is sent again whose connection broke, where a fault breaks connections.
+MAX_RESENT = 2
 
 
 def ask(client: openai.OpenAI, served: str, number: int, on_chunk=lambda: None) -> str:
@@ -25,28 +27,31 @@ def ask(client: openai.OpenAI, served: str, number: int, on_chunk=lambda: None) 
             text += choice.delta.content or ""
             finish = choice.finish_reason or finish
     if finish not in ("stop", "length"):
-        raise RuntimeError(f"ended without a finish reason: {finish}")
+        raise ConnectionError(f"ended without a finish reason: {finish}")
     return text
 
 
 @dataclasses.dataclass
 class Outcome:
     completed: int = 0
+    resent: int = 0
     lost: list[str] = dataclasses.field(default_factory=list)
     wrong: list[str] = dataclasses.field(default_factory=list)
     chunk_times: list[float] = dataclasses.field(default_factory=list)
 
     def longest_gap(self, since: float) -> float:
         """Seconds during which no client got a token, from `since` on."""
-        times = [since] + sorted(t for t in self.chunk_times if t > since)
+        times = [since] + sorted(t for t in list(self.chunk_times) if t > since)
         return max((b - a for a, b in zip(times, times[1:])), default=float("inf"))
 
 
 class Traffic:
-    """Streams answers on `clients` threads until told to stop. Whatever a client program would see counts."""
+    """Streams answers on `clients` threads until told to stop. Whatever a client program would see counts; with `resends`, a
+    request whose connection broke is lost only when it was sent again in vain."""
 
-    def __init__(self, client: openai.OpenAI, served: str, expected: list[str], clients: int = 3):
+    def __init__(self, client: openai.OpenAI, served: str, expected: list[str], clients: int = 3, resends: bool = False):
         self.client, self.served, self.expected = client, served, expected
+        self.resends = MAX_RESENT if resends else 0
         self.outcome, self.mu, self.stopping = Outcome(), threading.Lock(), threading.Event()
         self.threads = [threading.Thread(target=self._run, args=(i,), daemon=True) for i in range(clients)]
 
@@ -54,11 +59,25 @@ class Traffic:
         with self.mu:
             self.outcome.chunk_times.append(time.monotonic())
 
+    def _answer(self, number: int) -> str:
+        for again in range(self.resends + 1):
+            try:
+                return ask(self.client, self.served, number, self._chunk)
+            except openai.APIStatusError:
+                raise
+            except Exception:  # the connection broke
+                if again == self.resends:
+                    raise
+                with self.mu:
+                    self.outcome.resent += 1
+                time.sleep(0.5)
+        raise AssertionError("not reached")
+
     def _run(self, number: int):
         while not self.stopping.is_set():
             number = (number + 1) % len(QUESTIONS)
             try:
-                text = ask(self.client, self.served, number, self._chunk)
+                text = self._answer(number)
             except Exception as error:
                 with self.mu:
                     self.outcome.lost.append(f"{type(error).__name__}: {error}")

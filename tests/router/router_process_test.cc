@@ -335,6 +335,27 @@ TEST_F(RouterProcessTest, StopLetsRunningRequestsFinish) {
   stop.join();
 }
 
+TEST_F(RouterProcessTest, StopStillServesThoseWhoHaveNotHeardOfIt) {
+  settings_.limits.drain_delay = absl::Seconds(2);
+  FakeWorker worker("tiny-0");
+  Start({&worker});
+  const int port = process_->port();
+  HttpClient kept(port);
+  kept.Send(Get("/v1/models"));
+  EXPECT_EQ(kept.Read().status, 200);
+  std::thread stop([&] { process_->Stop(); });
+  ASSERT_TRUE(Eventually([&] { return Ask(Get("/readyz")).status == 503; }));
+  const Answer late = Ask(Chat("count 2"));
+  EXPECT_EQ(late.status, 200);
+  EXPECT_THAT(late.head, HasSubstr("Connection: close"));
+  kept.Send(Chat("count 2"));
+  const Answer last = kept.Read();
+  EXPECT_EQ(last.status, 200);
+  EXPECT_THAT(last.head, HasSubstr("Connection: close"));
+  stop.join();
+  EXPECT_FALSE(HttpClient(port).connected());
+}
+
 TEST_F(RouterProcessTest, APortInUseIsSaidSo) {
   FakeWorker worker("tiny-0");
   Start({&worker});

@@ -318,9 +318,12 @@ absl::StatusOr<LoadedModel> LoadModelFile(const WorkerSettings& settings, Worker
         path, ": tokenizer.ggml.tokens has more entries than token_embd.weight has rows"));
   }
   if (digest) status.SetDigest(DigestText(*digest));
-  loaded.check_later = [path, model, digest, &status](std::stop_token stop) {
-    return CheckLater(path, *model, digest, stop, status);
-  };
+  // The leader names the file; another pod reads all of it only where that checks its cache.
+  if (settings.pod_index == 0 || model->cache) {
+    loaded.check_later = [path, model, digest, &status](std::stop_token stop) {
+      return CheckLater(path, *model, digest, stop, status);
+    };
+  }
   for (size_t part = 0; part < model->parts.size(); ++part) {
     loaded.ranks.push_back(std::make_unique<RankOfFile>(model, part));
   }

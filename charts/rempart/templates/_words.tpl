@@ -57,6 +57,7 @@ imagePullSecrets:
   "topologyAddress" (printf "rempart-operator.%s.svc.cluster.local:7080" .Release.Namespace)
   "topologyTls" (merge (dict "peerName" "rempart-operator") $tls)
   "workerTls" (merge (dict "peerName" "rempart-worker") $tls)
-  "apiKeysFile" "/etc/rempart/keys/keys" }}
+  "apiKeysFile" "/etc/rempart/keys/keys"
+  "limits" (dict "drainDelayMs" 3000) }}
 {{- $config | toPrettyJson }}
 {{- end }}

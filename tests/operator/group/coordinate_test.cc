@@ -130,6 +130,16 @@ TEST(Coordinate, NeverMixesConfigurations) {
   EXPECT_EQ(group.Decide().kind, Kind::kNothing);
 }
 
+TEST(Coordinate, NamesThePodThatAMemberLost) {
+  Group group;
+  const int32_t epoch = group.Serve();
+  group.SayEnded(0, epoch, 1);
+  const Decision abort = group.Decide();
+  ASSERT_EQ(abort.kind, Kind::kAbort);
+  EXPECT_EQ(abort.ending.blamed_ranks, Ranks{1});
+  EXPECT_NE(abort.ending.reason.find("m-1"), std::string::npos) << abort.ending.reason;
+}
+
 TEST(Coordinate, ABrokenStreamEndsNothing) {
   Group group;
   group.Serve();

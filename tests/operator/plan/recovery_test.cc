@@ -91,6 +91,19 @@ TEST(Recovery, AReplacementByHandIsNoFailure) {
   EXPECT_EQ(MakePlan(observed).status.groups(0).failures(), 0);
 }
 
+TEST(Recovery, WhoIsToBlameMayBeLearnedAfterTheEnd) {
+  Observed observed = ServingThree();
+  End(7, "smollm2-0-2", observed);
+  observed.groups[0].members.ending.blamed_pods.clear();
+  const Plan plan = MakePlan(observed);
+  EXPECT_EQ(plan.status.groups(0).failures(), 0);
+  Written(plan, observed);
+  End(7, "smollm2-0-2", observed);
+  const Plan later = MakePlan(observed);
+  EXPECT_EQ(later.status.groups(0).failures(), 1);
+  EXPECT_EQ(later.status.groups(0).last_failure(), "lost smollm2-0-2");
+}
+
 TEST(Recovery, ASilentMemberIsReplacedWhileOthersAreHeard) {
   Observed observed = ServingThree();
   observed.groups[0].members.members[2].silent_ms = 4000;

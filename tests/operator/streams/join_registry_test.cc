@@ -92,6 +92,26 @@ TEST_F(JoinRegistryTest, MembersLearnOfEachOtherAndOfOneSecret) {
   EXPECT_EQ(registry.Report("ia/m-0").progress.bytes_total, 100);
 }
 
+TEST_F(JoinRegistryTest, AFrozenLeaderIsNotReadyOnItsOldWord) {
+  const int32_t epoch = Serve();
+  EXPECT_EQ(registry.Report("ia/m-0").progress.phase, WorkerPhase::kReady);
+  Progress waits;
+  waits.set_phase(Progress::READY);
+  waits.set_epoch(epoch);
+  waits.set_ended_blamed_rank(-1);
+  group::v1::RankProgress& leader = *waits.add_ranks();
+  leader.set_rank(0);
+  for (int ms = 100; ms <= 3000; ms += 100) {
+    registry.Tick(absl::Milliseconds(100));
+    leader.set_heard_age_ms(ms);
+    registry.Progressed(2, waits);
+  }
+  const GroupReport report = registry.Report("ia/m-0");
+  EXPECT_EQ(report.last_ending.blamed_pods, std::vector<std::string>{"m-0-0"});
+  EXPECT_EQ(report.progress.phase, WorkerPhase::kStarting);
+  EXPECT_NE(report.progress.message, "");
+}
+
 TEST_F(JoinRegistryTest, ALostMemberIsNamedAndTheGroupFormsAgain) {
   const int32_t epoch = Serve();
   registry.Left(2);
