@@ -151,6 +151,7 @@ void Connection::Refuse(int status) {
 }
 
 void Connection::Reply(const HttpReply& reply) {
+  if (next_is_last_) close_after_ = true;
   auto headers = reply.headers;
   headers.emplace_back("Content-Type", reply.content_type);
   headers.emplace_back("Content-Length", absl::StrCat(reply.body.size()));
@@ -160,6 +161,7 @@ void Connection::Reply(const HttpReply& reply) {
 }
 
 void Connection::BeginStream(const HttpReply& head) {
+  if (next_is_last_) close_after_ = true;
   auto headers = head.headers;
   headers.emplace_back("Content-Type", head.content_type);
   if (http_1_0_) {

@@ -50,8 +50,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
   ~Connection();
 
   void Run() { AwaitRequest(); }
-  // The answer in progress, or the next, is the last.
-  void CloseAfterAnswer() { close_after_ = true; }
+  // The next answer that begins is the last, and says so. One whose head has gone out promised to
+  // keep the connection.
+  void CloseAfterAnswer() { next_is_last_ = true; }
   // After the answer in progress, or at once when there is none.
   void CloseWhenIdle();
   // At once.
@@ -96,6 +97,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   std::unique_ptr<Exchange> exchange_;
   bool watching_ = false;
   bool timed_out_ = false;
+  bool next_is_last_ = false;
   bool close_after_ = false;
   bool http_1_0_ = false;
   bool answer_complete_ = false;
