@@ -9,6 +9,7 @@
 //   "overflow" a Failure of code CONTEXT_OVERFLOW
 //   "drain"    a Failure of code DRAINING
 //   "flood"    deltas of 64 KiB until it is cancelled
+//   "wait"     one delta, then nothing until Release()
 #pragma once
 
 #include <grpcpp/grpcpp.h>
@@ -65,6 +66,8 @@ class FakeWorker final : public worker::v1::Worker::Service {
   }
   // What "die" and "drain" do happens once; afterwards the request is counted like any other.
   void Heal() { healthy_ = true; }
+  // Lets the requests that "wait" end.
+  void Release() { released_ = true; }
 
   grpc::Status Attach(grpc::ServerContext* context, Stream* stream) override {
     worker::v1::ToWorker message;
@@ -157,6 +160,9 @@ class FakeWorker final : public worker::v1::Worker::Service {
     while (verb == "late" && !IsCancelled(context, start.request_id())) {
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
+    while (verb == "wait" && !released_ && !IsCancelled(context, start.request_id())) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
     if (verb == "lose" || verb == "late") return SendFailure(line, start, verb);
     worker::v1::Delta end;
     end.set_request_id(start.request_id());
@@ -188,6 +194,7 @@ class FakeWorker final : public worker::v1::Worker::Service {
   const std::string group_name_;
   std::string socket_;
   std::atomic<bool> healthy_ = false;
+  std::atomic<bool> released_ = false;
   mutable std::mutex mu_;
   std::vector<worker::v1::Start> starts_;
   std::set<uint64_t> cancelled_;

@@ -356,6 +356,27 @@ TEST_F(RouterProcessTest, StopStillServesThoseWhoHaveNotHeardOfIt) {
   EXPECT_FALSE(HttpClient(port).connected());
 }
 
+TEST_F(RouterProcessTest, AnAnswerThatRunsWhenStopComesKeepsTheConnectionItPromisedToKeep) {
+  settings_.limits.drain_delay = absl::Seconds(3);
+  FakeWorker worker("tiny-0");
+  Start({&worker});
+  HttpClient kept(process_->port());
+  kept.Send(Chat("wait", R"(,"stream":true)"));
+  EXPECT_TRUE(kept.WaitFor("t0 "));
+  std::thread stop([&] { process_->Stop(); });
+  EXPECT_TRUE(Eventually([&] { return Ask(Get("/readyz")).status == 503; }));
+  worker.Release();
+  const Answer running = kept.Read();
+  EXPECT_EQ(running.status, 200);
+  EXPECT_THAT(running.head, HasSubstr("Connection: keep-alive"));
+  kept.Send(Chat("count 2"));
+  const Answer last = kept.Read();
+  EXPECT_EQ(last.status, 200);
+  EXPECT_THAT(last.head, HasSubstr("Connection: close"));
+  EXPECT_TRUE(kept.WaitForEnd());
+  stop.join();
+}
+
 TEST_F(RouterProcessTest, APortInUseIsSaidSo) {
   FakeWorker worker("tiny-0");
   Start({&worker});
