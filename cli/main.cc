@@ -7,13 +7,17 @@
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <stop_token>
 #include <string>
 #include <system_error>
+#include <thread>
 #include <vector>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "cli/doctor.h"
+#include "cli/drill/drill.h"
+#include "cli/drill/options.h"
 #include "cli/manifest.h"
 #include "cli/serve.h"
 
@@ -21,7 +25,8 @@ namespace rempart::cli {
 namespace {
 
 constexpr char kUsage[] =
-    "rempart serves language models of a manifest on this machine, without Kubernetes.\n\n"
+    "rempart serves language models of a manifest on this machine, without Kubernetes; on a\n"
+    "cluster it breaks groups to show what that costs.\n\n"
     "  rempart serve -f MODEL.yaml [--port 8000] [--host 127.0.0.1] [--dev | --api-keys FILE]\n"
     "                [--cache DIR]\n"
     "  rempart plan -f MODEL.yaml     show what serve would start\n"
@@ -123,19 +128,41 @@ int RunPlan(const std::vector<std::string>& arguments) {
   return kExitOk;
 }
 
+int RunDrillCommand(const std::vector<std::string>& arguments) {
+  const auto options = ParseDrillOptions(arguments);
+  if (!options.ok()) return UsageError(std::string(options.status().message()));
+  // Blocked before any thread starts; the first asks the drill to mend and end, and no other ends
+  // it before it has.
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  std::signal(SIGPIPE, SIG_IGN);
+  std::stop_source stop;
+  const std::jthread listener([&](std::stop_token over) {
+    while (!over.stop_requested()) {
+      const timespec turn = {0, 100'000'000};
+      if (sigtimedwait(&signals, nullptr, &turn) > 0) stop.request_stop();
+    }
+  });
+  return RunDrill(*options, stop.get_token());
+}
+
 int Main(const std::vector<std::string>& arguments) {
   const std::string command = arguments.empty() ? "help" : arguments[0];
   const std::vector<std::string> rest(arguments.begin() + (arguments.empty() ? 0 : 1),
                                       arguments.end());
   if (command == "serve") return RunServe(rest);
   if (command == "plan") return RunPlan(rest);
+  if (command == "drill") return RunDrillCommand(rest);
   if (command == "doctor") return RunDoctor();
   if (command == "version" || command == "--version") {
     std::printf("rempart %s\n", REMPART_VERSION);
     return kExitOk;
   }
   if (command == "help" || command == "--help" || command == "-h") {
-    std::fputs(kUsage, stdout);
+    std::printf("%s\n%s", kUsage, kDrillUsage);
     return kExitOk;
   }
   return UsageError(absl::StrCat("unknown command ", command));

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // rempart-worker --config FILE
 // rempart-worker probe --address HOST:PORT ready|live
+// rempart-worker strike ...: what a drill does to a node
 #include <pthread.h>
 #include <signal.h>
 #include <unistd.h>
@@ -16,6 +17,7 @@
 #include "worker/api/load_model.h"
 #include "worker/api/worker_process.h"
 #include "worker/config/worker_config.h"
+#include "worker/strike/strike.h"
 
 namespace rempart::worker {
 namespace {
@@ -23,7 +25,8 @@ namespace {
 constexpr char kUsage[] =
     "usage: rempart-worker --config FILE\n"
     "       rempart-worker probe --address HOST:PORT ready|live\n"
-    "FILE is JSON as proto/worker/v1/config.proto describes it.\n"
+    "       rempart-worker strike kill ID | freeze SECONDS ID | cut SECONDS [NETWORK...]\n"
+    "FILE is JSON as proto/worker/v1/config.proto describes it. `rempart drill` uses strike.\n"
     "Exit status: 0 ended as asked, 1 failed while running, 2 wrong flags or configuration,\n"
     "3 no valid model, 4 not enough memory, 5 address in use or not permitted.\n";
 
@@ -39,18 +42,37 @@ int RunProbe(const std::vector<std::string>& arguments) {
   return kExitRuntime;
 }
 
+// Blocked before any other thread starts.
+sigset_t BlockSignals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  return signals;
+}
+
+int RunOneStrike(const std::vector<std::string>& words) {
+  const absl::StatusOr<Strike> strike = ParseStrike(words);
+  if (!strike.ok()) {
+    std::cerr << "rempart-worker: strike: " << strike.status().message() << "\n";
+    return kExitConfig;
+  }
+  BlockSignals();
+  const absl::Status status = RunStrike(*strike);
+  if (status.ok()) return kExitOk;
+  std::cerr << "rempart-worker: strike: " << status.message() << "\n";
+  return kExitRuntime;
+}
+
 int Run(const std::string& config) {
   const absl::StatusOr<WorkerSettings> settings = ReadWorkerSettings(config);
   if (!settings.ok()) {
     std::cerr << "rempart-worker: " << settings.status().message() << "\n";
     return kExitConfig;
   }
-  // Signals go to one thread, which may take locks. Blocked before any other thread starts.
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGTERM);
-  sigaddset(&signals, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  // Signals go to one thread, which may take locks.
+  const sigset_t signals = BlockSignals();
   signal(SIGPIPE, SIG_IGN);
   static StopRequest stop;  // outlives the thread below, which nobody joins
   std::thread([signals] {
@@ -67,6 +89,9 @@ int Run(const std::string& config) {
 
 int Main(const std::vector<std::string>& arguments) {
   if (!arguments.empty() && arguments[0] == "probe") return RunProbe(arguments);
+  if (!arguments.empty() && arguments[0] == "strike") {
+    return RunOneStrike({arguments.begin() + 1, arguments.end()});
+  }
   if (arguments.size() == 1 && (arguments[0] == "--help" || arguments[0] == "-h")) {
     std::cout << kUsage;
     return kExitOk;

@@ -133,6 +133,13 @@ def filler(env) -> pathlib.Path:
     return STATE / env.far_node / "filler"
 
 
+def empty_disk(env):
+    """A kubelet whose disk was full has thrown away the images that no container used; here nobody pulls them."""
+    filler(env).unlink(missing_ok=True)
+    for image in sorted((ROOT / "build" / "images").glob("*.tar")):
+        subprocess.run([str(ROOT / "dev" / "cluster"), "load", str(image)], check=True, capture_output=True)
+
+
 def fill_disk(env) -> list[str]:
     """The node has a disk of its own (REMPART_NODE_DISK_MIB); its kubelet must evict, and the group must leave it."""
     assert os.path.ismount(STATE / env.far_node), f"{env.far_node} has no disk of its own: start the cluster anew"
@@ -186,7 +193,7 @@ TABLE = [
           ends_epoch=False, survivors=True, hold_seconds=30),
     Fault("cut a node's network", cut_node, lambda env: link(env.far_node, "up"), survivors=True),
     Fault("partition half", partition_half, mend_partition, survivors=True),
-    Fault("fill a node's disk", fill_disk, lambda env: filler(env).unlink(missing_ok=True), blame="waitingFor"),
+    Fault("fill a node's disk", fill_disk, empty_disk, blame="waitingFor"),
     Fault("kill the operator in a rollout", kill_operator_mid_rollout, blame=None),
     Fault("end a router", end_router, blame=None, ends_epoch=False, survivors=True, hold_seconds=15),
     Fault("kill -9 a router", kill_router, blame=None, ends_epoch=False, survivors=True, hold_seconds=10, cuts_connections=True),

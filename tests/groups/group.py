@@ -120,12 +120,24 @@ class Group:
         there = [pod for pod, node in places.items() if node == self.far_node and pod != self.leader]
         self.follower = (there or self.pods[1:])[0]
 
+    def renew_restarted(self):
+        """A kubelet starts a container again at once, but 10 s later when it ended twice within ten minutes, then 20 s: no row
+        shall wait because of those before."""
+        for pod in self.kube.list("pods", selector=f"rempart.dev/model={self.name}"):
+            if not any(c.get("restartCount") for c in pod["status"].get("containerStatuses") or []):
+                continue
+            epoch = self.status().get("epoch", 0)
+            self.kube.run("-n", self.namespace, "delete", "pod", pod["metadata"]["name"], "--grace-period=1")
+            self.await_epoch_after(epoch, 120)
+            self.await_ready(120)
+
     def settle(self):
         """Ready, on as many nodes as there are, with the failures of the last fault forgotten."""
         self.kube.run("-n", self.namespace, "annotate", "model", self.name, f"rempart.dev/retry={time.time()}", "--overwrite")
         self.kube.run("wait", "--for=condition=Ready", "node", "--all", "--timeout=120s")
         eventually("no node is tainted", lambda: not any(n["spec"].get("taints") for n in self.kube.list("nodes", "default")), 120)
         self.await_ready(300)
+        self.renew_restarted()
         wanted = min(self.tensor, self.nodes)
         for _ in range(4):
             places = self.places()

@@ -54,6 +54,7 @@ MAY = {
                                      "common/check.h"), ("abseil",), pure=True),
     "worker/group/": May(("worker/group/", "worker/comm/", "worker/device/", "worker/engine/",
                           "worker/model/step_batch.h", "common/"), ("abseil",)),
+    "worker/strike/": May(("worker/strike/", "common/"), ("abseil",)),
     "worker/config/": May(("worker/config/", "common/", "proto/worker/"), ("abseil", "protobuf")),
     "worker/api/": May(("worker/", "kernels/", "common/", "proto/worker/", "proto/group/"),
                        ("abseil", "protobuf", "grpc", "prometheus", "openssl", "simdjson")),
@@ -81,8 +82,8 @@ MAY = {
                               "proto/"), ("abseil", "protobuf", "grpc", "openssl")),
     "operator/reconcile/": May(("operator/", "common/", "proto/"),
                                ("abseil", "protobuf", "grpc", "prometheus")),
-    "cli/": May(("cli/", "operator/plan/", "operator/streams/", "common/", "proto/",
-                 "kernels/ops.h"),
+    "cli/": May(("cli/", "operator/kube/", "operator/plan/", "operator/streams/", "common/",
+                 "proto/", "kernels/ops.h"),
                 ("abseil", "protobuf", "grpc", "yaml", "boost", "openssl", "curl", "simdjson")),
 }
 INCLUDE = re.compile(r'^\s*#\s*include\s*(["<])([^">]+)[">]')
