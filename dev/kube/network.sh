@@ -74,6 +74,8 @@ known_nodes() { for file in "$state"/node-*.kubeconfig; do [ ! -e "$file" ] || b
 
 is_cgroup_v2() { [ -f /sys/fs/cgroup/cgroup.controllers ]; }
 
+# Nodes stand for machines of their own: what else runs on this one must not starve their pods, so they weigh twenty times as much
+# as a process.
 make_cgroup() {  # make_cgroup NODE: /rempart-NODE, in each controller on v1, with controllers handed down on v2.
   local folder controller
   if is_cgroup_v2; then
@@ -84,11 +86,13 @@ make_cgroup() {  # make_cgroup NODE: /rempart-NODE, in each controller on v1, wi
     for controller in $(cat "/sys/fs/cgroup/rempart-$1/cgroup.controllers"); do
       echo "+$controller" >"/sys/fs/cgroup/rempart-$1/cgroup.subtree_control"
     done
+    [ ! -f "/sys/fs/cgroup/rempart-$1/cpu.weight" ] || echo 2000 >"/sys/fs/cgroup/rempart-$1/cpu.weight"
     return 0
   fi
   for folder in /sys/fs/cgroup/*/; do
     [ -f "$folder/cgroup.procs" ] || continue
     mkdir -p "$folder/rempart-$1"
+    [ ! -f "$folder/rempart-$1/cpu.shares" ] || echo 20480 >"$folder/rempart-$1/cpu.shares"
     if [ -f "$folder/rempart-$1/cpuset.cpus" ] && [ -z "$(cat "$folder/rempart-$1/cpuset.cpus")" ]; then
       cat "$folder/cpuset.cpus" >"$folder/rempart-$1/cpuset.cpus"
       cat "$folder/cpuset.mems" >"$folder/rempart-$1/cpuset.mems"
