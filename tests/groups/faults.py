@@ -111,11 +111,12 @@ def cut_node(env) -> list[str]:
 
 
 def partition_half(env) -> list[str]:
-    """node-0 on one side, with the control plane, the operator and the routers; the other nodes, who still see each other, on the
-    other side."""
+    """node-0 on one side, with the control plane, the operator, the routers and the clients; the other nodes, who still see each
+    other, on the other side. What clients send to the Service has its way to the bridge only until it is given a router's address:
+    hence what leaves is judged last."""
     rules = f"""table inet {PARTITION} {{
       chain input {{ type filter hook input priority -300; iifname "{BRIDGE}" drop; }}
-      chain output {{ type filter hook output priority -300; oifname "{BRIDGE}" drop; }}
+      chain postrouting {{ type filter hook postrouting priority 300; oifname "{BRIDGE}" drop; }}
       chain forward {{ type filter hook forward priority -300;
         iifname "{BRIDGE}" oifname != "{BRIDGE}" drop
         iifname != "{BRIDGE}" oifname "{BRIDGE}" drop
@@ -137,16 +138,23 @@ def filler(env) -> pathlib.Path:
 def empty_disk(env):
     """A kubelet whose disk was full has thrown away the images that no container used; here nobody pulls them."""
     filler(env).unlink(missing_ok=True)
+    cluster_up(env.nodes)
     for image in sorted((ROOT / "build" / "images").glob("*.tar")):
         subprocess.run([str(ROOT / "dev" / "cluster"), "load", str(image)], check=True, capture_output=True)
 
 
 def fill_disk(env) -> list[str]:
-    """The node has a disk of its own (REMPART_NODE_DISK_MIB); its kubelet must evict, and the group must leave it."""
+    """The node has a disk of its own (REMPART_NODE_DISK_MIB); its kubelet must evict, and the group must leave it. Before it evicts
+    it throws away images, so what that frees is taken, too."""
     assert os.path.ismount(STATE / env.far_node), f"{env.far_node} has no disk of its own: start the cluster anew"
-    struck = pods_on(env, env.far_node)
-    left = os.statvfs(STATE / env.far_node)
-    subprocess.run(["fallocate", "-l", str(left.f_bavail * left.f_frsize - (4 << 20)), str(filler(env))], check=True)
+    struck, deadline = pods_on(env, env.far_node), time.monotonic() + 120
+    while set(struck) & set(pods_on(env, env.far_node)) and time.monotonic() < deadline:
+        left = os.statvfs(STATE / env.far_node)
+        more = left.f_bavail * left.f_frsize - (4 << 20)
+        if more > 0:
+            size = filler(env).stat().st_size if filler(env).exists() else 0
+            subprocess.run(["fallocate", "-l", str(size + more), str(filler(env))], check=True)
+        time.sleep(1)
     return struck
 
 
@@ -194,7 +202,7 @@ TABLE = [
           ends_epoch=False, survivors=True, hold_seconds=30),
     Fault("cut a node's network", cut_node, lambda env: link(env.far_node, "up"), survivors=True),
     Fault("partition half", partition_half, mend_partition, survivors=True),
-    Fault("fill a node's disk", fill_disk, empty_disk, blame="waitingFor"),
+    Fault("fill a node's disk", fill_disk, empty_disk, blame=None),
     Fault("kill the operator in a rollout", kill_operator_mid_rollout, blame=None),
     Fault("end a router", end_router, blame=None, ends_epoch=False, survivors=True, hold_seconds=15),
     Fault("kill -9 a router", kill_router, blame=None, ends_epoch=False, survivors=True, hold_seconds=10, cuts_connections=True),
