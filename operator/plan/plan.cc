@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "operator/plan/drain.h"
 #include "operator/plan/recovery.h"
 #include "operator/plan/rollout.h"
 #include "operator/plan/status.h"
@@ -17,6 +18,7 @@ void PlanGroups(const Observed& observed, int32_t wanted, const Memory& memory, 
   PlanRollout(observed, wanted, plan);
   ReplaceLost(observed, memory, plan);
   PlacePods(observed, plan);
+  ReviveOthers(observed, plan);
 }
 
 }  // namespace

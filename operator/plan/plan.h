@@ -60,6 +60,13 @@ struct PodDeletion {
   std::string why;
 };
 
+// A group that is to go, or to change, finishes what it runs first, and takes nothing new.
+struct DrainOrder {
+  std::string group;
+  std::string since;             // RFC 3339
+  int32_t deadline_seconds = 0;  // from now
+};
+
 struct PlannedEvent {
   std::string type;  // Normal, Warning
   std::string reason;
@@ -70,6 +77,10 @@ struct Plan {
   std::vector<GroupPlan> groups;
   // Names of groups to delete: StatefulSet, Service and ConfigMap.
   std::vector<std::string> removed_groups;
+  // By index: the groups that shall drain, those that have drained and are not gone included.
+  std::map<int32_t, DrainOrder> drains;
+  // Names of groups that drain and are wanted after all.
+  std::vector<std::string> resumes;
   std::vector<PodRelease> releases;
   std::vector<PodDeletion> deletions;
   // Why gated pods of a group (by index) stay so, node by node.

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "operator/plan/drain.h"
 #include "operator/plan/group_objects.h"
 #include "operator/plan/group_plan.h"
 #include "operator/plan/placement.h"
@@ -37,6 +38,8 @@ constexpr int32_t kUnschedulableSeconds = 10;
 // A new operator hears every living member within a few seconds.
 constexpr int32_t kListenSeconds = 10;
 constexpr int32_t kLongestPauseSeconds = 60;
+// Of a member of a group that has drained.
+constexpr int32_t kGraceOfIdleSeconds = 1;
 
 const NodeObservation* FindNode(const Observed& observed, const std::string& name) {
   for (const NodeObservation& node : observed.nodes) {
@@ -249,17 +252,18 @@ bool MustLeave(const Observed& observed, const GroupPlan& group, const PodObserv
   return false;
 }
 
-// Pods of a group that must leave their nodes, if others can take them: all or none.
-void MoveAway(const Observed& observed, const GroupPlan& group, const GroupObservation& seen,
+// Pods of a group that must leave their nodes, if others can take them: all or none, and not before
+// the group has drained. True when the group is on its way.
+bool MoveAway(const Observed& observed, const GroupPlan& group, const GroupObservation& seen,
               bool others_serve, Plan& plan) {
   PlacementRequest request = RequestOf(group);
   std::vector<const PodObservation*> leaving;
   std::string why;
   bool cordoned = false;
   for (const PodObservation& pod : seen.pods) {
-    if (pod.deleting || IsReplacedAlready(plan, pod)) return;
+    if (pod.deleting || IsReplacedAlready(plan, pod)) return false;
     const NodeObservation* node = FindNode(observed, pod.node);
-    const bool excluded = !GroupIsReady(seen) && MustLeave(observed, group, pod, plan.status);
+    const bool excluded = !CanServe(seen) && MustLeave(observed, group, pod, plan.status);
     if (node != nullptr && (node->cordoned || excluded)) {
       leaving.push_back(&pod);
       request.pods.push_back(pod.name);
@@ -269,19 +273,24 @@ void MoveAway(const Observed& observed, const GroupPlan& group, const GroupObser
       request.kept_nodes.insert(pod.node);
     }
   }
-  if (leaving.empty()) return;
+  if (leaving.empty()) return false;
   const PlacementAnswer answer = PlaceGroup(request, observed.nodes);
   if (answer.nodes.empty()) {
     if (cordoned) {
       plan.unmoved[group.index] = absl::StrCat("group ", group.name, " stays: ", why, ", and ",
                                                answer.missing, ". Make room, or uncordon the node");
     }
-    return;
+    return false;
   }
-  if (GroupIsReady(seen) && !others_serve) return;
+  if (CanServe(seen) && !others_serve) return false;
+  if (!HasDrained(observed, seen, why, plan)) return true;
+  // A follower waits for the end of its epoch, which here is its own end.
+  const std::optional<int32_t> grace =
+      IsIdle(seen) ? std::optional<int32_t>(kGraceOfIdleSeconds) : std::nullopt;
   for (const PodObservation* pod : leaving) {
-    plan.deletions.push_back({pod->name, pod->uid, std::nullopt, why});
+    plan.deletions.push_back({pod->name, pod->uid, grace, why});
   }
+  return true;
 }
 
 }  // namespace
@@ -347,10 +356,8 @@ void ReplaceLost(const Observed& observed, const Memory& memory, Plan& plan) {
     }
     if (past.exhausted()) continue;
     const int32_t others = unsettled - (IsSettled(observed, group) ? 0 : 1);
-    const size_t before = plan.deletions.size();
-    MoveAway(observed, group, *seen, others == 0, plan);
     // One group at a time.
-    if (plan.deletions.size() > before) unsettled += 1;
+    unsettled += MoveAway(observed, group, *seen, others == 0, plan) ? 1 : 0;
   }
 }
 

@@ -6,6 +6,7 @@
 #include <set>
 
 #include "absl/strings/str_cat.h"
+#include "operator/plan/drain.h"
 #include "operator/plan/group_plan.h"
 #include "operator/plan/status.h"
 
@@ -15,6 +16,7 @@ namespace {
 using serving::v1alpha1::RolloutStatus;
 
 constexpr int32_t kProgressDeadlineSeconds = 600;
+constexpr char kOutdated[] = "its configuration is outdated";
 
 bool SpeaksOf(const WorkerProgress& progress, const std::string& config_hash) {
   return progress.config_hash.empty() || progress.config_hash == config_hash;
@@ -43,6 +45,10 @@ struct Candidate {
   bool old() const { return exists() && seen->config_hash != target.config_hash; }
   // Its StatefulSet has the new template already; its pods are on their way out.
   bool in_turn() const { return old() && seen->set_config_hash == target.config_hash; }
+  // Its StatefulSet lets pods go as soon as it has the template.
+  bool shrinks() const {
+    return old() && !in_turn() && target.pod_count < static_cast<int32_t>(seen->pods.size());
+  }
   bool settled() const { return exists() && !old() && serves && RunsWhole(*seen, target); }
 };
 
@@ -110,33 +116,57 @@ void PlanOne(const Candidate& one, bool holds, bool turn, Plan& plan) {
   plan.groups.push_back(std::move(group));
 }
 
-// The leader first: what it runs is finished before the others go. Of several groups that serve and
-// have the new template (they did not serve when they got it), one goes, and only when `needed`
-// serve.
-void ReplaceOutdatedPods(const Observed& observed, int32_t needed, Plan& plan) {
+bool LeaderLeaves(const GroupObservation& seen, const GroupPlan& group) {
+  return std::any_of(seen.pods.begin(), seen.pods.end(), [&](const PodObservation& pod) {
+    return pod.index == 0 && pod.config_hash != group.config_hash && !pod.gated;
+  });
+}
+
+// Of several groups that can serve and have the new template (they did not serve when they got it),
+// one goes, and only when `needed` can; the one that drains already, if there is one.
+std::set<int32_t> GroupsThatGo(const Observed& observed, int32_t needed, const Plan& plan) {
+  std::set<int32_t> go;
+  std::optional<int32_t> one;
+  bool one_drains = false;
   int32_t serving = 0;
   for (const GroupPlan& group : plan.groups) {
     const GroupObservation* seen = FindGroup(observed, group.index);
-    serving += seen != nullptr && GroupIsReady(*seen) ? 1 : 0;
-  }
-  bool one_goes = false;
-  for (const GroupPlan& group : plan.groups) {
-    const GroupObservation* seen = FindGroup(observed, group.index);
-    if (!group.apply || seen == nullptr || group.config_hash.empty()) continue;
+    if (seen == nullptr) continue;
+    serving += CanServe(*seen) ? 1 : 0;
+    if (!group.apply || group.config_hash.empty()) continue;
     if (seen->set_config_hash != group.config_hash || !seen->set_is_current) continue;
-    bool leader_leaves = false;
-    for (const PodObservation& pod : seen->pods) {
-      leader_leaves |= pod.index == 0 && pod.config_hash != group.config_hash && !pod.gated;
+    if (!LeaderLeaves(*seen, group) || !CanServe(*seen)) {
+      go.insert(group.index);
+      continue;
     }
-    if (leader_leaves && GroupIsReady(*seen)) {
-      if (one_goes || serving < needed) continue;
-      one_goes = true;
-    }
-    for (const PodObservation& pod : seen->pods) {
+    const bool drains = seen->progress.phase == WorkerPhase::kDraining;
+    if (!one.has_value() || (drains && !one_drains)) one = group.index;
+    one_drains |= drains;
+  }
+  if (one.has_value() && serving >= needed) go.insert(*one);
+  return go;
+}
+
+// The leader first: what it runs is finished before the others go.
+void ReplaceOutdatedPods(const Observed& observed, int32_t needed, Plan& plan) {
+  const std::set<int32_t> go = GroupsThatGo(observed, needed, plan);
+  for (const GroupPlan& group : plan.groups) {
+    if (go.count(group.index) == 0) continue;
+    const GroupObservation& seen = *FindGroup(observed, group.index);
+    const bool leader_leaves = LeaderLeaves(seen, group);
+    if (leader_leaves && !HasDrained(observed, seen, kOutdated, plan)) continue;
+    for (const PodObservation& pod : seen.pods) {
       if (pod.deleting || pod.config_hash == group.config_hash) continue;
       if (leader_leaves && pod.index != 0) continue;
-      plan.deletions.push_back({pod.name, pod.uid, std::nullopt, "its configuration is outdated"});
+      plan.deletions.push_back({pod.name, pod.uid, std::nullopt, kOutdated});
     }
+  }
+}
+
+void RemoveGroupsFrom(int32_t first, const Observed& observed, Plan& plan) {
+  for (const GroupObservation& group : observed.groups) {
+    if (group.index < first || !HasDrained(observed, group, "it is one too many", plan)) continue;
+    plan.removed_groups.push_back(GroupName(observed.model, group.index));
   }
 }
 
@@ -159,7 +189,7 @@ std::vector<Candidate> MakeCandidates(const Observed& observed,
     one.seen = FindGroup(observed, i);
     one.target = targets[i];
     dress(one.target);
-    one.serves = one.exists() && GroupIsReady(*one.seen);
+    one.serves = one.exists() && CanServe(*one.seen);
     if (!keeps.empty()) one.kept = keeps[i];
     if (one.kept.has_value() && one.kept->config_hash == one.target.config_hash) one.kept.reset();
     if (one.kept.has_value()) dress(*one.kept);
@@ -259,7 +289,9 @@ void PlanRollout(const Observed& observed, int32_t wanted, Plan& plan) {
   MarkTurns(candidates, first, needed, turns);
   for (const Candidate& one : candidates) {
     const bool holds = one.index < first && one.index < wanted && can_go_back;
-    PlanOne(one, holds, turns.count(one.index) > 0, plan);
+    bool turn = turns.count(one.index) > 0;
+    if (turn && !holds && one.shrinks()) turn = HasDrained(observed, *one.seen, kOutdated, plan);
+    PlanOne(one, holds, turn, plan);
   }
   if (!back) rollout.set_message(InWords(observed, rollout.updated_groups(), old, wanted));
   if (!back && wanted > 0 && settled && !revision.empty() &&
@@ -267,9 +299,7 @@ void PlanRollout(const Observed& observed, int32_t wanted, Plan& plan) {
     plan.last_good = LastGood{revision, spec};
   }
   const int32_t last = wanted + (surge_wanted ? 1 : 0);
-  for (const GroupObservation& group : observed.groups) {
-    if (group.index >= last) plan.removed_groups.push_back(GroupName(observed.model, group.index));
-  }
+  RemoveGroupsFrom(last, observed, plan);
   ReplaceOutdatedPods(observed, needed, plan);
 }
 

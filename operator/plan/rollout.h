@@ -3,7 +3,8 @@
 // (when the rollout began, what was taken back) stands in the Model's status.
 //
 // DrainThenReplace: of the groups that run an older configuration and serve, one at a time is
-// drained and replaced, and only while every other group serves: no spare machine is needed.
+// drained (operator/plan/drain.h) and replaced, and only while every other group serves: no spare
+// machine is needed.
 // SurgeThenDrain: one more group comes first, and goes when the last has been replaced.
 // A new configuration that a worker refuses, or that brings no group to Ready in time, is taken
 // back: the groups get the configuration with which they last served.

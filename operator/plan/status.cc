@@ -219,6 +219,10 @@ void SetPhaseOfLoading(const Observed& observed, Plan& plan) {
   if (plan.status.phase() != "Pending") return;
   for (const GroupObservation& group : observed.groups) {
     const WorkerPhase phase = group.progress.phase;
+    if (phase == WorkerPhase::kDraining) {
+      plan.status.set_message(absl::StrCat("group ", GroupName(observed.model, group.index),
+                                           " finishes what it runs, then goes on"));
+    }
     if (phase != WorkerPhase::kLoading && phase != WorkerPhase::kWarmingUp) continue;
     plan.status.set_phase("Loading");
     plan.status.set_message(
@@ -277,7 +281,8 @@ void MakeStatus(const Observed& observed, const std::optional<Refusal>& refusal,
   SetPhaseOfLoading(observed, plan);
   if (ready < wanted && !refusal.has_value()) plan.requeue_seconds = kProgressSeconds;
   // Time decides what comes next, and no event tells of it.
-  if (!plan.deletions.empty() || !plan.releases.empty() || HasLeavingPods(observed)) {
+  if (!plan.deletions.empty() || !plan.releases.empty() || !plan.drains.empty() ||
+      !plan.resumes.empty() || HasLeavingPods(observed)) {
     plan.requeue_seconds = 1;
   }
 }

@@ -101,6 +101,8 @@ void FillGroups(const Observed& observed, const Memory& memory, Plan& plan) {
     }
     group.set_restarts(restarts);
     FillTogether(seen.members, group);
+    const auto drain = plan.drains.find(seen.index);
+    if (drain != plan.drains.end()) group.set_draining_since(drain->second.since);
     const auto past = memory.find(seen.index);
     if (past != memory.end()) FillPast(past->second, group);
     if (seen.progress.phase == WorkerPhase::kLoading) {

@@ -78,10 +78,12 @@ bool StatusDiffers(ModelStatus a, ModelStatus b) {
 }
 
 Executor::Executor(const Client* client, const Informers* informers, NodeLedger* ledger,
-                   EventRecorder* events, const Clock* clock, std::string own_namespace)
+                   JoinRegistry* joins, EventRecorder* events, const Clock* clock,
+                   std::string own_namespace)
     : client_(client),
       informers_(informers),
       ledger_(ledger),
+      joins_(joins),
       events_(events),
       clock_(clock),
       own_namespace_(std::move(own_namespace)) {}
@@ -273,6 +275,10 @@ absl::Status Executor::Execute(const Observed& observed, const Plan& plan) {
   for (const GroupPlan& group : plan.groups) {
     if (group.apply && !keep(ApplyGroup(observed, group))) break;
   }
+  for (const auto& [index, order] : plan.drains) {
+    joins_->Drain(absl::StrCat(ns, "/", order.group), absl::Seconds(order.deadline_seconds));
+  }
+  for (const std::string& name : plan.resumes) joins_->Resume(absl::StrCat(ns, "/", name));
   for (const PodDeletion& deletion : plan.deletions) keep(DeletePod(ns, deletion));
   for (const PodRelease& release : plan.releases) keep(Release(ns, release));
   for (const std::string& name : plan.removed_groups) RemoveGroup(observed, name, result);

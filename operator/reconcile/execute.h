@@ -22,10 +22,12 @@ namespace rempart::op {
 
 class Executor {
  public:
-  // `own_namespace` holds the Secret rempart-worker-tls that is copied beside the workers; empty:
-  // the workers' namespaces have it already. All pointers outlive the executor.
+  // `joins` carries the orders to drain. `own_namespace` holds the Secret rempart-worker-tls that
+  // is copied beside the workers; empty: the workers' namespaces have it already. All pointers
+  // outlive the executor.
   Executor(const Client* client, const Informers* informers, NodeLedger* ledger,
-           EventRecorder* events, const Clock* clock, std::string own_namespace);
+           JoinRegistry* joins, EventRecorder* events, const Clock* clock,
+           std::string own_namespace);
 
   absl::Status Execute(const Observed& observed, const Plan& plan);
 
@@ -55,6 +57,7 @@ class Executor {
   const Client* const client_;
   const Informers* const informers_;
   NodeLedger* const ledger_;
+  JoinRegistry* const joins_;
   EventRecorder* const events_;
   const Clock* const clock_;
   const std::string own_namespace_;

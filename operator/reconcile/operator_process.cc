@@ -66,7 +66,7 @@ class OperatorProcess {
         informers_(&client_, ReflectorFrom(options)),
         queue_(clock),
         events_(&client_, options.identity, clock),
-        executor_(&client_, &informers_, &ledger_, &events_, clock,
+        executor_(&client_, &informers_, &ledger_, &joins_, &events_, clock,
                   options.copy_worker_tls ? options.own_namespace : ""),
         joins_(clock, [this](const std::string& group) { OnJoinChange(group); }),
         join_service_(&joins_, {.required_caller = options.tls_dir.empty() ? "" : "rempart-worker",

@@ -202,15 +202,26 @@ void JoinRegistry::Progressed(int64_t stream, const Progress& wire) {
   if (!changed.empty()) on_change_(changed);
 }
 
-void JoinRegistry::Drain(const std::string& name, absl::Duration deadline) {
-  MutexLock lock(&mu_);
+void JoinRegistry::TellLeader(const std::string& name, WorkerPhase when, ToMember order) {
   const auto group = groups_.find(name);
   if (group == groups_.end()) return;
   const auto leader = group->second.pods.find(0);
   if (leader == group->second.pods.end() || leader->second.stream == 0) return;
+  if (leader->second.progress.phase == when) leader->second.send(std::move(order));
+}
+
+void JoinRegistry::Drain(const std::string& name, absl::Duration deadline) {
   ToMember order;
   order.mutable_drain()->set_deadline_seconds(Clamped(absl::ToInt64Seconds(deadline)));
-  leader->second.send(std::move(order));
+  MutexLock lock(&mu_);
+  TellLeader(name, WorkerPhase::kReady, std::move(order));
+}
+
+void JoinRegistry::Resume(const std::string& name) {
+  ToMember order;
+  order.mutable_resume();
+  MutexLock lock(&mu_);
+  TellLeader(name, WorkerPhase::kDraining, std::move(order));
 }
 
 void JoinRegistry::Left(int64_t stream) {

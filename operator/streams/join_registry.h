@@ -117,8 +117,10 @@ class JoinRegistry {
   void Progressed(int64_t stream, const group::v1::Progress& progress);
   void Left(int64_t stream);
   // Tells the group's leader to finish what runs within `deadline` (zero: without one) and to take
-  // nothing new; without a leader on a stream it does nothing.
+  // nothing new; does nothing when no leader is on a stream, or when it says that it drains.
   void Drain(const std::string& group, absl::Duration deadline);
+  // Tells a leader that drains that the group is wanted after all.
+  void Resume(const std::string& group);
   // Called a few times a second with the monotonic time since the last call: silence is judged, and
   // waiting. Of a longer sleep only the usual part counts.
   void Tick(absl::Duration elapsed);
@@ -160,6 +162,9 @@ class JoinRegistry {
     int32_t pod_index = 0;
   };
 
+  // To the leader, if it is on a stream and its phase is `when`.
+  void TellLeader(const std::string& name, WorkerPhase when, group::v1::ToMember order)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void GiveEpochAlone(Group& group, int32_t pod_index, int32_t last_epoch)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Carries out what Coordinate decides, until it decides nothing. True when anything changed.

@@ -260,6 +260,11 @@ void EpochRun::Drain(absl::Time deadline) {
   if (shows_engine_) engine_->Drain(deadline);
 }
 
+void EpochRun::Resume() {
+  MutexLock lock(&mu_);
+  if (shows_engine_) engine_->Resume();
+}
+
 EngineLoad EpochRun::Load() const {
   MutexLock lock(&mu_);
   return shows_engine_ ? engine_->load() : EngineLoad{};

@@ -61,6 +61,8 @@ class EpochRun {
   Engine* engine() const { return engine_.get(); }
   // No new requests from now on, and an end for those that run at `deadline`. Any thread.
   void Drain(absl::Time deadline);
+  // Takes back Drain. Any thread.
+  void Resume();
   EngineLoad Load() const;
   std::vector<RankStatus> Ranks() const;
 

@@ -166,6 +166,9 @@ void JoinClient::HandleMessages(grpc::ClientReaderWriter<FromMember, ToMember>& 
         if (handlers_.on_drain)
           handlers_.on_drain(absl::Seconds(message.drain().deadline_seconds()));
         break;
+      case ToMember::kResume:
+        if (handlers_.on_resume) handlers_.on_resume();
+        break;
       case ToMember::kAbort:
         LogWarning("join", "epoch aborted",
                    {{"epoch", message.abort().epoch()},

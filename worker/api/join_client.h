@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The Join stream: tells the operator (or `rempart serve`) who this pod is and how far it has got,
 // every 500 ms and at each change of phase; hears epochs and the orders to go on, to end one, to
-// drain. A broken stream is dialled again with growing pauses and changes nothing for what is
-// served. Of several operators only the leader answers: another names it, and is believed, because
-// it has shown the operator's certificate and the leader must show it, too.
+// drain, to resume. A broken stream is dialled again with growing pauses and changes nothing for
+// what is served. Of several operators only the leader answers: another names it, and is believed,
+// because it has shown the operator's certificate and the leader must show it, too.
 //
 // Threads: one that dials and writes, one per stream that reads and calls the handlers.
 #pragma once
@@ -46,6 +46,7 @@ struct JoinHandlers {
   std::function<void(int32_t epoch)> on_go = {};
   std::function<void(const group::v1::Abort&)> on_abort = {};
   std::function<void(absl::Duration deadline)> on_drain = {};
+  std::function<void()> on_resume = {};
   // What the ranks last did, as far as this pod knows; called with each progress.
   std::function<std::vector<RankStatus>()> ranks = {};
   // Requests that run or wait in this pod; called with each progress.

@@ -326,7 +326,8 @@ class WorkerProcess {
       orders_.End(abort.epoch(), abort.reason(), abort.blamed_rank());
     };
     handlers.on_drain = [this](absl::Duration within) { DrainOnOrder(within); };
-    handlers.requests = [this] { return Load().running + Load().waiting; };
+    handlers.on_resume = [this] { ResumeOnOrder(); };
+    handlers.requests = [this] { return Unfinished(); };
     handlers.ranks = [this] { return Ranks(); };
     ASSIGN_OR_RETURN(join_, JoinClient::Start(settings_.control_address, settings_.tls, identity,
                                               std::move(handlers), &status_));
@@ -371,6 +372,17 @@ class WorkerProcess {
     BeginDrain(within);
   }
 
+  // The group is wanted after all; but a process that was asked to end, ends.
+  void ResumeOnOrder() {
+    MutexLock lock(&mu_);
+    if (!draining_ || leaving_) return;
+    draining_ = false;
+    drain_deadline_ = absl::InfiniteFuture();
+    if (run_ != nullptr) run_->Resume();
+    status_.SetPhase(Phase::kReady);
+    LogInfo("worker", "resumes by order");
+  }
+
   // What has not ended after `within` is sent elsewhere; zero: it may take its time.
   void BeginDrain(absl::Duration within) {
     MutexLock lock(&mu_);
@@ -385,15 +397,19 @@ class WorkerProcess {
   // A leader: until nothing runs. A follower: until the leader has ended the epoch. Or the
   // deadline, or a second signal.
   void Drain(EpochRun& run, EpochFate& fate) {
+    {
+      MutexLock lock(&mu_);
+      leaving_ = true;
+    }
     BeginDrain(kDrainDeadline);
     const absl::Time deadline = absl::Now() + kDrainDeadline + kFlushTimeout;
     LogInfo("worker", "draining", {{"running", Load().running}, {"waiting", Load().waiting}});
-    const auto has_work = [&] { return !run.is_leader() || Load().running + Load().waiting > 0; };
+    const auto has_work = [&] { return !run.is_leader() || Unfinished() > 0; };
     while (has_work() && !fate.end().has_value() && absl::Now() < deadline && stop_.signals() < 2) {
       fate.Wait(kLook);
       run.Look();
     }
-    LogInfo("worker", "stopping", {{"unfinished", Load().running + Load().waiting}});
+    LogInfo("worker", "stopping", {{"unfinished", Unfinished()}});
   }
 
   void CloseStreams() {
@@ -411,6 +427,14 @@ class WorkerProcess {
     EngineLoad load = run_ == nullptr ? EngineLoad{} : run_->Load();
     past_.AddTo(load);
     return load;
+  }
+
+  // Requests that run or wait. What a step has just taken in is counted when the step is over; that
+  // it is busy is known before.
+  int32_t Unfinished() const {
+    const EngineLoad load = Load();
+    const auto counted = static_cast<int32_t>(load.running + load.waiting);
+    return counted == 0 && load.busy_since != absl::InfiniteFuture() ? 1 : counted;
   }
 
   std::vector<RankStatus> Ranks() const {
@@ -440,6 +464,7 @@ class WorkerProcess {
   std::optional<LoadedModel> model_;
   PastLoad past_ ABSL_GUARDED_BY(mu_);
   bool draining_ ABSL_GUARDED_BY(mu_) = false;
+  bool leaving_ ABSL_GUARDED_BY(mu_) = false;  // asked to end
   absl::Time drain_deadline_ ABSL_GUARDED_BY(mu_) = absl::InfiniteFuture();
   MemoryWatch memory_watch_;   // of the main thread
   std::string memory_reason_;  // what the engine was told last

@@ -59,6 +59,14 @@ void Engine::Drain(absl::Time deadline) {
   woken_ = true;
 }
 
+void Engine::Resume() {
+  MutexLock lock(&mu_);
+  draining_ = false;
+  drain_deadline_ = absl::InfiniteFuture();
+  published_.draining = false;
+  woken_ = true;
+}
+
 void Engine::Wake() {
   MutexLock lock(&mu_);
   woken_ = true;

@@ -2,9 +2,9 @@
 // The engine: drains its inbox, asks Schedule, runs one forward pass, samples, publishes; again.
 // Nothing else touches scheduling state.
 //
-// Threads: Submit, Cancel, Drain, Wake, SetMemoryShort and load() from any thread; Step() from one
-// thread only (EngineThread in production, the test itself in tests), which also calls the sink and
-// the model. Invariants:
+// Threads: Submit, Cancel, Drain, Resume, Wake, SetMemoryShort and load() from any thread; Step()
+// from one thread only (EngineThread in production, the test itself in tests), which also calls the
+// sink and the model. Invariants:
 //  1. Every submitted request ends with exactly one finish or failure per index.
 //  2. A request that is cancelled or past its deadline holds no block after the next step.
 //  3. The sink is called at most once per step, with everything that the step produced.
@@ -101,6 +101,8 @@ class Engine {
   // From now on new requests fail with kDraining; what runs, ends. What has not ended at the
   // deadline fails with kDraining too. Of several deadlines the earliest holds.
   void Drain(absl::Time deadline = absl::InfiniteFuture());
+  // Takes requests again; no deadline holds any more.
+  void Resume();
 
   // One turn. False when there was nothing to do.
   bool Step();

@@ -98,6 +98,21 @@ inline GroupObservation Serving(const Observed& observed, int32_t index) {
   return group;
 }
 
+// `replicas` groups serve; what they serve with is the last good configuration.
+inline Observed Settled(int32_t replicas) {
+  Observed observed = OneModel();
+  observed.model.mutable_spec()->set_replicas(replicas);
+  for (int32_t i = 0; i < replicas; ++i) observed.groups.push_back(Serving(observed, i));
+  const Plan plan = MakePlan(observed);
+  observed.last_good = *plan.last_good;
+  *observed.model.mutable_status() = plan.status;
+  return observed;
+}
+
+inline void Edit(Observed& observed, int32_t context_length = 4096) {
+  observed.model.mutable_spec()->mutable_engine()->set_context_length(context_length);
+}
+
 inline const serving::v1alpha1::Condition& ConditionOf(const Plan& plan, const std::string& type) {
   for (const auto& condition : plan.status.conditions()) {
     if (condition.type() == type) return condition;

@@ -50,6 +50,7 @@ TEST(MakePlan, ScalingUpAddsGroupsAndLeavesTheFirstAsItIs) {
 
 TEST(MakePlan, ScalingDownRemovesTheLastGroups) {
   Observed observed = OneModel();
+  observed.model.mutable_spec()->mutable_rollout()->set_drain_seconds(0);
   observed.groups = {Serving(observed, 0), Serving(observed, 1), Serving(observed, 2)};
   EXPECT_THAT(MakePlan(observed).removed_groups, ElementsAre("smollm2-1", "smollm2-2"));
   observed.model.mutable_spec()->set_replicas(0);

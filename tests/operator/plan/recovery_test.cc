@@ -213,6 +213,7 @@ TEST(Recovery, ACordonedNodesMembersMoveWhenThereIsRoom) {
   Observed observed = ServingThree();
   observed.nodes = Nodes(4);
   observed.nodes[2].cordoned = true;
+  observed.model.mutable_spec()->mutable_rollout()->set_drain_seconds(0);
   const Plan plan = MakePlan(observed);
   ASSERT_EQ(plan.deletions.size(), 1u);
   EXPECT_EQ(plan.deletions[0].pod, "smollm2-0-2");

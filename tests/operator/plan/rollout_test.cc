@@ -16,21 +16,6 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
-// `replicas` groups serve; what they serve with is the last good configuration.
-Observed Settled(int32_t replicas) {
-  Observed observed = OneModel();
-  observed.model.mutable_spec()->set_replicas(replicas);
-  for (int32_t i = 0; i < replicas; ++i) observed.groups.push_back(Serving(observed, i));
-  const Plan plan = MakePlan(observed);
-  observed.last_good = *plan.last_good;
-  *observed.model.mutable_status() = plan.status;
-  return observed;
-}
-
-void Edit(Observed& observed, int32_t context_length = 4096) {
-  observed.model.mutable_spec()->mutable_engine()->set_context_length(context_length);
-}
-
 // The group has been replaced by what the plan says, in `phase`.
 void Replace(const Plan& plan, int32_t index, WorkerPhase phase, Observed& observed) {
   GroupObservation& group = observed.groups.at(index);
@@ -79,6 +64,7 @@ TEST(Rollout, WordsOfAnotherConfigurationNeitherSettleNorRefuseThisOne) {
 
 TEST(Rollout, TheLeaderGoesFirstAndItsFollowersWhenItIsGone) {
   Observed observed = OneModelOfThreePods();
+  observed.model.mutable_spec()->mutable_rollout()->set_drain_seconds(0);
   observed.groups = {Serving(observed, 0)};
   Edit(observed);
   const Plan applied = MakePlan(observed);
@@ -168,6 +154,7 @@ TEST(Rollout, PausedReplacesNothingAndPartitionOnlyTheRest) {
 TEST(Rollout, SurgeStartsOneMoreGroupFirstAndEndsItLast) {
   Observed observed = Settled(1);
   observed.model.mutable_spec()->mutable_rollout()->set_strategy("SurgeThenDrain");
+  observed.model.mutable_spec()->mutable_rollout()->set_drain_seconds(0);
   EXPECT_EQ(MakePlan(observed).groups.size(), 1u);
   Edit(observed);
   Plan plan = MakePlan(observed);

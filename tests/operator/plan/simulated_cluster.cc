@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "operator/plan/group_objects.h"
@@ -30,6 +31,7 @@ SimulatedCluster::SimulatedCluster(uint64_t seed, int32_t tensor, int32_t replic
   model_.mutable_spec()->set_replicas(replicas);
   model_.mutable_spec()->mutable_parallelism()->set_tensor(tensor);
   model_.mutable_spec()->mutable_rollout()->set_progress_deadline_seconds(30);
+  model_.mutable_spec()->mutable_rollout()->set_drain_seconds(static_cast<int32_t>(Between(0, 9)));
   for (const NodeObservation& node : Nodes(nodes)) nodes_.push_back({node});
   pictures_.push_front(Now());
 }
@@ -67,6 +69,11 @@ bool SimulatedCluster::Serves(const SimulatedGroup& group) const {
   return group.running && now_ >= group.ready_at &&
          std::none_of(group.pods.begin(), group.pods.end(),
                       [](const auto& pod) { return pod.second.bad; });
+}
+
+WorkerPhase SimulatedCluster::LeaderPhase(const SimulatedGroup& group) const {
+  if (!Serves(group)) return WorkerPhase::kLoading;
+  return group.draining ? WorkerPhase::kDraining : WorkerPhase::kReady;
 }
 
 void SimulatedCluster::Heal() {
@@ -215,6 +222,19 @@ void SimulatedCluster::RunEpochs(int32_t index, SimulatedGroup& group) {
   group.ending.age_ms = static_cast<int32_t>(1000 * (now_ - group.ended_at));
 }
 
+// New ones come while it takes any; each runs for some seconds. At the deadline of a drain the rest
+// goes elsewhere.
+void SimulatedCluster::RunRequests(SimulatedGroup& group) {
+  if (!Serves(group)) {
+    group.requests = 0;
+    group.draining = false;  // it held for the epoch
+    return;
+  }
+  if (group.draining && now_ >= group.drain_deadline) group.requests = 0;
+  if (!group.draining && Chance(0.5)) ++group.requests;
+  if (group.requests > 0 && Chance(0.25)) --group.requests;
+}
+
 void SimulatedCluster::Second() {
   ++now_;
   Break();
@@ -222,6 +242,7 @@ void SimulatedCluster::Second() {
   RunKubelets();
   for (auto& [index, group] : groups_) {
     RunEpochs(index, group);
+    RunRequests(group);
     const int32_t limit = std::max(group.pod_count, model_.spec().parallelism().tensor());
     if (static_cast<int32_t>(group.pods.size()) > limit)
       broken_ = "more pods than ranks in a group";
@@ -271,9 +292,7 @@ MembersObservation SimulatedCluster::MembersOf(const SimulatedGroup& group) cons
     member.node = pod.seen.node;
     member.connected = !pod.killed;
     member.silent_ms = static_cast<int32_t>(1000 * (now_ - pod.last_heard));
-    member.phase = !group.running  ? WorkerPhase::kStarting
-                   : Serves(group) ? WorkerPhase::kReady
-                                   : WorkerPhase::kLoading;
+    member.phase = !group.running ? WorkerPhase::kStarting : LeaderPhase(group);
     member.epoch = group.running ? group.epoch : 0;
     members.members.push_back(member);
   }
@@ -320,7 +339,8 @@ Observed SimulatedCluster::Observe() {
       group.members = MembersOf(there->second);
       const bool leads = there->second.pods.count(0) > 0 && !there->second.pods.at(0).seen.deleting;
       if (leads && there->second.running) {
-        group.progress.phase = Serves(there->second) ? WorkerPhase::kReady : WorkerPhase::kLoading;
+        group.progress.phase = LeaderPhase(there->second);
+        group.progress.requests = there->second.requests;
         group.progress.config_hash = there->second.pods.at(0).seen.config_hash;
       }
     }
@@ -348,8 +368,9 @@ void SimulatedCluster::CheckPlan(const Plan& plan) {
   }
 }
 
-void SimulatedCluster::Execute(const Plan& plan) {
+void SimulatedCluster::Execute(const Observed& observed, const Plan& plan) {
   CheckPlan(plan);
+  CheckDrained(observed, plan);
   for (const GroupPlan& intent : plan.groups) {
     if (!intent.apply || Chance(faults_.drop)) continue;
     SimulatedGroup& group = groups_[intent.index];
@@ -383,8 +404,63 @@ void SimulatedCluster::Execute(const Plan& plan) {
       }
     }
   }
+  CarryOrders(plan);
   if (plan.last_good.has_value() && !Chance(faults_.drop)) last_good_ = *plan.last_good;
   if (!Chance(faults_.drop)) *model_.mutable_status() = plan.status;
+}
+
+// What Join carries to leaders that can be reached.
+void SimulatedCluster::CarryOrders(const Plan& plan) {
+  for (auto& [index, group] : groups_) {
+    const bool reached = Serves(group) && !IsLost(group.pods.at(0)) && !Chance(faults_.drop);
+    if (!reached || group.pods.at(0).seen.deleting) continue;
+    const auto order = plan.drains.find(index);
+    if (order != plan.drains.end() && !group.draining) {
+      group.draining = true;
+      group.drain_deadline = now_ + order->second.deadline_seconds;
+    }
+    for (const std::string& name : plan.resumes) {
+      if (name == absl::StrCat("smollm2-", index)) group.draining = false;
+    }
+  }
+}
+
+// A group that was seen to serve goes only when it was seen idle, or has had its time.
+void SimulatedCluster::CheckDrained(const Observed& observed, const Plan& plan) {
+  const int32_t allowed = observed.model.spec().rollout().drain_seconds();
+  for (const GroupObservation& group : observed.groups) {
+    const std::string name = absl::StrCat("smollm2-", group.index);
+    const auto& removed = plan.removed_groups;
+    const bool is_removed = std::find(removed.begin(), removed.end(), name) != removed.end();
+    bool loses = false;
+    bool leader_stays = false;
+    for (const PodObservation& pod : group.pods) {
+      leader_stays |= pod.index == 0 && !pod.deleting;
+      for (const PodDeletion& deletion : plan.deletions) {
+        const bool on_purpose = deletion.why == "its configuration is outdated" ||
+                                absl::StrContains(deletion.why, "is cordoned");
+        loses |= deletion.uid == pod.uid && on_purpose;
+      }
+    }
+    const bool serves = group.exists && (group.progress.phase == WorkerPhase::kReady ||
+                                         group.progress.phase == WorkerPhase::kDraining);
+    if ((!loses && !is_removed) || !serves || !leader_stays) continue;
+    const bool idle =
+        group.progress.phase == WorkerPhase::kDraining && group.progress.requests == 0;
+    int64_t since = observed.now_seconds;
+    for (const auto& status : observed.model.status().groups()) {
+      absl::Time time;
+      std::string error;
+      if (status.name() == name &&
+          absl::ParseTime(absl::RFC3339_full, status.draining_since(), &time, &error)) {
+        since = absl::ToUnixSeconds(time);
+      }
+    }
+    if (!idle && observed.now_seconds - since < allowed) {
+      broken_ = absl::StrCat("group ", group.index, " cut off with ", group.progress.requests,
+                             " requests after ", observed.now_seconds - since, " s");
+    }
+  }
 }
 
 void SimulatedCluster::Print() const {
@@ -393,8 +469,10 @@ void SimulatedCluster::Print() const {
               model_.spec().engine().context_length(), last_good_.revision.c_str(),
               last_good_.spec.engine().context_length(), model_.status().message().c_str());
   for (const auto& [index, group] : groups_) {
-    std::printf("  group %d exists %d hash %.4s epoch %d running %d serves %d\n", index,
-                group.exists, group.hash.c_str(), group.epoch, group.running, Serves(group));
+    std::printf(
+        "  group %d exists %d hash %.4s epoch %d running %d serves %d draining %d requests %d\n",
+        index, group.exists, group.hash.c_str(), group.epoch, group.running, Serves(group),
+        group.draining, group.requests);
     for (const auto& [place, pod] : group.pods) {
       std::printf("    %s %s hash %.4s node %s gated %d deleting %d frozen %d starts %lld %s\n",
                   pod.seen.name.c_str(), pod.seen.uid.c_str(), pod.seen.config_hash.c_str(),
@@ -412,6 +490,7 @@ std::string SimulatedCluster::Unsettled(bool expects_last_good) const {
   }
   for (const auto& [index, group] : groups_) {
     if (!group.exists || !Serves(group)) return absl::StrCat("group ", index, " does not serve");
+    if (group.draining) return absl::StrCat("group ", index, " drains");
     if (static_cast<int32_t>(group.pods.size()) != PodCount(spec)) {
       return absl::StrCat("group ", index, " has ", group.pods.size(), " pods");
     }

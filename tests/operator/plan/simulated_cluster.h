@@ -39,6 +39,9 @@ struct SimulatedGroup {
   int64_t ready_at = 0;
   EndingObservation ending;
   int64_t ended_at = 0;
+  int32_t requests = 0;  // that its leader runs
+  bool draining = false;
+  int64_t drain_deadline = 0;
 };
 
 struct SimulatedNode {
@@ -66,7 +69,8 @@ class SimulatedCluster {
 
   void Second();
   Observed Observe();
-  void Execute(const Plan& plan);
+  // What `plan` was made from comes along, to be checked against it.
+  void Execute(const Observed& observed, const Plan& plan);
 
   const std::map<int32_t, SimulatedGroup>& groups() const { return groups_; }
   bool Serves(const SimulatedGroup& group) const;
@@ -92,6 +96,10 @@ class SimulatedCluster {
   void RunScheduler(SimulatedPod& pod);
   void RunKubelets();
   void RunEpochs(int32_t index, SimulatedGroup& group);
+  void RunRequests(SimulatedGroup& group);
+  void CheckDrained(const Observed& observed, const Plan& plan);
+  WorkerPhase LeaderPhase(const SimulatedGroup& group) const;
+  void CarryOrders(const Plan& plan);
   bool IsLost(const SimulatedPod& pod) const;
   bool IsUp(const SimulatedGroup& group, const SimulatedPod& pod) const;
   SimulatedNode* NodeOf(const SimulatedPod& pod);

@@ -160,8 +160,20 @@ TEST_F(JoinRegistryTest, ALeaderIsToldToDrainAndItsEndIsNews) {
   draining.set_requests(0);
   registry.Progressed(1, draining);
   EXPECT_EQ(changes.size(), 1u);
+  // It says that it drains: there is nothing to tell but that it may go on.
+  told[1].clear();
+  registry.Drain("ia/m-0", absl::Seconds(300));
+  EXPECT_TRUE(told[1].empty());
+  registry.Resume("ia/m-0");
+  EXPECT_TRUE(told[1].back().has_resume());
+  Say(1, Progress::READY, epoch);
+  told[1].clear();
+  registry.Resume("ia/m-0");
+  EXPECT_TRUE(told[1].empty()) << "it does go on";
   registry.Left(1);
   registry.Drain("ia/m-0", absl::Seconds(300));  // nobody to tell
+  registry.Resume("ia/m-0");
+  registry.Resume("ia/unknown-0");
 }
 
 TEST_F(JoinRegistryTest, AnOperatorThatSleptHasNotWaitedForAnybody) {

@@ -7,11 +7,14 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <map>
+#include <memory>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/mutex.h"
+#include "proto/group/v1/group.grpc.pb.h"
 #include "tests/worker/api/attach_bench.h"
 #include "tests/worker/api/fake_encoder.h"
 #include "worker/api/health_server.h"
@@ -42,6 +45,127 @@ absl::StatusOr<LoadedModel> LoadFake(const WorkerSettings&, WorkerStatus&) {
   model.encoder = std::make_unique<FakeEncoder>();
   return model;
 }
+
+// The operator's end of the Join stream, for one worker.
+class Operator : public group::v1::GroupControl::Service {
+ public:
+  explicit Operator(const std::string& address) {
+    grpc::ServerBuilder builder;
+    builder.AddListeningPort(address, grpc::InsecureServerCredentials());
+    builder.RegisterService(this);
+    server_ = builder.BuildAndStart();
+  }
+  ~Operator() override { server_->Shutdown(std::chrono::system_clock::now()); }
+
+  grpc::Status Join(
+      grpc::ServerContext*,
+      grpc::ServerReaderWriter<group::v1::ToMember, group::v1::FromMember>* stream) override {
+    {
+      MutexLock lock(&mu_);
+      stream_ = stream;
+    }
+    group::v1::FromMember message;
+    while (stream->Read(&message)) {
+      MutexLock lock(&mu_);
+      if (message.has_progress()) last_ = message.progress();
+    }
+    MutexLock lock(&mu_);
+    stream_ = nullptr;
+    return grpc::Status::OK;
+  }
+
+  void Send(const group::v1::ToMember& order) {
+    MutexLock lock(&mu_);
+    ASSERT_NE(stream_, nullptr);
+    stream_->Write(order);
+  }
+  void Drain() {
+    group::v1::ToMember order;
+    order.mutable_drain()->set_deadline_seconds(600);
+    Send(order);
+  }
+  void Resume() {
+    group::v1::ToMember order;
+    order.mutable_resume();
+    Send(order);
+  }
+  bool Hears(group::v1::Progress::Phase phase, int32_t requests) {
+    const auto heard = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+      return last_.phase() == phase && last_.requests() == requests;
+    };
+    MutexLock lock(&mu_);
+    return mu_.AwaitWithTimeout(absl::Condition(&heard), absl::Seconds(60));
+  }
+
+ private:
+  Mutex mu_;
+  grpc::ServerReaderWriter<group::v1::ToMember, group::v1::FromMember>* stream_
+      ABSL_GUARDED_BY(mu_) = nullptr;
+  group::v1::Progress last_ ABSL_GUARDED_BY(mu_);
+  std::unique_ptr<grpc::Server> server_;
+};
+
+// A router's stream to a worker that may still be loading.
+class Attached {
+ public:
+  explicit Attached(const std::string& address)
+      : stub_(
+            v1::Worker::NewStub(grpc::CreateChannel(address, grpc::InsecureChannelCredentials()))) {
+    // Refused as UNAVAILABLE until the model is there.
+    for (bool welcomed = false; !welcomed;) {
+      context_ = std::make_unique<grpc::ClientContext>();
+      context_->set_wait_for_ready(true);
+      stream_ = stub_->Attach(context_.get());
+      v1::ToWorker hello;
+      hello.mutable_hello()->set_protocol(kAttachProtocol);
+      stream_->Write(hello);
+      v1::FromWorker frame;
+      welcomed = stream_->Read(&frame);
+      if (welcomed) {
+        welcome = frame.welcome();
+      } else if (stream_->Finish().error_code() != grpc::StatusCode::UNAVAILABLE) {
+        ADD_FAILURE() << "not welcome";
+        return;
+      }
+    }
+  }
+
+  void Start(uint64_t request_id, int32_t max_tokens) {
+    v1::ToWorker start;
+    *start.mutable_start() = TextStart(request_id, "hello", max_tokens);
+    stream_->Write(start);
+  }
+  // Reads one frame; false at the stream's end.
+  bool Read() {
+    v1::FromWorker frame;
+    if (!stream_->Read(&frame)) return false;
+    if (!frame.has_step()) return true;
+    load = frame.step().load();
+    for (const v1::Delta& delta : frame.step().deltas()) {
+      Received& answer = answers[delta.request_id()];
+      answer.token_ids.insert(answer.token_ids.end(), delta.token_ids().begin(),
+                              delta.token_ids().end());
+      if (delta.has_finish()) answer.finish = delta.finish(), ++answer.endings;
+      if (delta.has_error()) answer.error = delta.error(), ++answer.endings;
+    }
+    return true;
+  }
+  Received& Wait(uint64_t request_id) {
+    while (answers[request_id].endings == 0 && Read()) {
+    }
+    return answers[request_id];
+  }
+  void Finish() { stream_->Finish(); }
+
+  v1::Welcome welcome;
+  v1::Load load;
+  std::map<uint64_t, Received> answers;
+
+ private:
+  std::unique_ptr<v1::Worker::Stub> stub_;
+  std::unique_ptr<grpc::ClientContext> context_;
+  std::unique_ptr<grpc::ClientReaderWriter<v1::ToWorker, v1::FromWorker>> stream_;
+};
 
 class WorkerProcessTest : public testing::Test {
  protected:
@@ -75,51 +199,75 @@ TEST_F(WorkerProcessTest, ServesThenDrainsWhatRunsAndExitsWithZero) {
     return model;
   };
   std::thread process([&] { exit_code = RunWorker(settings_, load, stop_); });
-  auto stub = v1::Worker::NewStub(
-      grpc::CreateChannel(settings_.listen_address, grpc::InsecureChannelCredentials()));
-  // Refused as UNAVAILABLE until the model is there.
-  std::unique_ptr<grpc::ClientContext> context;
-  std::unique_ptr<grpc::ClientReaderWriter<v1::ToWorker, v1::FromWorker>> stream;
-  v1::FromWorker frame;
-  for (bool welcomed = false; !welcomed;) {
-    context = std::make_unique<grpc::ClientContext>();
-    context->set_wait_for_ready(true);
-    stream = stub->Attach(context.get());
-    v1::ToWorker hello;
-    hello.mutable_hello()->set_protocol(kAttachProtocol);
-    stream->Write(hello);
-    welcomed = stream->Read(&frame);
-    if (!welcomed) {
-      ASSERT_EQ(stream->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
-    }
-  }
-  EXPECT_EQ(frame.welcome().context_length(), 512);
-  v1::ToWorker start;
-  *start.mutable_start() = TextStart(1, "hello", 300);
-  stream->Write(start);
-  bool signalled = false;
-  int tokens = 0;
-  bool finished = false;
-  int tokens_before = 0;
-  while (stream->Read(&frame)) {
-    if (frame.step().load().state() == v1::Load::DRAINING) {
+  Attached router(settings_.listen_address);
+  EXPECT_EQ(router.welcome.context_length(), 512);
+  router.Start(1, 300);
+  size_t tokens_before = 0;
+  while (router.Read()) {
+    const Received& answer = router.answers[1];
+    if (router.load.state() == v1::Load::DRAINING) {
       MutexLock lock(&mu);
-      if (!draining) tokens_before = tokens;
+      if (!draining) tokens_before = answer.token_ids.size();
       draining = true;
     }
-    for (const v1::Delta& delta : frame.step().deltas()) {
-      tokens += delta.token_ids_size();
-      finished |= delta.has_finish();
-      if (!signalled) stop_.Signal();
-      signalled = true;
-    }
+    if (!answer.token_ids.empty() && stop_.signals() == 0) stop_.Signal();
   }
-  stream->Finish();
+  router.Finish();
   process.join();
-  EXPECT_TRUE(finished);
-  EXPECT_EQ(tokens, 300) << "a drain lets what runs end";
+  const Received& answer = router.answers[1];
+  EXPECT_EQ(answer.finish.completion_tokens(), 300);
+  EXPECT_EQ(answer.token_ids.size(), 300u) << "a drain lets what runs end";
   EXPECT_TRUE(draining);
-  EXPECT_LE(tokens_before, 11);
+  EXPECT_LE(tokens_before, 11u);
+  EXPECT_EQ(exit_code, kExitOk);
+}
+
+TEST_F(WorkerProcessTest, AnOrderedDrainLetsWhatRunsEndRefusesTheRestAndCanBeTakenBack) {
+  Operator control(absl::StrCat("unix:", socket_, ".control"));
+  settings_.control_address = absl::StrCat("unix:", socket_, ".control");
+  settings_.group_name = "ia/tiny-0";
+  // The tenth token waits for the drain, so that the rest is generated while draining.
+  Mutex mu;
+  bool draining = false;
+  const ModelLoader load = [&](const WorkerSettings& settings, WorkerStatus& status) {
+    auto model = LoadFake(settings, status);
+    FakeOf(*model).script = [&](const std::vector<int32_t>& context, float*) {
+      if (context.size() != 15) return;
+      MutexLock lock(&mu);
+      mu.AwaitWithTimeout(absl::Condition(&draining), absl::Seconds(60));
+    };
+    return model;
+  };
+  int exit_code = -1;
+  std::thread process([&] { exit_code = RunWorker(settings_, load, stop_); });
+  Attached router(settings_.listen_address);
+  EXPECT_TRUE(control.Hears(group::v1::Progress::READY, 0));
+  router.Start(1, 300);
+  EXPECT_TRUE(control.Hears(group::v1::Progress::READY, 1));
+  control.Drain();
+  EXPECT_TRUE(control.Hears(group::v1::Progress::DRAINING, 1)) << "one still runs";
+  {
+    MutexLock lock(&mu);
+    draining = true;
+  }
+  // Told in band, so that the router sends nothing new; what crosses it on the way is refused.
+  while (router.load.state() != v1::Load::DRAINING) ASSERT_TRUE(router.Read());
+  router.Start(2, 5);
+  EXPECT_EQ(router.Wait(2).error.code(), v1::Failure::DRAINING);
+  EXPECT_EQ(router.Wait(1).finish.completion_tokens(), 300);
+  EXPECT_EQ(router.answers[1].token_ids.size(), 300u);
+  EXPECT_TRUE(control.Hears(group::v1::Progress::DRAINING, 0)) << "now it may be replaced";
+
+  control.Resume();
+  EXPECT_TRUE(control.Hears(group::v1::Progress::READY, 0));
+  while (router.load.state() != v1::Load::READY) ASSERT_TRUE(router.Read());
+  router.Start(3, 5);
+  EXPECT_EQ(router.Wait(3).finish.completion_tokens(), 5);
+  stop_.Signal();
+  while (router.Read()) {
+  }
+  router.Finish();
+  process.join();
   EXPECT_EQ(exit_code, kExitOk);
 }
 

@@ -215,6 +215,21 @@ TEST(Engine, DrainingItFinishesWhatRunsAndRefusesTheRest) {
   EXPECT_TRUE(bench.engine.load().draining);
 }
 
+TEST(Engine, ResumedItTakesRequestsAgainAndNoDeadlineHolds) {
+  Bench bench;
+  bench.engine.Submit(Greedy(1, "first", 8));
+  bench.engine.Step();
+  bench.engine.Drain(bench.clock.Now() + absl::Seconds(5));
+  bench.engine.Step();
+  bench.engine.Resume();
+  EXPECT_FALSE(bench.engine.load().draining);
+  bench.clock.Advance(absl::Seconds(6));
+  bench.engine.Submit(Greedy(2, "second", 8));
+  bench.RunAll();
+  EXPECT_EQ((bench.answers[{1, 0}].finish->completion_tokens), 8);
+  EXPECT_EQ((bench.answers[{2, 0}].finish->completion_tokens), 8);
+}
+
 TEST(Engine, WhatHasNotEndedAtTheDeadlineOfTheDrainIsSentElsewhere) {
   Bench bench;
   bench.engine.Submit(Greedy(1, "first", 100));
