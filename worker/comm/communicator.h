@@ -13,6 +13,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -73,6 +74,12 @@ class Communicator {
   // One message between two ranks, which call Send and Receive. Send may wait for the receiver.
   virtual absl::Status Send(const void* data, int64_t bytes, int to) = 0;
   virtual absl::Status Receive(void* data, int64_t bytes, int from) = 0;
+
+  // The ranks [first, first + count), this one among them, as a communicator of their own over the
+  // same links, in which `first` is rank 0; each of them calls it. For the thread that calls this
+  // one, and while this one lives; they fail together. What it says of other ranks (progress,
+  // errors) counts them as the whole group does. Not of a part.
+  virtual std::unique_ptr<Communicator> Part(int first, int count) = 0;
 
   // Any thread, at any time: ends the communicator on all ranks, within 100 ms. The first `why` is
   // what calls of this rank return from now on. blamed_rank: who is the cause, -1: nobody.

@@ -9,7 +9,7 @@ namespace rempart::worker {
 namespace {
 
 std::string Describe(int rank, const MessageId& id, int64_t bytes) {
-  return absl::StrCat("rank ", rank, " is in ", ActivityName(id.activity), " ", id.collective,
+  return absl::StrCat("rank ", rank, " is in ", ActivityName(id.activity), " ", CollectiveText(id),
                       " part ", id.part, " with ", bytes, " bytes");
 }
 
@@ -35,6 +35,10 @@ const char* ActivityName(Activity activity) {
       return "receive";
   }
   return "unknown";
+}
+
+std::string CollectiveText(const MessageId& id) {
+  return absl::StrCat(id.collective & ~kOfPart, id.collective & kOfPart ? " of a part" : "");
 }
 
 absl::Status Disagreement(int rank, const MessageId& ours, int64_t our_bytes, int peer,

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
@@ -29,6 +30,11 @@ struct MessageId {
   Activity activity = Activity::kIdle;
   friend bool operator==(const MessageId&, const MessageId&) = default;
 };
+
+// Set in MessageId::collective by a part of a group, which counts its collectives by itself.
+inline constexpr uint64_t kOfPart = uint64_t{1} << 63;
+// "12", or "12 of a part".
+std::string CollectiveText(const MessageId& id);
 
 struct Message {
   MessageId id;

@@ -1,29 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/comm/mesh_communicator.h"
 
-#include <poll.h>
-
 #include <algorithm>
-#include <bit>
-#include <string>
-#include <thread>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "common/check.h"
 #include "common/status_macros.h"
 
 namespace rempart::worker {
 namespace {
 
-using SteadyClock = std::chrono::steady_clock;
-
 // A broadcast from here on is scattered and gathered.
 constexpr int64_t kScatterFromBytes = 256 << 10;
-// A waiting thread keeps its core for this long, about what a small message takes; then it lets
-// others run, which on a full machine may include the peer.
-constexpr std::chrono::microseconds kSpinAlone{15};
 
 Region Flat(void* data, int64_t bytes) { return {static_cast<uint8_t*>(data), 1, bytes, bytes}; }
 
@@ -63,193 +51,75 @@ void AddInOrder(float* values, int rank, const float* others, int size, int64_t 
 
 }  // namespace
 
-// One collective, from its begin to its end, for the probe and the deadline.
+// One collective, from its begin to its end.
 class MeshCommunicator::Call {
  public:
-  Call(MeshCommunicator& communicator, Activity activity) : communicator_(communicator) {
+  Call(MeshCommunicator& communicator, Activity activity) : mesh_(*communicator.mesh_) {
     const bool collective = activity != Activity::kSend && activity != Activity::kReceive;
-    if (collective) ++communicator_.collective_;
+    if (collective) ++communicator.collective_;
     // Messages between two ranks are not counted: the others do not know of them.
-    communicator_.id_ = collective ? MessageId{communicator_.collective_, 0, activity}
-                                   : MessageId{0, 0, Activity::kSend};
-    communicator_.activity_ = activity;
-    communicator_.deadline_ = SteadyClock::now() + communicator_.options_.timeout;
-    communicator_.probe_.Begin(activity);
+    const uint64_t of = communicator.is_part_ ? kOfPart : 0;
+    mesh_.Begin(activity, collective ? MessageId{communicator.collective_ | of, 0, activity}
+                                     : MessageId{of, 0, Activity::kSend});
   }
-  ~Call() { communicator_.probe_.End(); }
+  ~Call() { mesh_.End(); }
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
 
  private:
-  MeshCommunicator& communicator_;
+  Mesh& mesh_;
 };
 
 MeshCommunicator::MeshCommunicator(int rank, std::vector<std::unique_ptr<Link>> links,
                                    std::shared_ptr<Waker> waker, const CommunicatorOptions& options)
-    : rank_(rank), links_(std::move(links)), waker_(std::move(waker)), options_(options) {
-  CHECK_LE(size(), kMaxRanks);
-  for (int peer = 0; peer < size(); ++peer) CHECK_EQ(links_[peer] == nullptr, peer == rank_);
-}
+    : mesh_(std::make_shared<Mesh>(rank, std::move(links), std::move(waker), options)),
+      is_part_(false),
+      first_(0),
+      rank_(rank),
+      size_(mesh_->size()) {}
+
+MeshCommunicator::MeshCommunicator(std::shared_ptr<Mesh> mesh, int first, int count)
+    : mesh_(std::move(mesh)),
+      is_part_(true),
+      first_(first),
+      rank_(mesh_->rank() - first),
+      size_(count) {}
 
 MeshCommunicator::~MeshCommunicator() {
-  for (const auto& link : links_) {
-    if (link != nullptr) link->Close(CloseKind::kGoodbye, -1);
-  }
+  if (!is_part_) mesh_->SayGoodbye();
 }
 
-absl::Status MeshCommunicator::Fail(const absl::Status& why, int blamed_rank) {
-  {
-    MutexLock lock(&mu_);
-    if (!failure_.ok()) return failure_;
-    failure_ = why.ok() ? absl::AbortedError("aborted") : why;
-    blamed_rank_ = blamed_rank;
-  }
-  failed_.store(true);
-  for (const auto& link : links_) {
-    if (link != nullptr) link->Close(CloseKind::kAbort, blamed_rank);
-  }
-  waker_->Wake();
-  MutexLock lock(&mu_);
-  return failure_;
+std::unique_ptr<Communicator> MeshCommunicator::Part(int first, int count) {
+  CHECK(!is_part_);
+  CHECK(first >= 0 && first <= rank_ && rank_ < first + count && first + count <= size_);
+  return std::unique_ptr<Communicator>(new MeshCommunicator(mesh_, first, count));
 }
 
 void MeshCommunicator::Abort(const absl::Status& why, int blamed_rank) {
-  Fail(why, blamed_rank).IgnoreError();
-}
-
-absl::Status MeshCommunicator::status() const {
-  if (failed_.load()) {
-    MutexLock lock(&mu_);
-    return failure_;
-  }
-  for (const auto& link : links_) {
-    if (link == nullptr) continue;
-    if (const std::optional<Loss> loss = link->loss()) return loss->status;
-  }
-  return absl::OkStatus();
-}
-
-CommunicatorProgress MeshCommunicator::progress() const {
-  CommunicatorProgress progress = probe_.Read();
-  {
-    MutexLock lock(&mu_);
-    progress.blamed_rank = blamed_rank_;
-    if (!failure_.ok()) return progress;
-  }
-  for (const auto& link : links_) {
-    if (link == nullptr) continue;
-    if (const std::optional<Loss> loss = link->loss()) progress.blamed_rank = loss->blamed_rank;
-  }
-  return progress;
-}
-
-absl::Status MeshCommunicator::Exchange(absl::Span<const Transfer> transfers) {
-  if (failed_.load()) return status();
-  RETURN_IF_ERROR(CheckLinks());
-  uint64_t pending = 0;
-  const MessageId id = id_;
-  ++id_.part;
-  for (const Transfer& transfer : transfers) {
-    if (!transfer.sends && !transfer.receives) continue;
-    const Message send = {id, transfer.send};
-    const Message receive = {id, transfer.receive};
-    links_[transfer.peer]->Start(transfer.sends ? &send : nullptr,
-                                 transfer.receives ? &receive : nullptr);
-    pending |= uint64_t{1} << transfer.peer;
-  }
-  absl::Status status;
-  const auto begin = SteadyClock::now();
-  auto spin_until = begin + options_.spin;
-  while (status.ok()) {
-    status = Advance(pending);
-    if (!status.ok() || pending == 0) break;
-    const auto now = SteadyClock::now();
-    if (now >= deadline_) {
-      status = Expired(pending);
-    } else if (now < spin_until) {
-      if (now - begin > kSpinAlone) std::this_thread::yield();
-    } else {
-      status = Park(pending);
-      spin_until = SteadyClock::now() + options_.spin;
-    }
-  }
-  for (; pending != 0; pending &= pending - 1) links_[std::countr_zero(pending)]->Cancel();
-  return status;
-}
-
-// Also looks at peers that have nothing to do with the exchange: after a loss nothing goes on.
-absl::Status MeshCommunicator::CheckLinks() {
-  for (const auto& link : links_) {
-    if (link == nullptr) continue;
-    if (const std::optional<Loss> loss = link->loss()) {
-      return Fail(loss->status, loss->blamed_rank);
-    }
-  }
-  return absl::OkStatus();
-}
-
-// Clears the bits of the peers that are done with.
-absl::Status MeshCommunicator::Advance(uint64_t& pending) {
-  for (uint64_t left = pending; left != 0; left &= left - 1) {
-    const int peer = std::countr_zero(left);
-    Loss loss;
-    const Link::State state = links_[peer]->Advance(loss);
-    if (state == Link::State::kDone) pending &= ~(uint64_t{1} << peer);
-    if (state == Link::State::kLost) return Fail(loss.status, loss.blamed_rank);
-  }
-  probe_.SetWaiting(pending);
-  if (pending != 0) RETURN_IF_ERROR(CheckLinks());
-  if (failed_.load()) return status();
-  return absl::OkStatus();
-}
-
-absl::Status MeshCommunicator::Park(uint64_t& pending) {
-  waker_->BeginParking();
-  const absl::Status status = Advance(pending);
-  if (status.ok() && pending != 0) {
-    pollfd fds[kMaxRanks + 1];
-    int count = 0;
-    fds[count++] = {waker_->fd(), POLLIN, 0};
-    for (uint64_t left = pending; left != 0; left &= left - 1) {
-      const Link& link = *links_[std::countr_zero(left)];
-      if (link.fd() >= 0) fds[count++] = {link.fd(), link.poll_events(), 0};
-    }
-    const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline_ - SteadyClock::now());
-    poll(fds, count, static_cast<int>(std::clamp<int64_t>(left.count(), 0, 1000)));
-  }
-  waker_->EndParking();
-  return status;
-}
-
-absl::Status MeshCommunicator::Expired(uint64_t pending) {
-  std::vector<int> missing;
-  for (; pending != 0; pending &= pending - 1) missing.push_back(std::countr_zero(pending));
-  const int blamed_rank = missing.size() == 1 ? missing[0] : -1;
-  return Fail(absl::DeadlineExceededError(absl::StrCat(
-                  ActivityName(activity_), " ", collective_, ": nothing from rank ",
-                  absl::StrJoin(missing, ", "), " within ", options_.timeout.count(), " ms")),
-              blamed_rank);
+  mesh_->Fail(why, blamed_rank).IgnoreError();
 }
 
 absl::Status MeshCommunicator::AllReduceSum(float* values, int64_t count) {
   const Call call(*this, Activity::kAllReduce);
   const int64_t bytes = count * static_cast<int64_t>(sizeof(float));
-  if (size() > 2 && bytes >= options_.ring_from_bytes) return ReduceAroundRing(values, count);
-  if (size() > 1 && bytes >= options_.two_hops_from_bytes) return ReduceInTwoHops(values, count);
+  const CommunicatorOptions& options = mesh_->options();
+  if (size() > 2 && bytes >= options.ring_from_bytes) return ReduceAroundRing(values, count);
+  if (size() > 1 && bytes >= options.two_hops_from_bytes) return ReduceInTwoHops(values, count);
   return ReduceDirectly(values, count);
 }
 
 absl::Status MeshCommunicator::ReduceDirectly(float* values, int64_t count) {
   const int64_t bytes = count * static_cast<int64_t>(sizeof(float));
-  scratch_.resize(std::max<int64_t>(scratch_.size(), size() * count));
+  std::vector<float>& scratch = mesh_->scratch();
+  scratch.resize(std::max<int64_t>(scratch.size(), size() * count));
   std::vector<Transfer> transfers;
   for (int peer = 0; peer < size(); ++peer) {
     if (peer == rank_) continue;
-    transfers.push_back(
-        {peer, true, true, Flat(values, bytes), Flat(scratch_.data() + peer * count, bytes)});
+    transfers.push_back({first_ + peer, true, true, Flat(values, bytes),
+                         Flat(scratch.data() + peer * count, bytes)});
   }
-  RETURN_IF_ERROR(Exchange(transfers));
-  AddInOrder(values, rank_, scratch_.data(), size(), count);
+  RETURN_IF_ERROR(mesh_->Exchange(transfers));
+  AddInOrder(values, rank_, scratch.data(), size(), count);
   return absl::OkStatus();
 }
 
@@ -260,20 +130,21 @@ absl::Status MeshCommunicator::ReduceInTwoHops(float* values, int64_t count) {
     return Flat(values + begin, (offsets[rank + 1] - begin) * static_cast<int64_t>(sizeof(float)));
   };
   const int64_t own = offsets[rank_ + 1] - offsets[rank_];
-  scratch_.resize(std::max<int64_t>(scratch_.size(), size() * own));
+  std::vector<float>& scratch = mesh_->scratch();
+  scratch.resize(std::max<int64_t>(scratch.size(), size() * own));
   std::vector<Transfer> transfers;
   for (int peer = 0; peer < size(); ++peer) {
     if (peer == rank_) continue;
-    transfers.push_back(
-        {peer, true, true, chunk(peer), Flat(scratch_.data() + peer * own, chunk(rank_).bytes())});
+    transfers.push_back({first_ + peer, true, true, chunk(peer),
+                         Flat(scratch.data() + peer * own, chunk(rank_).bytes())});
   }
-  RETURN_IF_ERROR(Exchange(transfers));
-  AddInOrder(values + offsets[rank_], rank_, scratch_.data(), size(), own);
+  RETURN_IF_ERROR(mesh_->Exchange(transfers));
+  AddInOrder(values + offsets[rank_], rank_, scratch.data(), size(), own);
   for (Transfer& transfer : transfers) {
     transfer.send = chunk(rank_);
-    transfer.receive = chunk(transfer.peer);
+    transfer.receive = chunk(transfer.peer - first_);
   }
-  return Exchange(transfers);
+  return mesh_->Exchange(transfers);
 }
 
 absl::Status MeshCommunicator::ReduceAroundRing(float* values, int64_t count) {
@@ -286,19 +157,20 @@ absl::Status MeshCommunicator::ReduceAroundRing(float* values, int64_t count) {
     const int64_t bytes = (offsets[index + 1] - begin) * static_cast<int64_t>(sizeof(float));
     return Flat(values + begin, bytes);
   };
-  scratch_.resize(std::max<int64_t>(scratch_.size(), count / n + 1));
+  std::vector<float>& scratch = mesh_->scratch();
+  scratch.resize(std::max<int64_t>(scratch.size(), count / n + 1));
   const auto shift = [&](Region send, Region receive) {
-    const Transfer transfers[] = {{next, true, false, send, {}},
-                                  {previous, false, true, {}, receive}};
-    return Exchange(transfers);
+    const Transfer transfers[] = {{first_ + next, true, false, send, {}},
+                                  {first_ + previous, false, true, {}, receive}};
+    return mesh_->Exchange(transfers);
   };
   // Chunk c starts at rank c and is complete at rank c - 1: its order is c, c + 1, ..., c - 1.
   for (int step = 0; step < n - 1; ++step) {
     const int sends = (rank_ + n - step) % n;
     const int receives = (rank_ + n - step - 1) % n;
     const int64_t elements = offsets[receives + 1] - offsets[receives];
-    RETURN_IF_ERROR(shift(chunk(sends), Flat(scratch_.data(), elements * 4)));
-    Add(values + offsets[receives], scratch_.data(), elements);
+    RETURN_IF_ERROR(shift(chunk(sends), Flat(scratch.data(), elements * 4)));
+    Add(values + offsets[receives], scratch.data(), elements);
   }
   for (int step = 0; step < n - 1; ++step) {
     RETURN_IF_ERROR(shift(chunk((rank_ + 1 + n - step) % n), chunk((rank_ + n - step) % n)));
@@ -314,9 +186,9 @@ absl::Status MeshCommunicator::AllGather(const Shares& shares) {
   for (int peer = 0; peer < size(); ++peer) {
     const Region theirs = ShareOf(shares, peer);
     if (peer == rank_) continue;
-    transfers.push_back({peer, own.bytes() > 0, theirs.bytes() > 0, own, theirs});
+    transfers.push_back({first_ + peer, own.bytes() > 0, theirs.bytes() > 0, own, theirs});
   }
-  return Exchange(transfers);
+  return mesh_->Exchange(transfers);
 }
 
 absl::Status MeshCommunicator::Gather(const Shares& shares, int root) {
@@ -324,12 +196,12 @@ absl::Status MeshCommunicator::Gather(const Shares& shares, int root) {
   CHECK_EQ(static_cast<int>(shares.offsets.size()), size() + 1);
   std::vector<Transfer> transfers;
   const Region own = ShareOf(shares, rank_);
-  if (rank_ != root) transfers.push_back({root, own.bytes() > 0, false, own, {}});
+  if (rank_ != root) transfers.push_back({first_ + root, own.bytes() > 0, false, own, {}});
   for (int peer = 0; peer < size() && rank_ == root; ++peer) {
     const Region theirs = ShareOf(shares, peer);
-    if (peer != rank_) transfers.push_back({peer, false, theirs.bytes() > 0, {}, theirs});
+    if (peer != rank_) transfers.push_back({first_ + peer, false, theirs.bytes() > 0, {}, theirs});
   }
-  return Exchange(transfers);
+  return mesh_->Exchange(transfers);
 }
 
 absl::Status MeshCommunicator::Broadcast(void* data, int64_t bytes, int root) {
@@ -339,44 +211,45 @@ absl::Status MeshCommunicator::Broadcast(void* data, int64_t bytes, int root) {
   const Shares shares = {data, 1, bytes, offsets};
   const auto part = [&](int rank) { return scatter ? ShareOf(shares, rank) : Flat(data, bytes); };
   std::vector<Transfer> transfers;
-  if (rank_ != root) transfers.push_back({root, false, true, {}, part(rank_)});
+  if (rank_ != root) transfers.push_back({first_ + root, false, true, {}, part(rank_)});
   for (int peer = 0; peer < size() && rank_ == root; ++peer) {
-    if (peer != rank_) transfers.push_back({peer, true, false, part(peer), {}});
+    if (peer != rank_) transfers.push_back({first_ + peer, true, false, part(peer), {}});
   }
-  RETURN_IF_ERROR(Exchange(transfers));
+  RETURN_IF_ERROR(mesh_->Exchange(transfers));
   if (!scatter) return absl::OkStatus();
   // The root has all; it still hands out its own share.
   transfers.clear();
   for (int peer = 0; peer < size(); ++peer) {
     if (peer == rank_) continue;
-    transfers.push_back(
-        {peer, peer != root, rank_ != root, ShareOf(shares, rank_), ShareOf(shares, peer)});
+    transfers.push_back({first_ + peer, peer != root, rank_ != root, ShareOf(shares, rank_),
+                         ShareOf(shares, peer)});
   }
-  return Exchange(transfers);
+  return mesh_->Exchange(transfers);
 }
 
 absl::Status MeshCommunicator::Barrier() {
   const Call call(*this, Activity::kBarrier);
   std::vector<Transfer> transfers;
   for (int peer = 0; peer < size(); ++peer) {
-    if (peer != rank_) transfers.push_back({peer, true, true, {}, {}});
+    if (peer != rank_) transfers.push_back({first_ + peer, true, true, {}, {}});
   }
-  return Exchange(transfers);
+  return mesh_->Exchange(transfers);
 }
 
 absl::Status MeshCommunicator::Send(const void* data, int64_t bytes, int to) {
   CHECK_NE(to, rank_);
   const Call call(*this, Activity::kSend);
   // Regions that are sent are only read.
-  const Transfer transfers[] = {{to, true, false, Flat(const_cast<void*>(data), bytes), {}}};
-  return Exchange(transfers);
+  const Transfer transfers[] = {
+      {first_ + to, true, false, Flat(const_cast<void*>(data), bytes), {}}};
+  return mesh_->Exchange(transfers);
 }
 
 absl::Status MeshCommunicator::Receive(void* data, int64_t bytes, int from) {
   CHECK_NE(from, rank_);
   const Call call(*this, Activity::kReceive);
-  const Transfer transfers[] = {{from, false, true, {}, Flat(data, bytes)}};
-  return Exchange(transfers);
+  const Transfer transfers[] = {{first_ + from, false, true, {}, Flat(data, bytes)}};
+  return mesh_->Exchange(transfers);
 }
 
 }  // namespace rempart::worker

@@ -183,15 +183,6 @@ TEST_P(CommunicatorContract, ManyRoundsOfEverythingKeepInStep) {
   }
 }
 
-// Waits, without a bound on time, until rank 0 waits for `ranks` in a barrier.
-void AwaitWaiting(const Communicator& communicator, const std::vector<int>& ranks) {
-  for (;;) {
-    const CommunicatorProgress progress = communicator.progress();
-    if (progress.activity == Activity::kBarrier && progress.waiting_for_ranks == ranks) return;
-    std::this_thread::yield();
-  }
-}
-
 TEST_P(CommunicatorContract, ProgressTellsWhosePartHasNotCome) {
   Group group = Make(3);
   std::thread zero([&] { EXPECT_TRUE(group[0]->Barrier().ok()); });

@@ -42,6 +42,16 @@ inline void OnAllRanks(Group& group, const std::function<void(Communicator&)>& b
   for (std::thread& thread : threads) thread.join();
 }
 
+// Waits, without a bound on time, until the rank waits for `ranks` in `activity`.
+inline void AwaitWaiting(const Communicator& communicator, const std::vector<int>& ranks,
+                  Activity activity = Activity::kBarrier) {
+  for (;;) {
+    const CommunicatorProgress progress = communicator.progress();
+    if (progress.activity == activity && progress.waiting_for_ranks == ranks) return;
+    std::this_thread::yield();
+  }
+}
+
 // A number with a full mantissa, so that sums in another order have other bits.
 inline float Value(int rank, int64_t index) {
   const uint32_t mixed = static_cast<uint32_t>(index * 2654435761u + rank * 40503u + 12345u);
