@@ -203,8 +203,8 @@ absl::Status BindParts(const WorkerSettings& settings, ModelFile& model, WorkerS
 absl::Status Prepare(const WorkerSettings& settings, ModelFile& model, EngineOptions& engine,
                      WorkerStatus& status) {
   const EngineSettings& wanted = settings.engine;
-  const TensorParallel first = {settings.pod_index * settings.ranks_per_pod,
-                                settings.pod_count * settings.ranks_per_pod};
+  const RankPosition first = {settings.pod_index * settings.ranks_per_pod,
+                              settings.pod_count * settings.ranks_per_pod};
   status.SetTensorSizes(AllowedTensorParallel(model.source.config));
   RETURN_IF_ERROR(CheckTensorParallel(model.source.config, first.size));
   ASSIGN_OR_RETURN(engine.context_length, ContextLength(wanted, model.source.config));

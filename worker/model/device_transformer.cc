@@ -26,10 +26,10 @@ int64_t TokensOf(const SequenceSlice& slice) {
 absl::StatusOr<std::unique_ptr<DeviceTransformer>> DeviceTransformer::Create(
     Device& device, const ModelConfig& config, const Weights& weights,
     const DeviceModelOptions& options) {
-  if (weights.partition.of.size > 1) {
+  if (weights.partition.of.group_size() > 1) {
     return absl::UnimplementedError(
-        "tensor parallelism on GPUs is not served yet: set spec.parallelism.tensor to 1, or "
-        "spec.device to cpu");
+        "groups of several ranks on GPUs are not served yet: set spec.parallelism.tensor and "
+        "spec.parallelism.pipeline to 1, or spec.device to cpu");
   }
   std::unique_ptr<DeviceTransformer> made(new DeviceTransformer(device, config, options));
   RETURN_IF_ERROR(made->Allocate(weights));

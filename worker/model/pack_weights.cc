@@ -39,8 +39,8 @@ void AppendProbe(const kernels::Ops& ops, kernels::DType type, std::string& layo
 }
 
 // What the bytes of the copies depend on besides the source and the tier's name.
-Sha256 Layout(const kernels::Ops& ops, const TensorParallel& of, const std::vector<Job>& jobs) {
-  std::vector<int64_t> facts = {of.rank, of.size};
+Sha256 Layout(const kernels::Ops& ops, const RankPosition& of, const std::vector<Job>& jobs) {
+  std::vector<int64_t> facts = {of.rank, of.size, of.stage, of.stages};
   std::array<bool, kernels::kDTypeCount> types = {};
   for (const Job& job : jobs) {
     const kernels::WeightView& view = job.matrix->view;
@@ -67,7 +67,7 @@ absl::Status PackWeights(const kernels::Ops& ops, const PackOptions& options, Th
     total += RoundUp(bytes);
   };
   // The embedding is looked up by rows: no copy.
-  add(weights.head);
+  if (weights.partition.of.is_last_stage()) add(weights.head);
   for (LayerWeights& layer : weights.layers) {
     for (Matrix* matrix : {&layer.query, &layer.key, &layer.value, &layer.output, &layer.gate,
                            &layer.up, &layer.down}) {

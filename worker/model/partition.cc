@@ -2,6 +2,7 @@
 #include "worker/model/partition.h"
 
 #include <algorithm>
+#include <cstdint>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -29,7 +30,19 @@ std::vector<int64_t> Cut(int64_t total, int64_t unit, int size) {
   return offsets;
 }
 
+// Weights of one layer and of the LM head.
+int64_t LayerParameters(const ModelConfig& config) {
+  const int64_t queries = config.heads * config.head_dim;
+  const int64_t keys = config.kv_heads * config.head_dim;
+  return config.hidden * (2 * queries + 2 * keys + 3 * config.ffn);
+}
+int64_t HeadParameters(const ModelConfig& config) { return config.vocabulary * config.hidden; }
+
 }  // namespace
+
+RankPosition PositionOf(int group_rank, int tensor, int stages) {
+  return {group_rank % tensor, tensor, group_rank / tensor, stages};
+}
 
 std::vector<int> AllowedTensorParallel(const ModelConfig& config) {
   std::vector<int> allowed;
@@ -47,10 +60,45 @@ absl::Status CheckTensorParallel(const ModelConfig& config, int size) {
       absl::StrJoin(AllowedTensorParallel(config), ", "), " ranks only: set one of these"));
 }
 
-Partition MakePartition(const ModelConfig& config, const TensorParallel& of) {
+absl::Status CheckPipelineParallel(const ModelConfig& config, int stages) {
+  const auto layers = static_cast<int64_t>(config.layers.size());
+  if (stages >= 1 && stages <= layers) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("parallelism.pipeline is ", stages,
+                                                 ", but the model has ", layers,
+                                                 " layers: set at most ", layers));
+}
+
+std::vector<int64_t> CutLayers(const ModelConfig& config, int stages) {
+  const auto layers = static_cast<int64_t>(config.layers.size());
+  if (stages == 1) return {0, layers};
+  CHECK(stages > 1 && stages <= layers);
+  const int64_t others = stages - 1;
+  int64_t of_last = 1;
+  int64_t least = INT64_MAX;
+  for (int64_t last = 1; layers - last >= others; ++last) {
+    const int64_t largest =
+        std::max((layers - last + others - 1) / others * LayerParameters(config),
+                 last * LayerParameters(config) + HeadParameters(config));
+    // Of equals the one with more in the last stage: the others hold less.
+    if (largest > least) continue;
+    least = largest;
+    of_last = last;
+  }
+  std::vector<int64_t> offsets;
+  for (int64_t stage = 0; stage <= others; ++stage) {
+    offsets.push_back((layers - of_last) * stage / others);
+  }
+  offsets.push_back(layers);
+  return offsets;
+}
+
+Partition MakePartition(const ModelConfig& config, const RankPosition& of) {
   CHECK(of.rank >= 0 && of.rank < of.size && Divides(config, of.size));
+  CHECK(of.stage >= 0 && of.stage < of.stages);
   Partition partition;
   partition.of = of;
+  const std::vector<int64_t> stages = CutLayers(config, of.stages);
+  partition.layers = {stages[of.stage], stages[of.stage + 1]};
   const int64_t heads = config.heads / of.size;
   partition.heads = {of.rank * heads, (of.rank + 1) * heads};
   const int64_t per_kv_head = config.heads / config.kv_heads;

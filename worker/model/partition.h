@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Which part of a model each rank of a group holds and computes.
 //
-// Every matrix is cut by rows, that is by outputs, and what the ranks have computed is gathered
-// before the next product reads it. No sum is ever spread over ranks, so every number is computed
-// by the same operations in the same order as on one rank: logits are equal bit for bit.
+// Layers are cut into stages (docs/adr/0022-pipeline-stages.md); each stage is computed by ranks
+// that share its matrices. Every matrix is cut by rows, that is by outputs, and what the ranks have
+// computed is gathered before the next product reads it. No sum is ever spread over ranks, so every
+// number is computed by the same operations in the same order as on one rank: logits are equal bit
+// for bit.
 #pragma once
 
 #include <cstdint>
@@ -14,11 +16,24 @@
 
 namespace rempart::worker {
 
-// One rank of those that compute a layer together.
-struct TensorParallel {
+// Where a rank stands in its group: the rank-th of `size` that compute the layers of a stage
+// together, in the stage-th of `stages`.
+struct RankPosition {
   int rank = 0;
   int size = 1;
+  int stage = 0;
+  int stages = 1;
+
+  int group_rank() const { return stage * size + rank; }
+  int group_size() const { return stages * size; }
+  // The first of its stage, as the group counts.
+  int first_of_stage() const { return stage * size; }
+  bool is_first_stage() const { return stage == 0; }
+  bool is_last_stage() const { return stage == stages - 1; }
 };
+
+// Of rank `group_rank` in `stages` stages of `tensor` ranks.
+RankPosition PositionOf(int group_rank, int tensor, int stages);
 
 struct Range {
   int64_t begin = 0;
@@ -27,8 +42,9 @@ struct Range {
 };
 
 struct Partition {
-  TensorParallel of;
-  Range heads;  // of queries, as many on each rank
+  RankPosition of;
+  Range layers;  // of the model; at least one
+  Range heads;   // of queries, as many on each rank
   Range
       kv_heads;  // that these read. Where ranks outnumber KV heads, several ranks hold the same one
   // Rank r has [offsets[r], offsets[r + 1]): columns of what attention puts out, rows of the FFN,
@@ -45,7 +61,13 @@ struct Partition {
 std::vector<int> AllowedTensorParallel(const ModelConfig& config);
 // InvalidArgument with that list when `size` is not in it.
 absl::Status CheckTensorParallel(const ModelConfig& config, int size);
-// `of.size` is allowed.
-Partition MakePartition(const ModelConfig& config, const TensorParallel& of);
+// InvalidArgument when a stage would have no layer.
+absl::Status CheckPipelineParallel(const ModelConfig& config, int stages);
+// Stage s has the layers [offsets[s], offsets[s + 1]): so many that the largest share of the
+// weights is as small as it can be. The last stage has the LM head as well; the embedding is looked
+// up in the file and costs nothing.
+std::vector<int64_t> CutLayers(const ModelConfig& config, int stages);
+// `of.size` and `of.stages` are allowed.
+Partition MakePartition(const ModelConfig& config, const RankPosition& of);
 
 }  // namespace rempart::worker

@@ -28,6 +28,13 @@ struct BlockCopy {
 struct StepBatch {
   std::vector<BlockCopy> copies;  // done in this order, before the slices
   std::vector<SequenceSlice> slices;
+  // Tokens are computed in runs of so many, so that the stages of a pipeline work at once; 0: all
+  // together. Results are the same.
+  int32_t micro_batch_tokens = 0;
 };
+
+// The batch's slices in runs of micro_batch_tokens tokens, without copies. A slice may be cut: its
+// last part is the one that wants logits. Spans into `batch`.
+std::vector<StepBatch> MicroBatches(const StepBatch& batch);
 
 }  // namespace rempart::worker

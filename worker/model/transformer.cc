@@ -25,11 +25,10 @@ int64_t HalfDim(const RopeSpec& rope) {
 
 }  // namespace
 
-int64_t KvBytesPerBlock(const ModelConfig& config, kernels::DType kv_type,
-                        const TensorParallel& of) {
-  const int64_t kv_heads = MakePartition(config, of).kv_heads.count();
-  const int64_t layer = kernels::KvBlockBytes(kv_type, kv_heads, config.head_dim);
-  return layer * static_cast<int64_t>(config.layers.size());
+int64_t KvBytesPerBlock(const ModelConfig& config, kernels::DType kv_type, const RankPosition& of) {
+  const Partition partition = MakePartition(config, of);
+  const int64_t layer = kernels::KvBlockBytes(kv_type, partition.kv_heads.count(), config.head_dim);
+  return layer * partition.layers.count();
 }
 
 absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Create(
@@ -94,16 +93,22 @@ absl::Status Transformer::Allocate() {
 
 // What a rank needs because there are others.
 absl::Status Transformer::AllocateForOthers() {
-  if (partition_.of.size == 1) return absl::OkStatus();
+  const RankPosition& of = partition_.of;
+  if (of.group_size() == 1) return absl::OkStatus();
   int64_t widest = 0;
   for (const LayerWeights& layer : weights_.layers) {
+    if (of.size == 1) break;
     if (!SendsBlocks(partition_.attended, layer.output)) {
       widest = std::max(widest, partition_.attended.back());
     }
     if (!SendsBlocks(partition_.ffn, layer.down)) widest = std::max(widest, config_.ffn);
   }
   wide_.resize(options_.max_step_tokens * widest);
-  if (partition_.of.rank == 0) return absl::OkStatus();
+  // Ranks before the last stage have none.
+  group_vocabulary_.assign((of.stages - 1) * of.size, 0);
+  group_vocabulary_.insert(group_vocabulary_.end(), partition_.vocabulary.begin(),
+                           partition_.vocabulary.end());
+  if (of.group_rank() == 0 || !of.is_last_stage()) return absl::OkStatus();
   // Rows of whole width, of which this rank touches its columns only.
   const int64_t bytes = options_.max_step_logits * config_.vocabulary * 4;
   logits_.reset(static_cast<float*>(std::calloc(bytes, 1)));
@@ -159,7 +164,7 @@ absl::Status Transformer::Check(const StepBatch& batch, absl::Span<float> logits
         absl::StrCat("a step of ", tokens, " tokens and ", wanting, " logits; the limits are ",
                      options_.max_step_tokens, " and ", options_.max_step_logits));
   }
-  const bool receives = partition_.of.rank == 0;
+  const bool receives = partition_.of.group_rank() == 0;
   if (receives && static_cast<int64_t>(logits.size()) < wanting * config_.vocabulary) {
     return absl::InvalidArgumentError("the logits have too little room");
   }
@@ -168,20 +173,34 @@ absl::Status Transformer::Check(const StepBatch& batch, absl::Span<float> logits
 
 absl::Status Transformer::Forward(const StepBatch& batch, absl::Span<float> logits) {
   RETURN_IF_ERROR(Check(batch, logits));
-  const auto [rank, size] = partition_.of;
-  if (size > 1 && (communicator_ == nullptr || communicator_->rank() != rank ||
-                   communicator_->size() != size)) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("rank ", rank, " of ", size, " has no communicator of its group"));
-  }
+  RETURN_IF_ERROR(CheckCommunicator());
   CopyBlocks(batch);
   if (batch.slices.empty()) return absl::OkStatus();
-  Embed(batch);
+  float* const all = partition_.of.group_rank() == 0 ? logits.data() : logits_.get();
+  int64_t rows = 0;
+  if (batch.micro_batch_tokens == 0) {
+    RETURN_IF_ERROR(ComputeMicroBatch(batch, all, rows));
+  } else {
+    for (const StepBatch& part : MicroBatches(batch)) {
+      RETURN_IF_ERROR(ComputeMicroBatch(part, all, rows));
+    }
+  }
+  return Finish(all, rows);
+}
+
+absl::Status Transformer::ComputeMicroBatch(const StepBatch& batch, float* logits,
+                                            int64_t& first_row) {
+  RETURN_IF_ERROR(Enter(batch));
   for (size_t layer = 0; layer < weights_.layers.size(); ++layer) {
     RETURN_IF_ERROR(Attend(batch, layer));
     RETURN_IF_ERROR(FeedForward(layer));
   }
-  return Head(batch, logits);
+  if (!partition_.of.is_last_stage()) {
+    for (const SequenceSlice& slice : batch.slices) first_row += slice.wants_logits ? 1 : 0;
+    return SendResidual();
+  }
+  first_row += Head(batch, logits + first_row * config_.vocabulary);
+  return absl::OkStatus();
 }
 
 // A block's memory is contiguous over all layers.
@@ -193,7 +212,7 @@ void Transformer::CopyBlocks(const StepBatch& batch) {
   }
 }
 
-void Transformer::Embed(const StepBatch& batch) {
+absl::Status Transformer::Enter(const StepBatch& batch) {
   num_tokens_ = 0;
   for (const SequenceSlice& slice : batch.slices) {
     for (size_t i = 0; i < slice.token_ids.size(); ++i) {
@@ -201,9 +220,13 @@ void Transformer::Embed(const StepBatch& batch) {
       positions_[num_tokens_++] = slice.first_position + static_cast<int32_t>(i);
     }
   }
+  const bool embeds = partition_.of.is_first_stage();
+  if (!embeds) RETURN_IF_ERROR(ReceiveResidual());
   pool_.ParallelFor(num_tokens_, kTokensPerChunk, [&](int64_t begin, int64_t end) {
-    ops_.embed(weights_.embedding.view, ids_.data(), config_.embedding_scale, residual_.data(),
-               config_.hidden, begin, end);
+    if (embeds) {
+      ops_.embed(weights_.embedding.view, ids_.data(), config_.embedding_scale, residual_.data(),
+                 config_.hidden, begin, end);
+    }
     int64_t offset = 0;
     for (const RopeSpec& rope : config_.ropes) {
       ops_.rope_angles(positions_.data(), rope.inverse_frequency.data(), HalfDim(rope), rope.scale,
@@ -212,6 +235,7 @@ void Transformer::Embed(const StepBatch& batch) {
     }
     NormTokens(weights_.layers.front().attention_norm, begin, end);
   });
+  return absl::OkStatus();
 }
 
 bool Transformer::ReadsBlocks(int64_t cols) const {
@@ -256,15 +280,15 @@ absl::StatusOr<Transformer::Input> Transformer::Widen(const float* part,
       ops_.quantize(part, own.count(), own.count(), quantized_.data() + own.begin / kGroup,
                     cols / kGroup, begin, end);
     });
-    RETURN_IF_ERROR(communicator_->AllGather(SharesOf(quantized_.data(), num_tokens_, offsets,
-                                                      kGroup, sizeof(kernels::ActivationBlock))));
+    RETURN_IF_ERROR(stage_communicator_->AllGather(SharesOf(
+        quantized_.data(), num_tokens_, offsets, kGroup, sizeof(kernels::ActivationBlock))));
     return Input{nullptr, cols, true};
   }
   for (int64_t t = 0; t < num_tokens_; ++t) {
     std::copy_n(part + t * own.count(), own.count(), wide_.data() + t * cols + own.begin);
   }
-  RETURN_IF_ERROR(
-      communicator_->AllGather(SharesOf(wide_.data(), num_tokens_, offsets, 1, sizeof(float))));
+  RETURN_IF_ERROR(stage_communicator_->AllGather(
+      SharesOf(wide_.data(), num_tokens_, offsets, 1, sizeof(float))));
   return Input{wide_.data(), cols, false};
 }
 
@@ -273,7 +297,7 @@ absl::Status Transformer::MultiplyIntoBranch(const Input& input, const Matrix& m
   const Product product[] = {{&matrix, branch_.data() + begin, config_.hidden}};
   Multiply(input, num_tokens_, product);
   if (partition_.of.size == 1) return absl::OkStatus();
-  return communicator_->AllGather(
+  return stage_communicator_->AllGather(
       SharesOf(branch_.data(), num_tokens_, partition_.hidden, 1, sizeof(float)));
 }
 
@@ -318,9 +342,10 @@ void Transformer::Multiply(const Input& input, int64_t num_tokens,
 
 void Transformer::RotateAndStore(const StepBatch& batch, size_t layer) {
   const LayerWeights& weights = weights_.layers[layer];
-  const RopeSpec& rope = config_.ropes[config_.layers[layer].rope];
+  const int32_t rope_index = SpecOf(layer).rope;
+  const RopeSpec& rope = config_.ropes[rope_index];
   int64_t angles = 0;
-  for (int32_t i = 0; i < config_.layers[layer].rope; ++i) {
+  for (int32_t i = 0; i < rope_index; ++i) {
     angles += options_.max_step_tokens * HalfDim(config_.ropes[i]);
   }
   const int64_t dim = config_.head_dim;
@@ -437,7 +462,7 @@ void Transformer::ComputeAttention(const StepBatch& batch, size_t layer) {
     args.num_heads = heads_;
     args.scale = config_.attention_scale;
     args.softcap = config_.attention_softcap;
-    args.window = config_.layers[layer].window;
+    args.window = SpecOf(layer).window;
     ops_.attention(args, work.begin, work.end);
   });
 }
@@ -480,7 +505,7 @@ absl::Status Transformer::FeedForward(size_t layer) {
   return absl::OkStatus();
 }
 
-absl::Status Transformer::Head(const StepBatch& batch, absl::Span<float> logits) {
+int64_t Transformer::Head(const StepBatch& batch, float* logits) {
   int64_t wanting = 0;
   int64_t end = 0;
   for (const SequenceSlice& slice : batch.slices) {
@@ -490,22 +515,13 @@ absl::Status Transformer::Head(const StepBatch& batch, absl::Span<float> logits)
                 last_.data() + wanting * config_.hidden);
     ++wanting;
   }
-  if (wanting == 0) return absl::OkStatus();
+  if (wanting == 0) return 0;
   ops_.rms_norm(last_.data(), config_.hidden, weights_.output_norm.data(), config_.norm_epsilon,
                 config_.hidden, last_.data(), config_.hidden, 0, wanting);
-  const auto [rank, size] = partition_.of;
-  float* all = rank == 0 ? logits.data() : logits_.get();
   const int64_t begin = partition_.Own(partition_.vocabulary).begin;
-  const Product head[] = {{&weights_.head, all + begin, config_.vocabulary}};
+  const Product head[] = {{&weights_.head, logits + begin, config_.vocabulary}};
   Multiply({last_.data(), config_.hidden, false}, wanting, head);
-  if (size > 1) {
-    RETURN_IF_ERROR(communicator_->Gather(
-        SharesOf(all, wanting, partition_.vocabulary, 1, sizeof(float)), /*root=*/0));
-  }
-  if (rank == 0 && config_.logit_softcap > 0) {
-    ops_.softcap(logits.data(), config_.logit_softcap, 0, wanting * config_.vocabulary);
-  }
-  return absl::OkStatus();
+  return wanting;
 }
 
 }  // namespace rempart::worker

@@ -8,8 +8,8 @@
 //  cut
 //     into steps: bit for bit.
 //  3. Nor do they depend on how many ranks share the model: each computes its rows of every
-//  product,
-//     and gathers what the others have computed (worker/model/partition.h).
+//     product in the layers of its stage, and gathers what the others have computed
+//     (worker/model/partition.h). What leaves a stage is the residual in F32, bit for bit.
 #pragma once
 
 #include <cstdint>
@@ -34,9 +34,9 @@ struct TransformerOptions {
   bool exact = false;  // F32 activations instead of int8
 };
 
-// Bytes of one KV block over all layers, as one rank holds it.
+// Bytes of one KV block over all layers of its stage, as one rank holds it.
 int64_t KvBytesPerBlock(const ModelConfig& config, kernels::DType kv_type,
-                        const TensorParallel& of = {});
+                        const RankPosition& of = {});
 
 class Transformer {
  public:
@@ -50,13 +50,14 @@ class Transformer {
   // Through which this rank talks to those that hold the other parts of the weights, from the next
   // Forward on; it outlives its use. A rank alone needs none. After an error of a communicator the
   // KV cache holds what nobody should read: sequences are computed again from their first token.
-  void SetCommunicator(Communicator* communicator) { communicator_ = communicator; }
+  void SetCommunicator(Communicator* communicator);
 
   // Does the batch's copies, then computes its slices. Row i of `logits` [num_wanting, vocabulary]
   // is for the i-th slice that wants logits. InvalidArgument, and nothing done, when the batch
   // exceeds the options or names tokens or blocks that do not exist.
   // All ranks call it with equal batches; the logits reach rank 0 alone, elsewhere they may be
-  // empty. FailedPrecondition without a communicator that fits; else its errors.
+  // empty. On rank 0 it returns once every stage has computed the batch. FailedPrecondition without
+  // a communicator that fits; else its errors.
   absl::Status Forward(const StepBatch& batch, absl::Span<float> logits);
 
   const ModelConfig& config() const { return config_; }
@@ -83,13 +84,25 @@ class Transformer {
   absl::Status Allocate();
   absl::Status AllocateForOthers();
   absl::Status Check(const StepBatch& batch, absl::Span<float> logits) const;
+  absl::Status CheckCommunicator() const;
   void CopyBlocks(const StepBatch& batch);
-  void Embed(const StepBatch& batch);
+  // Through the layers of this stage. Logits go to the rows of `logits` from `first_row` on; adds
+  // those of the batch to it.
+  absl::Status ComputeMicroBatch(const StepBatch& batch, float* logits, int64_t& first_row);
+  // From ids, or from the stage before, to the input of this stage's first layer.
+  absl::Status Enter(const StepBatch& batch);
+  absl::Status ReceiveResidual();
+  absl::Status SendResidual();
+  // Parts of the residual, in floats, by rank of the stage: each crosses a link of its own.
+  std::vector<int64_t> ResidualParts() const;
+  // Brings `rows` rows of logits to rank 0, or where there are none the word that it is done.
+  absl::Status Finish(float* logits, int64_t rows);
   absl::Status Attend(const StepBatch& batch, size_t layer);
   void RotateAndStore(const StepBatch& batch, size_t layer);
   void ComputeAttention(const StepBatch& batch, size_t layer);
   absl::Status FeedForward(size_t layer);
-  absl::Status Head(const StepBatch& batch, absl::Span<float> logits);
+  // Returns the number of rows that it has written to `logits`.
+  int64_t Head(const StepBatch& batch, float* logits);
   // y = x W^T for each product.
   void Multiply(const Input& input, int64_t num_tokens, absl::Span<const Product> products);
   // From this rank's columns `part` [num_tokens_, own] of an input to all of it, for `reader`.
@@ -113,7 +126,11 @@ class Transformer {
   void StoreTokens(const StepBatch& batch, size_t layer, int64_t begin, int64_t end);
   // Query heads of one token that share a pass over their KV head.
   int64_t HeadsPerPass(size_t slices) const;
+  // Layers are counted from the first of this stage.
   kernels::KvView KvOf(size_t layer) const;
+  const LayerSpec& SpecOf(size_t layer) const {
+    return config_.layers[partition_.layers.begin + static_cast<int64_t>(layer)];
+  }
 
   const ModelConfig config_;
   const Weights& weights_;
@@ -121,8 +138,10 @@ class Transformer {
   ThreadPool& pool_;
   const TransformerOptions options_;
   const Partition& partition_;
-  const int64_t heads_, kv_heads_, ffn_;  // of this rank
-  Communicator* communicator_ = nullptr;
+  const int64_t heads_, kv_heads_, ffn_;        // of this rank
+  Communicator* communicator_ = nullptr;        // of the group
+  std::unique_ptr<Communicator> stage_part_;    // where there are several stages
+  Communicator* stage_communicator_ = nullptr;  // of the ranks that share this stage
 
   std::unique_ptr<void, FreeDeleter> kv_;
   uint8_t* kv_base_ = nullptr;  // kv_, aligned to 64 bytes
@@ -131,9 +150,11 @@ class Transformer {
   HugeVector<float> residual_, normed_, qkv_, attended_, branch_, gate_up_;
   std::vector<float> last_;
   std::vector<float> wide_;  // [max_step_tokens, columns of all ranks], where blocks do not do
-  std::unique_ptr<float, FreeDeleter> logits_;  // [max_step_logits, vocabulary]; not on rank 0
+  // [max_step_logits, vocabulary], in the last stage; rank 0 has the caller's.
+  std::unique_ptr<float, FreeDeleter> logits_;
   std::vector<int64_t> share_offsets_;
-  std::vector<float> cos_, sin_;  // [ropes][max_step_tokens, half]
+  std::vector<int64_t> group_vocabulary_;  // rows of the head, by rank of the group
+  std::vector<float> cos_, sin_;           // [ropes][max_step_tokens, half]
   HugeVector<kernels::ActivationBlock> quantized_;
   std::vector<AttentionWork> work_;
   std::vector<int64_t> slice_firsts_;  // row of each slice's first token

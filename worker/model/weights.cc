@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/model/weights.h"
 
+#include <algorithm>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
@@ -55,11 +58,14 @@ class Binder {
     return absl::OkStatus();
   }
 
+  // Tensors of this name, or whose names begin with it, are another stage's.
+  void LeaveToOthers(std::string name) { others_.push_back(std::move(name)); }
+
   // A tensor that nothing has asked for would change what the model computes.
   absl::Status CheckAllUsed() const {
     for (const auto& [name, tensor] : tensors_) {
       // Factors of the rotary embedding were read with the configuration.
-      if (used_.contains(name) || absl::StartsWith(name, "rope_")) continue;
+      if (used_.contains(name) || absl::StartsWith(name, "rope_") || IsOfOthers(name)) continue;
       return absl::UnimplementedError(
           absl::StrCat("the tensor ", name, " ", tensor.ShapeText(),
                        " is not part of this architecture as this version computes it"));
@@ -82,8 +88,14 @@ class Binder {
     return &tensor;
   }
 
+  bool IsOfOthers(const std::string& name) const {
+    return std::any_of(others_.begin(), others_.end(),
+                       [&](const std::string& prefix) { return absl::StartsWith(name, prefix); });
+  }
+
   const TensorMap& tensors_;
   const kernels::Ops& ops_;
+  std::vector<std::string> others_;
   absl::flat_hash_set<std::string> used_;
   int64_t bytes_read_ = 0;
 };
@@ -157,6 +169,27 @@ absl::Status BindFfn(Binder& binder, const ModelConfig& config, const Partition&
   return binder.BindVector(prefix + "post_ffw_norm.weight", hidden, layer.post_ffn_norm);
 }
 
+// What comes before the first layer and after the last one.
+absl::Status BindEnds(Binder& binder, const ModelConfig& config, Weights& weights) {
+  const RankPosition& of = weights.partition.of;
+  const std::string head = binder.Has("output.weight") ? "output.weight" : "token_embd.weight";
+  if (of.is_first_stage()) {
+    RETURN_IF_ERROR(binder.BindLookup("token_embd.weight", config.vocabulary, config.hidden,
+                                      weights.embedding));
+  } else {
+    binder.LeaveToOthers("token_embd.weight");
+  }
+  if (!of.is_last_stage()) {
+    binder.LeaveToOthers("output.weight");
+    binder.LeaveToOthers("output_norm.weight");
+    return absl::OkStatus();
+  }
+  const Rows rows = {head, 0, config.vocabulary, config.vocabulary};
+  const Range own = weights.partition.Own(weights.partition.vocabulary);
+  RETURN_IF_ERROR(binder.Bind(rows.Part(own), config.hidden, weights.head));
+  return binder.BindVector("output_norm.weight", config.hidden, weights.output_norm);
+}
+
 void AddToNorms(float offset, Weights& weights) {
   const auto add = [&](std::vector<float>& norm) {
     for (float& weight : norm) weight += offset;
@@ -175,24 +208,24 @@ void AddToNorms(float offset, Weights& weights) {
 
 absl::StatusOr<Weights> BindWeights(const TensorMap& tensors, const ModelConfig& config,
                                     const kernels::Ops& ops, const PackOptions& options,
-                                    ThreadPool& pool, const TensorParallel& of) {
+                                    ThreadPool& pool, const RankPosition& of) {
   RETURN_IF_ERROR(CheckTensorParallel(config, of.size));
+  RETURN_IF_ERROR(CheckPipelineParallel(config, of.stages));
   Binder binder(tensors, ops);
   Weights weights;
   weights.partition = MakePartition(config, of);
   const Partition& partition = weights.partition;
-  RETURN_IF_ERROR(
-      binder.BindLookup("token_embd.weight", config.vocabulary, config.hidden, weights.embedding));
-  const Rows head = {binder.Has("output.weight") ? "output.weight" : "token_embd.weight", 0,
-                     config.vocabulary, config.vocabulary};
-  RETURN_IF_ERROR(
-      binder.Bind(head.Part(partition.Own(partition.vocabulary)), config.hidden, weights.head));
-  RETURN_IF_ERROR(binder.BindVector("output_norm.weight", config.hidden, weights.output_norm));
-  weights.layers.resize(config.layers.size());
-  for (size_t i = 0; i < weights.layers.size(); ++i) {
+  RETURN_IF_ERROR(BindEnds(binder, config, weights));
+  weights.layers.resize(partition.layers.count());
+  for (int64_t i = 0; i < static_cast<int64_t>(config.layers.size()); ++i) {
     const std::string prefix = absl::StrCat("blk.", i, ".");
-    RETURN_IF_ERROR(BindAttention(binder, config, partition, prefix, weights.layers[i]));
-    RETURN_IF_ERROR(BindFfn(binder, config, partition, prefix, weights.layers[i]));
+    if (i < partition.layers.begin || i >= partition.layers.end) {
+      binder.LeaveToOthers(prefix);
+      continue;
+    }
+    LayerWeights& layer = weights.layers[i - partition.layers.begin];
+    RETURN_IF_ERROR(BindAttention(binder, config, partition, prefix, layer));
+    RETURN_IF_ERROR(BindFfn(binder, config, partition, prefix, layer));
   }
   weights.bytes_read = binder.bytes_read();
   RETURN_IF_ERROR(binder.CheckAllUsed());

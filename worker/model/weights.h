@@ -39,8 +39,9 @@ struct LayerWeights {
   Matrix gate, up, down;
 };
 
-// Those of one rank: the rows of its partition. Norms and the embedding are whole on every rank:
-// of the embedding a step reads one row for each token, straight from the file.
+// Those of one rank: the rows of its partition, in the layers of its stage. Norms are whole on
+// every rank that has the layer. The embedding is of the first stage, and whole: a step reads one
+// row for each token, straight from the file. The last norm and the head are of the last stage.
 struct Weights {
   Partition partition;
   // Of the file, that this rank reads; without the looked up rows of the embedding.
@@ -48,7 +49,7 @@ struct Weights {
   Matrix embedding;  // [vocabulary, hidden]
   Matrix head;       // [vocabulary, hidden]; the embedding where the file has no output.weight
   std::vector<float> output_norm;
-  std::vector<LayerWeights> layers;
+  std::vector<LayerWeights> layers;  // of the stage: the i-th is partition.layers.begin + i
   PackedMemory packed;
   RepackKey packed_key;                     // under which a cache keeps `packed`
   std::optional<RepackDigests> from_cache;  // set when `packed` is a file of the cache
@@ -67,10 +68,10 @@ struct PackOptions {
 // `tensors` have llama.cpp's names ("blk.0.attn_q.weight"). Query, key and value may be one tensor
 // ("attn_qkv"), and so may gate and up ("ffn_up" with twice the rows, the gate's first).
 // InvalidArgument names a tensor that is missing, misshapen or of no known use, and a number of
-// ranks that the model cannot be cut into; ResourceExhausted when memory is short.
+// ranks or stages that the model cannot be cut into; ResourceExhausted when memory is short.
 absl::StatusOr<Weights> BindWeights(const TensorMap& tensors, const ModelConfig& config,
                                     const kernels::Ops& ops, const PackOptions& options,
-                                    ThreadPool& pool, const TensorParallel& of = {});
+                                    ThreadPool& pool, const RankPosition& of = {});
 
 // The last step of BindWeights: fills in `packed` of every matrix that `ops` has a layout for.
 absl::Status PackWeights(const kernels::Ops& ops, const PackOptions& options, ThreadPool& pool,

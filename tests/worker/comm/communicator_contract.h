@@ -44,7 +44,7 @@ inline void OnAllRanks(Group& group, const std::function<void(Communicator&)>& b
 
 // Waits, without a bound on time, until the rank waits for `ranks` in `activity`.
 inline void AwaitWaiting(const Communicator& communicator, const std::vector<int>& ranks,
-                  Activity activity = Activity::kBarrier) {
+                         Activity activity = Activity::kBarrier) {
   for (;;) {
     const CommunicatorProgress progress = communicator.progress();
     if (progress.activity == activity && progress.waiting_for_ranks == ranks) return;

@@ -77,7 +77,7 @@ inline std::vector<MixedModelSpec> MixedModelSpecs() {
 class MixedModel {
  public:
   // `of` is only said in the weights' partition; they are whole.
-  explicit MixedModel(const MixedModelSpec& spec, const TensorParallel& of = {}) : spec_(spec) {
+  explicit MixedModel(const MixedModelSpec& spec, const RankPosition& of = {}) : spec_(spec) {
     const ModelConfig& config = spec.config;
     weights_.partition = MakePartition(config, of);
     const int64_t queries = config.heads * config.head_dim;

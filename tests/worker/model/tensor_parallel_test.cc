@@ -3,18 +3,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cmath>
-#include <functional>
-#include <numeric>
-#include <thread>
-
-#include "tests/worker/comm/tcp_group.h"
-#include "tests/worker/model/random_model.h"
-#include "worker/comm/in_process.h"
+#include "tests/worker/model/rank_group.h"
 #include "worker/model/families/families.h"
 #include "worker/model/gguf.h"
 #include "worker/model/mapped_file.h"
-#include "worker/model/transformer.h"
 
 namespace rempart::worker {
 namespace {
@@ -22,127 +14,11 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
-constexpr int64_t kBlocks = 32;
-
-TransformerOptions Options(bool exact) {
-  TransformerOptions options;
-  options.kv_blocks = kBlocks;
-  options.max_step_tokens = 64;
-  options.max_step_logits = 8;
-  options.exact = exact;
-  return options;
-}
-
-// One rank with its weights.
-struct Rank {
-  Rank(const TensorMap& tensors, const ModelConfig& config, const kernels::Ops& ops, bool exact,
-       const TensorParallel& of)
-      : pool({.threads = of.size == 1 ? 2 : 1}) {
-    auto bound = BindWeights(tensors, config, ops, {.pack = !exact}, pool, of);
-    if (!bound.ok()) {
-      ADD_FAILURE() << bound.status();
-      return;
-    }
-    weights = *std::move(bound);
-    auto made = Transformer::Create(config, weights, ops, pool, Options(exact));
-    if (made.ok()) transformer = *std::move(made);
-  }
-  ThreadPool pool;
-  Weights weights;
-  std::unique_ptr<Transformer> transformer;
-};
-
-struct Ids {
-  std::vector<int32_t> tokens;
-  int32_t first_position;
-  std::vector<int32_t> table;
-  bool wants_logits;
-};
-using Step = std::vector<Ids>;
-
-// Prefill, cut prefill beside another sequence, decodes, and a step that wants nothing.
-std::vector<Step> Steps(int64_t vocabulary) {
-  const auto tokens = [&](int count, int seed) {
-    std::vector<int32_t> ids;
-    for (int i = 0; i < count; ++i) ids.push_back((seed + 37 * i) % static_cast<int>(vocabulary));
-    return ids;
-  };
-  return {{{tokens(19, 3), 0, {5, 2}, true}},
-          {{tokens(7, 11), 0, {9}, false}, {tokens(1, 8), 19, {5, 2}, true}},
-          {{tokens(20, 5), 7, {9, 1}, false}},
-          {{tokens(1, 1), 27, {9, 1}, true},
-           {tokens(1, 2), 20, {5, 2}, true},
-           {tokens(33, 9), 0, {3, 4, 6}, true}}};
-}
-
-StepBatch BatchOf(const Step& step) {
-  StepBatch batch;
-  for (const Ids& ids : step) {
-    batch.slices.push_back({ids.tokens, ids.first_position, ids.table, ids.wants_logits});
-  }
-  return batch;
-}
-
-// Logits of all steps, one after the other.
-std::vector<float> Compute(Transformer& transformer, const std::vector<Step>& steps, int rank) {
-  std::vector<float> all;
-  for (const Step& step : steps) {
-    const StepBatch batch = BatchOf(step);
-    int64_t wanting = 0;
-    for (const SequenceSlice& slice : batch.slices) wanting += slice.wants_logits ? 1 : 0;
-    std::vector<float> logits(rank == 0 ? wanting * transformer.config().vocabulary : 0);
-    const absl::Status status = transformer.Forward(batch, absl::MakeSpan(logits));
-    EXPECT_TRUE(status.ok()) << status;
-    all.insert(all.end(), logits.begin(), logits.end());
-  }
-  return all;
-}
-
-struct Transport {
-  const char* name;
-  std::function<Group(int)> make;
-};
-
-const std::vector<Transport>& Transports() {
-  static const auto* transports = new std::vector<Transport>{
-      {"in process", [](int size) { return CreateInProcess(size, {}); }},
-      {"plain TCP", [](int size) { return MakeTcpGroup(size, 1, LinkProtection::kPlain, {}); }},
-      {"encrypted TCP",
-       [](int size) { return MakeTcpGroup(size, 1, LinkProtection::kEncrypted, {}); }}};
-  return *transports;
-}
-
 void ExpectSameOnAnyNumberOfRanks(const TensorMap& tensors, const ModelConfig& config,
                                   const std::vector<int>& sizes) {
-  const std::vector<Step> steps = Steps(config.vocabulary);
-  const kernels::Ops& ops = kernels::BestOps();
-  for (const bool exact : {true, false}) {
-    Rank alone(tensors, config, ops, exact, {0, 1});
-    ASSERT_NE(alone.transformer, nullptr);
-    const std::vector<float> expected = Compute(*alone.transformer, steps, 0);
-    ASSERT_EQ(expected.size(), 5 * static_cast<size_t>(config.vocabulary));
-    for (const float logit : expected) ASSERT_TRUE(std::isfinite(logit));
-    for (const int size : sizes) {
-      std::vector<std::unique_ptr<Rank>> ranks;
-      for (int rank = 0; rank < size; ++rank) {
-        ranks.push_back(
-            std::make_unique<Rank>(tensors, config, ops, exact, TensorParallel{rank, size}));
-        ASSERT_NE(ranks.back()->transformer, nullptr);
-      }
-      for (const Transport& transport : Transports()) {
-        Group group = transport.make(size);
-        std::vector<float> logits;
-        OnAllRanks(group, [&](Communicator& communicator) {
-          Transformer& transformer = *ranks[communicator.rank()]->transformer;
-          transformer.SetCommunicator(&communicator);
-          std::vector<float> own = Compute(transformer, steps, communicator.rank());
-          if (communicator.rank() == 0) logits = std::move(own);
-        });
-        EXPECT_EQ(logits, expected)
-            << size << " ranks, " << transport.name << (exact ? ", exact" : ", fast");
-      }
-    }
-  }
+  std::vector<GroupShape> shapes;
+  for (const int size : sizes) shapes.push_back({size, 1, 0});
+  ExpectSameOnAllShapes(tensors, config, shapes);
 }
 
 TEST(TensorParallel, StoriesIsTheSameOnAnyNumberOfRanks) {
@@ -190,7 +66,7 @@ TEST(TensorParallel, EachRankReadsItsRowsAndHoldsItsKvHeads) {
   const ModelConfig config = SmallConfig(9, 3, 32, 192, 384, 320);
   const RandomModel model(config, kernels::DType::kQ8_0, 5);
   ThreadPool pool({.threads = 1});
-  const auto read = [&](const TensorParallel& of) {
+  const auto read = [&](const RankPosition& of) {
     auto weights =
         BindWeights(model.tensors(), config, kernels::BestOps(), {.pack = false}, pool, of);
     EXPECT_TRUE(weights.ok()) << weights.status();

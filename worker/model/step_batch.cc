@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "worker/model/step_batch.h"
+
+#include <algorithm>
+
+namespace rempart::worker {
+
+std::vector<StepBatch> MicroBatches(const StepBatch& batch) {
+  std::vector<StepBatch> parts(1);
+  if (batch.micro_batch_tokens <= 0) {
+    parts[0].slices = batch.slices;
+    return parts;
+  }
+  const auto limit = static_cast<size_t>(batch.micro_batch_tokens);
+  size_t room = limit;
+  for (const SequenceSlice& slice : batch.slices) {
+    for (size_t begin = 0; begin < slice.token_ids.size();) {
+      if (room == 0) {
+        parts.emplace_back();
+        room = limit;
+      }
+      const size_t count = std::min(room, slice.token_ids.size() - begin);
+      SequenceSlice part = slice;
+      part.token_ids = slice.token_ids.subspan(begin, count);
+      part.first_position = slice.first_position + static_cast<int32_t>(begin);
+      begin += count;
+      room -= count;
+      part.wants_logits = slice.wants_logits && begin == slice.token_ids.size();
+      parts.back().slices.push_back(part);
+    }
+  }
+  return parts;
+}
+
+}  // namespace rempart::worker
