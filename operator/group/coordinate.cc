@@ -2,6 +2,7 @@
 #include "operator/group/coordinate.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <set>
 
 #include "absl/strings/str_cat.h"
@@ -180,6 +181,32 @@ Wait WaitingRanks(const GroupState& group, AwakeTime now, absl::Duration bound) 
   return wait;
 }
 
+// Ranks that come late because they wait themselves, in the end for one that does not wait: a stage
+// of a pipeline for those before it. Only who was just heard counts: what a frozen member said last
+// excuses it of nothing.
+std::set<int32_t> ExcusedRanks(const GroupState& group, AwakeTime now) {
+  std::map<int32_t, const std::vector<int32_t>*> waits;
+  for (const auto& [index, member] : group.members) {
+    if (!TakesPart(group, member) || !member.connected || now - member.heard > kSilence / 2)
+      continue;
+    for (const RankWord& word : member.ranks) {
+      if (PodOf(group, word.rank) != index || word.waiting_for.empty()) continue;
+      waits[word.rank] = &word.waiting_for;
+    }
+  }
+  std::set<int32_t> excused;
+  for (size_t before = SIZE_MAX; before != excused.size();) {
+    before = excused.size();
+    for (const auto& [rank, others] : waits) {
+      const bool ends = std::any_of(others->begin(), others->end(), [&](int32_t other) {
+        return waits.count(other) == 0 || excused.count(other) > 0;
+      });
+      if (ends) excused.insert(rank);
+    }
+  }
+  return excused;
+}
+
 // A rank that computes may take its time.
 bool Computes(const GroupState& group, int32_t rank, AwakeTime now) {
   const auto found = group.members.find(PodOf(group, rank));
@@ -191,11 +218,13 @@ bool Computes(const GroupState& group, int32_t rank, AwakeTime now) {
 }
 
 Decision AbortOfStuck(const GroupState& group, AwakeTime now) {
+  const std::set<int32_t> excused = ExcusedRanks(group, now);
   for (const absl::Duration bound : {kComputeBound, kCollectiveBound}) {
     const Wait wait = WaitingRanks(group, now, bound);
     std::set<int32_t> blamed;
     int most = 0;
     for (const auto& [rank, votes] : wait.votes) {
+      if (excused.count(rank) > 0) continue;
       if (bound == kCollectiveBound && Computes(group, rank, now)) continue;
       if (votes > most) blamed.clear();
       most = std::max(most, votes);

@@ -11,7 +11,8 @@
 //     one. It serves after every pod has said that its weights are there.
 //  3. A broken stream to a member of a serving group ends nothing. What ends it: a member that says
 //     so; a new process in a member's place; a member that has failed; a member silent to the
-//     operator and to its peers; ranks that wait for a rank that does not come.
+//     operator and to its peers; ranks that wait for a rank that does not come, and does not wait
+//     itself.
 //  4. What was adopted from members that served before the operator began is treated as its own.
 #pragma once
 

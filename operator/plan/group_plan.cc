@@ -56,7 +56,8 @@ int32_t RanksPerPod(const serving::v1alpha1::ModelSpec& spec) {
 }
 
 int32_t PodCount(const serving::v1alpha1::ModelSpec& spec) {
-  return std::max(spec.parallelism().tensor(), 1) / RanksPerPod(spec);
+  const int32_t pods_per_stage = std::max(spec.parallelism().tensor(), 1) / RanksPerPod(spec);
+  return std::max(spec.parallelism().pipeline(), 1) * pods_per_stage;
 }
 
 std::string GroupName(const Model& model, int32_t index) {
@@ -92,6 +93,9 @@ std::vector<GroupPlan> MakeGroups(const Observed& observed,
   config.set_model_name(FullName(model));
   for (const std::string& name : ServedNames(model)) config.add_served_names(name);
   config.set_tensor_parallel(std::max(spec.parallelism().tensor(), 1));
+  if (spec.parallelism().pipeline() > 1) {
+    config.set_pipeline_parallel(spec.parallelism().pipeline());
+  }
   config.set_ranks_per_pod(group.ranks_per_pod);
   FillEngine(spec.engine(), *config.mutable_engine());
   config.set_model_digest(spec.source().digest());

@@ -19,6 +19,7 @@ using serving::v1alpha1::ModelSpec;
 // StatefulSets put "-<hash>" behind their name in a label of 63 characters; we add "-<index>".
 constexpr size_t kMaxNameLength = 46;
 constexpr int32_t kMaxRanksPerPod = 16;
+constexpr int32_t kMaxRanks = 64;  // of a group, as communicators have it
 
 std::optional<Refusal> NotSupported(absl::string_view field, absl::string_view advice) {
   return Refusal{"NotSupported",
@@ -50,20 +51,25 @@ std::optional<Refusal> UnsupportedFields(const ModelSpec& spec) {
   if (spec.has_autoscaling()) {
     return NotSupported("autoscaling", "set replicas instead of autoscaling");
   }
-  if (spec.parallelism().pipeline() > 1) {
-    return NotSupported("parallelism.pipeline", "leave it out");
-  }
   if (spec.source().has_public_key_secret()) {
     return NotSupported("source.publicKeySecret", "signatures are not checked yet; leave it out");
   }
   return std::nullopt;
 }
 
-// What the schema cannot say of the shape of a group. Whether the number of ranks divides the model
-// only the model file tells: the worker refuses it with the numbers that do.
+// What the schema cannot say of the shape of a group. Whether the number of ranks divides the
+// model, and whether it has a layer for each stage, only the model file tells: the worker refuses
+// it with the numbers that do.
 std::optional<Refusal> WrongShape(const ModelSpec& spec) {
   const int32_t tensor = std::max(spec.parallelism().tensor(), 1);
+  const int32_t pipeline = std::max(spec.parallelism().pipeline(), 1);
   const int32_t per_pod = spec.parallelism().ranks_per_pod();
+  if (tensor * pipeline > kMaxRanks) {
+    return Refusal{"InvalidParallelism",
+                   absl::StrCat("spec.parallelism: tensor: ", tensor, " times pipeline: ", pipeline,
+                                " are ", tensor * pipeline, " ranks; a group has at most ",
+                                kMaxRanks, ": lower one of them")};
+  }
   if (per_pod == 0 && tensor > kMaxRanksPerPod) {
     return Refusal{"InvalidParallelism",
                    absl::StrCat("spec.parallelism.ranksPerPod is missing: ", tensor,

@@ -94,7 +94,8 @@ bool EpochRun::Connect() {
   group.data_addresses = order_.data_addresses;
   if (settings.pod_count == 1) group.data_addresses = {""};
   CommunicatorOptions options;
-  options.timeout = kCollectiveTimeout;
+  // A stage waits for what those before it compute.
+  options.timeout = kCollectiveTimeout * settings.pipeline_parallel;
   // The fate ends the dialling, too.
   std::stop_source give_up;
   std::jthread watch([&](std::stop_token done) {
@@ -152,6 +153,7 @@ absl::Status EpochRun::BeginRanks(LoadedModel& model) {
   if (!is_leader()) return absl::OkStatus();
   GroupRunner::Options options;
   options.epoch = order_.epoch;
+  options.stages = context_.settings->pipeline_parallel;
   options.first = ranks[0];
   options.others = threads_.get();
   if (context_.settings->pod_count > 1) {
@@ -176,8 +178,9 @@ absl::Status EpochRun::Form() {
   ASSIGN_OR_RETURN(model_, context_.load());
   if (over()) return absl::OkStatus();
   if (!communicators_.empty()) {
-    context_.status->SetFabricCost(
-        MicrosecondsPerToken(context_.status->snapshot().fabric, model_->layers, model_->hidden));
+    context_.status->SetFabricCost(MicrosecondsPerToken(
+        context_.status->snapshot().fabric,
+        {model_->layers, model_->hidden, settings.tensor_parallel, settings.pipeline_parallel}));
   }
   RETURN_IF_ERROR(BeginRanks(*model_));
   if (over()) return absl::OkStatus();

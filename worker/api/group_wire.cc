@@ -16,6 +16,7 @@ int32_t Clamped(int64_t value) {
 void WriteStep(const GroupStep& step, group::v1::ToFollower* out) {
   out->set_step(step.step);
   out->set_epoch(step.epoch);
+  out->set_micro_batch_tokens(step.micro_batch_tokens);
   for (const BlockCopy& copy : step.copies) {
     group::v1::BlockCopy* written = out->add_copies();
     written->set_source(copy.source);
@@ -35,6 +36,7 @@ absl::StatusOr<GroupStep> ReadStep(const group::v1::ToFollower& message) {
   GroupStep step;
   step.step = message.step();
   step.epoch = message.epoch();
+  step.micro_batch_tokens = message.micro_batch_tokens();
   for (const auto& copy : message.copies()) {
     step.copies.push_back({copy.source(), copy.destination()});
   }

@@ -120,13 +120,13 @@ absl::StatusOr<int32_t> ContextLength(const EngineSettings& settings, const Mode
 // How many KV blocks: what the settings say, or enough for all sequences, or what fits in half of
 // the free memory; never fewer than one sequence of full length needs.
 absl::StatusOr<int64_t> KvBlocks(const EngineSettings& settings, int32_t context_length,
-                                 int64_t bytes_per_block, int64_t file_bytes) {
+                                 int64_t bytes_per_block, int64_t weight_bytes) {
   const int64_t per_sequence =
       (context_length + kernels::kKvBlockTokens - 1) / kernels::kKvBlockTokens;
   const int64_t least = per_sequence * bytes_per_block;
   const int64_t free = ReadMemoryUse("").left_bytes();
   // Weights may be repacked, beside the pages of the file.
-  const int64_t left = free - 2 * file_bytes - kReserve;
+  const int64_t left = free - 2 * weight_bytes - kReserve;
   int64_t wanted = settings.kv_cache_bytes;
   if (wanted == 0) {
     wanted = std::min(settings.max_sequences * least, std::max(least, free / 2));
@@ -139,7 +139,7 @@ absl::StatusOr<int64_t> KvBlocks(const EngineSettings& settings, int32_t context
   }
   if (wanted > left) {
     return absl::ResourceExhaustedError(
-        absl::StrCat("not enough memory: weights ", 2 * file_bytes / kMiB, " MiB and KV cache ",
+        absl::StrCat("not enough memory: weights ", 2 * weight_bytes / kMiB, " MiB and KV cache ",
                      wanted / kMiB, " MiB for ", context_length, " tokens, but ", free / kMiB,
                      " MiB are free: give the pod more memory, or lower engine.contextLength"));
   }
@@ -172,8 +172,13 @@ kernels::DType KvType(const std::string& name) {
   return kernels::DType::kF16;
 }
 
+// Of the index-th rank of this pod.
+RankPosition PositionInGroup(const WorkerSettings& settings, int index) {
+  return PositionOf(settings.pod_index * settings.ranks_per_pod + index, settings.tensor_parallel,
+                    settings.pipeline_parallel);
+}
+
 absl::Status BindParts(const WorkerSettings& settings, ModelFile& model, WorkerStatus& status) {
-  const int ranks = settings.pod_count * settings.ranks_per_pod;
   PackOptions pack;
   pack.pack = !model.options.exact;
   pack.on_progress = [&](int64_t done, int64_t total) { status.SetLoaded(done, total); };
@@ -184,9 +189,9 @@ absl::Status BindParts(const WorkerSettings& settings, ModelFile& model, WorkerS
   const absl::Time begin = absl::Now();
   for (size_t i = 0; i < model.parts.size(); ++i) {
     RankPart& part = *model.parts[i];
-    const int rank = settings.pod_index * settings.ranks_per_pod + static_cast<int>(i);
-    ASSIGN_OR_RETURN(part.weights, BindWeights(model.source.tensors, model.source.config,
-                                               *model.ops, pack, part.pool, {rank, ranks}));
+    ASSIGN_OR_RETURN(part.weights,
+                     BindWeights(model.source.tensors, model.source.config, *model.ops, pack,
+                                 part.pool, PositionInGroup(settings, static_cast<int>(i))));
     status.AddBytesRead(part.weights.bytes_read);
   }
   const Weights& weights = model.parts[0]->weights;
@@ -203,19 +208,20 @@ absl::Status BindParts(const WorkerSettings& settings, ModelFile& model, WorkerS
 absl::Status Prepare(const WorkerSettings& settings, ModelFile& model, EngineOptions& engine,
                      WorkerStatus& status) {
   const EngineSettings& wanted = settings.engine;
-  const RankPosition first = {settings.pod_index * settings.ranks_per_pod,
-                              settings.pod_count * settings.ranks_per_pod};
-  status.SetTensorSizes(AllowedTensorParallel(model.source.config));
-  RETURN_IF_ERROR(CheckTensorParallel(model.source.config, first.size));
+  const ModelConfig& config = model.source.config;
+  const RankPosition first = PositionInGroup(settings, 0);
+  status.SetShape(AllowedTensorParallel(config), static_cast<int>(config.layers.size()));
+  RETURN_IF_ERROR(CheckTensorParallel(config, first.size));
+  RETURN_IF_ERROR(CheckPipelineParallel(config, first.stages));
   ASSIGN_OR_RETURN(engine.context_length, ContextLength(wanted, model.source.config));
   const kernels::DType kv_type = KvType(wanted.kv_cache_type);
   ChooseRopes(engine.context_length, model.source.config);
-  const int64_t file_bytes = model.source.bytes();
+  const int64_t weight_bytes =
+      settings.ranks_per_pod * WeightBytes(model.source.tensors, config, first);
   TransformerOptions& options = model.options;
-  const int64_t bytes_per_block =
-      settings.ranks_per_pod * KvBytesPerBlock(model.source.config, kv_type, first);
-  ASSIGN_OR_RETURN(options.kv_blocks, KvBlocks(wanted, engine.context_length, bytes_per_block,
-                                               file_bytes / settings.pod_count));
+  const int64_t bytes_per_block = settings.ranks_per_pod * KvBytesPerBlock(config, kv_type, first);
+  ASSIGN_OR_RETURN(options.kv_blocks,
+                   KvBlocks(wanted, engine.context_length, bytes_per_block, weight_bytes));
   options.kv_type = kv_type;
   options.exact = wanted.exact_arithmetic;
   options.max_step_tokens = wanted.max_step_tokens;

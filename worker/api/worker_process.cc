@@ -247,11 +247,12 @@ class WorkerProcess {
 
   int Fail(const absl::Status& why) {
     FailureKind kind = KindOf(why);
-    const std::vector<int> sizes = status_.snapshot().tensor_sizes;
-    const int ranks = settings_.pod_count * settings_.ranks_per_pod;
-    if (!sizes.empty() && std::find(sizes.begin(), sizes.end(), ranks) == sizes.end()) {
-      kind = {"InvalidParallelism", kExitConfig};
-    }
+    const StatusSnapshot known = status_.snapshot();
+    const std::vector<int>& sizes = known.tensor_sizes;
+    const bool cannot_be_cut =
+        std::find(sizes.begin(), sizes.end(), settings_.tensor_parallel) == sizes.end() ||
+        settings_.pipeline_parallel > known.layers;
+    if (known.layers > 0 && cannot_be_cut) kind = {"InvalidParallelism", kExitConfig};
     LogError("worker", why.message(), {{"reason", kind.reason}});
     status_.Fail(kind.reason, std::string(why.message()));
     if (join_ != nullptr) join_->Flush(kFlushTimeout);

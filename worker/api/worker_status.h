@@ -52,7 +52,9 @@ struct StatusSnapshot {
   int64_t weight_bytes_read = 0;  // since the process began
   FabricFigures fabric = {};
   int32_t fabric_microseconds_per_token = 0;
-  std::vector<int> tensor_sizes = {};  // that the model can be cut into; empty: not known yet
+  // That a stage of the model can be cut into, and its layers; empty and 0: not known yet.
+  std::vector<int> tensor_sizes = {};
+  int layers = 0;
 };
 
 class WorkerStatus {
@@ -70,9 +72,10 @@ class WorkerStatus {
     MutexLock lock(&mu_);
     snapshot_.digest = std::move(digest);
   }
-  void SetTensorSizes(std::vector<int> sizes) {
+  void SetShape(std::vector<int> tensor_sizes, int layers) {
     MutexLock lock(&mu_);
-    snapshot_.tensor_sizes = std::move(sizes);
+    snapshot_.tensor_sizes = std::move(tensor_sizes);
+    snapshot_.layers = layers;
   }
   void AddStartPart(std::string name, absl::Duration time) {
     MutexLock lock(&mu_);

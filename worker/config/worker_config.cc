@@ -84,21 +84,26 @@ void CheckDigest(const std::string& digest, Problems& problems) {
 // The shape of the group, and what a group of several pods cannot do without.
 void CheckGroup(const v1::WorkerConfig& config, WorkerSettings& settings, Problems& problems) {
   constexpr int32_t kMaxRanks = 64;
-  const int32_t tensor = std::max(1, config.tensor_parallel());
-  const int32_t pipeline = std::max(1, config.pipeline_parallel());
+  const int32_t tensor = settings.tensor_parallel = std::max(1, config.tensor_parallel());
+  const int32_t pipeline = settings.pipeline_parallel = std::max(1, config.pipeline_parallel());
   settings.ranks_per_pod = std::max(1, config.ranks_per_pod());
   settings.data_address = config.data_address();
   settings.config_hash = config.config_hash();
   CheckRange("tensor_parallel", config.tensor_parallel(), 0, kMaxRanks, problems);
-  CheckRange("pipeline_parallel", config.pipeline_parallel(), 0, 1, problems);
+  CheckRange("pipeline_parallel", config.pipeline_parallel(), 0, kMaxRanks, problems);
   CheckRange("ranks_per_pod", config.ranks_per_pod(), 0, kMaxRanks, problems);
-  const int32_t ranks = tensor * pipeline;
-  if (ranks % settings.ranks_per_pod != 0) {
-    problems.push_back(absl::StrCat("ranks_per_pod is ", settings.ranks_per_pod,
-                                    ": it must divide tensor_parallel, ", ranks));
+  const int64_t ranks = int64_t{tensor} * pipeline;
+  if (ranks > kMaxRanks) {
+    problems.push_back(absl::StrCat("tensor_parallel is ", tensor, " and pipeline_parallel ",
+                                    pipeline, ": a group has at most ", kMaxRanks, " ranks"));
     return;
   }
-  settings.pod_count = ranks / settings.ranks_per_pod;
+  if (tensor % settings.ranks_per_pod != 0) {
+    problems.push_back(absl::StrCat("ranks_per_pod is ", settings.ranks_per_pod,
+                                    ": it must divide tensor_parallel, ", tensor));
+    return;
+  }
+  settings.pod_count = static_cast<int32_t>(ranks) / settings.ranks_per_pod;
   if (settings.pod_count == 1) return;
   CheckRequired("group_name (of a group of several pods)", settings.group_name, problems);
   CheckRequired("data_address (of a group of several pods)", settings.data_address, problems);

@@ -40,8 +40,10 @@ struct WorkerSettings {
   // Where the ranks of other pods link to those of this one; empty in a group of one pod.
   std::string data_address;
   std::string config_hash;
-  int32_t pod_count = 1;      // of the group
-  int32_t ranks_per_pod = 1;  // rank r lives in pod r / ranks_per_pod
+  int32_t tensor_parallel = 1;    // ranks of each stage
+  int32_t pipeline_parallel = 1;  // stages
+  int32_t pod_count = 1;          // of the group
+  int32_t ranks_per_pod = 1;      // rank r lives in pod r / ranks_per_pod; all in one stage
   TlsConfig tls;
   // From the environment: REMPART_POD_INDEX, REMPART_POD_NAME, REMPART_NODE_NAME, REMPART_POD_IP.
   // Where others reach listen_address: the pod's own address in place of "all interfaces".

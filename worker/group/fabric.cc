@@ -74,12 +74,14 @@ absl::StatusOr<FabricFigures> MeasureFabric(
   return figures[0];
 }
 
-int32_t MicrosecondsPerToken(const FabricFigures& figures, int64_t layers, int64_t hidden) {
+int32_t MicrosecondsPerToken(const FabricFigures& figures, const TokenTraffic& traffic) {
   if (figures.mib_per_second == 0) return 0;
-  const double extra_bytes = std::max<double>(0, hidden * 4.0 - (4 << 10));
+  const double extra_bytes =
+      std::max<double>(0, static_cast<double>(traffic.hidden) * 4 - (4 << 10));
   const double microseconds =
       figures.all_reduce_microseconds + extra_bytes / (1 << 20) / figures.mib_per_second * 1e6;
-  return static_cast<int32_t>((2.0 * static_cast<double>(layers) + 1) * microseconds);
+  const int64_t in_layers = traffic.tensor > 1 ? 2 * traffic.layers : 0;
+  return static_cast<int32_t>(static_cast<double>(in_layers + traffic.stages) * microseconds);
 }
 
 absl::StatusOr<int32_t> AgreeOnLeast(

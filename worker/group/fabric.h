@@ -21,9 +21,17 @@ struct FabricFigures {
 absl::StatusOr<FabricFigures> MeasureFabric(
     const std::vector<std::unique_ptr<Communicator>>& communicators);
 
-// A decode step of one sequence: two all-reduces of `hidden` floats per layer and one gather of the
-// logits.
-int32_t MicrosecondsPerToken(const FabricFigures& figures, int64_t layers, int64_t hidden);
+// What the ranks of a group gather and send for a token.
+struct TokenTraffic {
+  int64_t layers = 0;
+  int64_t hidden = 0;
+  int tensor = 1;  // ranks of each stage
+  int stages = 1;
+};
+
+// A decode step of one sequence: two all-reduces of `hidden` floats per layer where ranks share
+// layers, one message from stage to stage, and one gather of the logits.
+int32_t MicrosecondsPerToken(const FabricFigures& figures, const TokenTraffic& traffic);
 
 // The least that any rank of the group can hold, agreed on by all: `mine` of this pod.
 absl::StatusOr<int32_t> AgreeOnLeast(

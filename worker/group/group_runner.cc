@@ -4,6 +4,7 @@
 #include <string>
 
 #include "common/status_macros.h"
+#include "worker/group/micro_batch_size.h"
 
 namespace rempart::worker {
 
@@ -16,8 +17,9 @@ absl::Status GroupRunner::Forward(const StepBatch& batch, absl::Span<float> logi
   return Lose(status);
 }
 
-absl::Status GroupRunner::RunOnAll(const StepBatch& batch, absl::Span<float> logits) {
+absl::Status GroupRunner::RunOnAll(StepBatch batch, absl::Span<float> logits) {
   ++step_;
+  batch.micro_batch_tokens = MicroBatchTokens(batch, options_.stages);
   if (options_.send != nullptr || options_.others != nullptr) {
     auto step = std::make_shared<const GroupStep>(OwnedStep(batch, options_.epoch, step_));
     if (options_.send != nullptr) RETURN_IF_ERROR(options_.send(*step));

@@ -23,6 +23,7 @@ class GroupRunner : public ModelRunner {
  public:
   struct Options {
     int32_t epoch = 0;
+    int stages = 1;                 // of the pipeline
     LocalRank first;                // rank 0
     RankThreads* others = nullptr;  // of this pod; null: none
     // Hands a step to the other pods without waiting for them; null: there are none.
@@ -36,7 +37,7 @@ class GroupRunner : public ModelRunner {
   absl::Status Forward(const StepBatch& batch, absl::Span<float> logits) override;
 
  private:
-  absl::Status RunOnAll(const StepBatch& batch, absl::Span<float> logits);
+  absl::Status RunOnAll(StepBatch batch, absl::Span<float> logits);
   absl::Status Lose(const absl::Status& status);
 
   const Options options_;

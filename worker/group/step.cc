@@ -8,6 +8,7 @@ GroupStep OwnedStep(const StepBatch& batch, int32_t epoch, int64_t step) {
   owned.step = step;
   owned.epoch = epoch;
   owned.copies = batch.copies;
+  owned.micro_batch_tokens = batch.micro_batch_tokens;
   owned.slices.reserve(batch.slices.size());
   for (const SequenceSlice& slice : batch.slices) {
     owned.slices.push_back({{slice.token_ids.begin(), slice.token_ids.end()},
@@ -21,6 +22,7 @@ GroupStep OwnedStep(const StepBatch& batch, int32_t epoch, int64_t step) {
 StepBatch BatchOf(const GroupStep& step) {
   StepBatch batch;
   batch.copies = step.copies;
+  batch.micro_batch_tokens = step.micro_batch_tokens;
   batch.slices.reserve(step.slices.size());
   for (const OwnedSlice& slice : step.slices) {
     batch.slices.push_back(

@@ -22,6 +22,7 @@ struct GroupStep {
   int32_t epoch = 0;
   std::vector<BlockCopy> copies;
   std::vector<OwnedSlice> slices;
+  int32_t micro_batch_tokens = 0;
 };
 
 GroupStep OwnedStep(const StepBatch& batch, int32_t epoch, int64_t step);

@@ -9,7 +9,9 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "common/status_macros.h"
 
 namespace rempart::worker {
@@ -204,7 +206,29 @@ void AddToNorms(float offset, Weights& weights) {
   }
 }
 
+// "blk.12.attn_q.weight" is of layer 12; -1: of none.
+int64_t LayerOf(absl::string_view name) {
+  int64_t layer = -1;
+  if (!absl::ConsumePrefix(&name, "blk.")) return -1;
+  return absl::SimpleAtoi(name.substr(0, name.find('.')), &layer) ? layer : -1;
+}
+
 }  // namespace
+
+int64_t WeightBytes(const TensorMap& tensors, const ModelConfig& config, const RankPosition& of) {
+  const Range layers = MakePartition(config, of).layers;
+  const std::string head =
+      tensors.contains("output.weight") ? "output.weight" : "token_embd.weight";
+  int64_t bytes = 0;
+  for (const auto& [name, tensor] : tensors) {
+    const int64_t layer = LayerOf(name);
+    const bool is_own = layer >= 0 ? layer >= layers.begin && layer < layers.end
+                                   : (of.is_first_stage() && name == "token_embd.weight") ||
+                                         (of.is_last_stage() && name == head);
+    if (is_own) bytes += tensor.bytes;
+  }
+  return bytes / of.size;
+}
 
 absl::StatusOr<Weights> BindWeights(const TensorMap& tensors, const ModelConfig& config,
                                     const kernels::Ops& ops, const PackOptions& options,

@@ -73,6 +73,9 @@ absl::StatusOr<Weights> BindWeights(const TensorMap& tensors, const ModelConfig&
                                     const kernels::Ops& ops, const PackOptions& options,
                                     ThreadPool& pool, const RankPosition& of = {});
 
+// Of the file, that a rank reads, about: before anything is bound.
+int64_t WeightBytes(const TensorMap& tensors, const ModelConfig& config, const RankPosition& of);
+
 // The last step of BindWeights: fills in `packed` of every matrix that `ops` has a layout for.
 absl::Status PackWeights(const kernels::Ops& ops, const PackOptions& options, ThreadPool& pool,
                          Weights& weights);

@@ -252,6 +252,52 @@ TEST(Coordinate, ASlowRankIsNotAStuckOne) {
   EXPECT_EQ(abort.ending.blamed_ranks, Ranks{1});
 }
 
+// Of a pipeline of three: rank 0 waits for the last stage, and that for the one before it.
+TEST(Coordinate, AStageThatWaitsForAnotherIsNotTheCause) {
+  Group group;
+  group.Serve();
+  const auto wait = [&](double last, double middle, const char* activity) {
+    group.SayAll(WorkerPhase::kReady, group.state().epoch);
+    group.Waits(0, {2}, absl::Seconds(last + 1), "gather");
+    group.Waits(2, {1}, absl::Seconds(last), "receive");
+    group.Waits(1, {}, absl::Seconds(middle), activity);
+    return group.Decide();
+  };
+  // Micro-batch after micro-batch, for longer than any one wait may last.
+  EXPECT_EQ(wait(3, 3, "compute").kind, Kind::kNothing);
+  EXPECT_EQ(wait(16, 16, "compute").ending.blamed_ranks, Ranks{1}) << "or it computes for ever";
+}
+
+TEST(Coordinate, OfAChainOfWaitsTheEndIsBlamed) {
+  Group group;
+  group.Serve();
+  group.SayAll(WorkerPhase::kReady, group.state().epoch);
+  group.Waits(0, {2}, absl::Seconds(40), "gather");
+  group.Waits(2, {1}, absl::Seconds(1), "receive");
+  group.Waits(1, {}, absl::Seconds(1), "compute");
+  EXPECT_EQ(group.Decide().kind, Kind::kNothing) << "the last stage has begun to wait just now";
+  group.Waits(2, {1}, absl::Seconds(2.1), "receive");
+  group.Waits(1, {}, absl::Seconds(2.1), "idle");
+  const Decision abort = group.Decide();
+  EXPECT_EQ(abort.kind, Kind::kAbort);
+  EXPECT_EQ(abort.ending.blamed_ranks, Ranks{1});
+}
+
+// What it said last, a moment before it froze, is that it waited for rank 0.
+TEST(Coordinate, AStageThatFrozeWhileItWaitedIsFound) {
+  Group group;
+  group.Serve();
+  group.SayAll(WorkerPhase::kReady, group.state().epoch);
+  group.Waits(1, {0}, absl::Seconds(0.1), "receive");
+  group.Pass(1.9);
+  for (const int pod : {0, 2}) group.Say(pod, WorkerPhase::kReady, group.state().epoch);
+  group.Waits(0, {2}, absl::Seconds(2.2), "gather");
+  group.Waits(2, {1}, absl::Seconds(2.2), "receive");
+  const Decision abort = group.Decide();
+  EXPECT_EQ(abort.kind, Kind::kAbort);
+  EXPECT_EQ(abort.ending.blamed_ranks, Ranks{1});
+}
+
 TEST(Coordinate, ACutLinkBetweenTwoLiveMembersIsBlamedOnNobody) {
   Group group;
   group.Serve();

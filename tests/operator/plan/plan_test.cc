@@ -114,9 +114,12 @@ TEST(MakePlan, RefusesWhatThisVersionDoesNotDo) {
       {"autoscaling",
        [](Observed& o) { o.model.mutable_spec()->mutable_autoscaling()->set_max(2); },
        "NotSupported", "set replicas instead of autoscaling"},
-      {"pipeline",
-       [](Observed& o) { o.model.mutable_spec()->mutable_parallelism()->set_pipeline(2); },
-       "NotSupported", "parallelism.pipeline"},
+      {"too many ranks for a group",
+       [](Observed& o) {
+         o.model.mutable_spec()->mutable_parallelism()->set_tensor(8);
+         o.model.mutable_spec()->mutable_parallelism()->set_pipeline(9);
+       },
+       "InvalidParallelism", "tensor: 8 times pipeline: 9 are 72 ranks; a group has at most 64"},
       {"ranks that do not divide",
        [](Observed& o) {
          o.model.mutable_spec()->mutable_parallelism()->set_tensor(6);
@@ -236,6 +239,29 @@ TEST(MakeGroupObjects, RanksBecomePodsThatWaitForEachOther) {
   EXPECT_EQ(policy.pod_selector().match_labels().at(kGroupLabel), "smollm2-0");
   ASSERT_EQ(policy.ingress_size(), 2);
   EXPECT_EQ(policy.ingress(1).from(0).pod_selector().match_labels().at(kGroupLabel), "smollm2-0");
+}
+
+TEST(MakePlan, EachStageOfAPipelineHasPodsOfItsOwn) {
+  Observed observed = OneModel();
+  auto& parallelism = *observed.model.mutable_spec()->mutable_parallelism();
+  parallelism.set_tensor(4);
+  parallelism.set_pipeline(3);
+  GroupPlan group = MakePlan(observed).groups.at(0);
+  EXPECT_EQ(group.ranks_per_pod, 4);
+  EXPECT_EQ(group.pod_count, 3);
+  EXPECT_EQ(group.config.tensor_parallel(), 4);
+  EXPECT_EQ(group.config.pipeline_parallel(), 3);
+  EXPECT_EQ(group.config.data_address(), "0.0.0.0:7071");
+  EXPECT_EQ(MakeGroupObjects(observed, group).stateful_set.spec().replicas(), 3);
+  parallelism.set_ranks_per_pod(2);
+  group = MakePlan(observed).groups.at(0);
+  EXPECT_EQ(group.ranks_per_pod, 2);
+  EXPECT_EQ(group.pod_count, 6);
+  parallelism.clear_tensor();
+  parallelism.clear_ranks_per_pod();
+  group = MakePlan(observed).groups.at(0);
+  EXPECT_EQ(group.ranks_per_pod, 1);
+  EXPECT_EQ(group.pod_count, 3);
 }
 
 TEST(MakeGroupObjects, OnePodHasNobodyToWaitFor) {

@@ -55,6 +55,27 @@ TEST(WorkerConfig, ADigestIsSha256InLowerCase) {
   }
 }
 
+TEST(WorkerConfig, APodHoldsRanksOfOneStage) {
+  const auto with = [](const std::string& shape) {
+    return std::string("{") + kMinimal +
+           R"(,"groupName":"ia/g-0","dataAddress":"127.0.0.1:0","controlAddress":"unix:/c",)" +
+           shape + "}";
+  };
+  auto settings = ParseWorkerSettings(with(R"("pipelineParallel":3)"));
+  ASSERT_TRUE(settings.ok()) << settings.status();
+  EXPECT_EQ(settings->pod_count, 3);
+  settings =
+      ParseWorkerSettings(with(R"("pipelineParallel":3,"tensorParallel":4,"ranksPerPod":2)"));
+  ASSERT_TRUE(settings.ok()) << settings.status();
+  EXPECT_EQ(settings->pod_count, 6);
+  EXPECT_EQ(settings->tensor_parallel, 4);
+  EXPECT_EQ(settings->pipeline_parallel, 3);
+  EXPECT_THAT(Message(with(R"("pipelineParallel":4,"ranksPerPod":2)")),
+              HasSubstr("ranks_per_pod is 2: it must divide tensor_parallel, 1"));
+  EXPECT_THAT(Message(with(R"("pipelineParallel":33,"tensorParallel":2)")),
+              HasSubstr("tensor_parallel is 2 and pipeline_parallel 33: a group has at most 64"));
+}
+
 TEST(WorkerConfig, RefusesPlainTextOutsideTheMachine) {
   EXPECT_THAT(Message(R"({"modelName":"m","modelPath":"/m","listenAddress":"0.0.0.0:7070"})"),
               HasSubstr("listen_address is 0.0.0.0:7070, which leaves this machine"));
