@@ -122,6 +122,15 @@ def measure(args, spaces: bool, agent: str | None) -> dict:
     return summary(rounds)
 
 
+def measure_abort(binary: str, rounds: int) -> dict:
+    """Per kind of link and number of ranks: until the slowest rank in a barrier, and one in no call, knows of an abort."""
+    out = {}
+    for kind in ("memory", "plain", "encrypted"):
+        for ranks in (3, 8):
+            out[f"{kind}_{ranks}"] = run_all([[binary, kind, str(ranks), str(rounds)]])
+    return out
+
+
 def processor() -> str:
     with open("/proc/cpuinfo") as file:
         return next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), platform.machine())
@@ -136,8 +145,25 @@ def table(title: str, rows: dict) -> list[str]:
     return lines + [""]
 
 
-def store(result: dict) -> None:
-    with open("docs/benchmarks/comm.json", "w") as file:
+def abort_table(abort: dict) -> list[str]:
+    lines = ["## Until an abort has reached all", "",
+             "One rank is aborted by another thread while the others wait in a barrier and one is in no call; all are threads of one process, at ordinary",
+             "priority. Milliseconds until the slowest of those that wait has come back with the error, and until the idle one knows; the bound is 100.",
+             f"{abort['rounds']} rounds each, {abort['date']}, commit {abort['commit']}, {abort['processor']}, {abort['cores']} cores, "
+             f"load {abort['load']} beside the benchmark.", "",
+             "| links | ranks | waiting: median | p99 | worst | idle: median | p99 | worst |", "|---|---|---|---|---|---|---|---|"]
+    for name, row in abort["results"].items():
+        kind, ranks = name.rsplit("_", 1)
+        cells = [f"{row[of][what]:.2f}" for of in ("waiting_ms", "idle_ms") for what in ("median", "p99", "worst")]
+        lines.append(f"| {kind} | {ranks} | " + " | ".join(cells) + " |")
+    return lines + [""]
+
+
+def store(changed: dict) -> None:
+    path = "docs/benchmarks/comm.json"
+    with open(path) as file:
+        result = {**json.load(file), **changed}
+    with open(path, "w") as file:
         json.dump(result, file, indent=1)
         file.write("\n")
     lines = ["# Collectives between two ranks", "",
@@ -147,6 +173,8 @@ def store(result: dict) -> None:
              f"{result['date']}, commit {result['commit']}, {result['processor']}, {result['cores']} cores, load {result['load']} beside the benchmark.", ""]
     for where, rows in result["results"].items():
         lines += table(where, rows)
+    if "abort" in result:
+        lines += abort_table(result["abort"])
     with open("docs/benchmarks/comm.md", "w") as file:
         file.write("\n".join(lines))
 
@@ -157,26 +185,39 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--calls", type=int, default=1000)
     parser.add_argument("--largest", type=int, default=SIZES[-1], help="bytes")
+    parser.add_argument("--only", choices=["collectives", "abort"])
+    parser.add_argument("--abort", default="build/release/bin/abort_bench")
     parser.add_argument("--ours", default="build/release/bin/comm_bench")
     parser.add_argument("--mpi", default=os.path.abspath("build/release/bin/mpi_bench"))
     args = parser.parse_args()
     load = round(os.getloadavg()[0], 1)
-    results = {"loopback": measure(args, False, None)}
-    if os.geteuid() == 0:
+    results = {}
+    if args.only != "abort":
+        results["loopback"] = measure(args, False, None)
+    if results and os.geteuid() == 0:
         with network_spaces(), tempfile.NamedTemporaryFile("w", suffix=".sh", delete=False) as agent:
             agent.write(AGENT)
             agent.close()
             os.chmod(agent.name, 0o755)
             results["two network namespaces"] = measure(args, True, agent.name)
             os.unlink(agent.name)
+    rounds = 50 if args.quick else 500
+    abort = measure_abort(args.abort, rounds) if args.only != "collectives" else {}
     if not args.quick:
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-        store({"date": datetime.date.today().isoformat(), "commit": commit, "processor": processor(), "cores": len(cpus()), "load": load,
-               "results": results})
+        facts = {"date": datetime.date.today().isoformat(), "commit": commit, "processor": processor(), "cores": len(cpus()), "load": load}
+        if results:
+            store({**facts, "results": results})
+        if abort:
+            store({"abort": {**facts, "rounds": rounds, "results": abort}})
     for where, rows in results.items():
         for name, row in rows.items():
             print(f"{where}: {name}: {row}")
+    for name, row in abort.items():
+        print(f"abort: {name}: {row}")
     flat = {}
+    if abort:
+        flat["abort_worst_ms"] = round(max(row[of]["worst"] for row in abort.values() for of in ("waiting_ms", "idle_ms")), 2)
     for where, rows in results.items():
         prefix = "" if where == "loopback" else "netns_"
         for name, row in rows.items():
