@@ -94,6 +94,26 @@ def measure(model: str, rounds: int) -> dict:
     return figures
 
 
+# One-way delays in microseconds, and the groups over them: tensor, pipeline, micro-batches.
+DELAYS = [0, 1000, 5000]
+LINKED = {"tensor_2": (2, 1, "0"), "pipeline_2_whole": (1, 2, "0"), "pipeline_2": (1, 2, "auto")}
+LINK_PROMPT = 512
+
+
+def measure_links(rounds: int) -> dict:
+    """Gemma 3 over links that hold every byte back: milliseconds of a decode step, and tokens of a prompt per second."""
+    rows = {}
+    for delay in DELAYS:
+        runs = {name: [] for name in LINKED}
+        for _ in range(rounds):
+            for name, (tensor, stages, micro) in LINKED.items():
+                done = subprocess.run([servers.BINARIES / "link_bench", servers.CACHE / "models" / MODELS["gemma3"], str(tensor), str(stages),
+                                       str(delay), micro, str(LINK_PROMPT)], stdout=subprocess.PIPE, text=True, check=True, timeout=300)
+                runs[name].append(json.loads(done.stdout))
+        rows[str(delay)] = {name: {what: round(statistics.median(run[what] for run in of), 2) for what in of[0]} for name, of in runs.items()}
+    return rows
+
+
 def summary(figures: dict) -> dict:
     rows = {}
     for case, of in figures.items():
@@ -132,6 +152,14 @@ def store(result: dict) -> None:
                 cells += [f"{row['tokens_per_second']}", f"**{row['ratio']}** ({row['spread'][0]} to {row['spread'][1]})"]
             lines.append(f"| {case} | " + " | ".join(cells) + " |")
         lines.append("")
+    lines += ["### Slow links", "",
+              f"Gemma 3, two ranks of one thread each, linked through proxies that hold every byte back. Decode: milliseconds of a step of one sequence.",
+              f"Prompt: tokens per second of {LINK_PROMPT} tokens. \"Whole\" passes the stages in one piece, the last columns in micro-batches.", "",
+              "| delay one way | tensor 2: decode | prompt | pipeline 2 whole: decode | prompt | pipeline 2: decode | prompt |", "|---|---|---|---|---|---|---|"]
+    for delay, row in result["links"].items():
+        cells = [f"{row[name]['decode_ms']} ms | {row[name]['prompt_tokens_per_second']}" for name in LINKED]
+        lines.append(f"| {int(delay) / 1000:g} ms | " + " | ".join(cells) + " |")
+    lines.append("")
     with open("docs/benchmarks/groups.md", "w") as file:
         file.write("\n".join(lines))
 
@@ -144,13 +172,16 @@ def main() -> None:
     load_before = round(os.getloadavg()[0], 1)
     rounds = 3 if args.quick else args.rounds
     results = {model: summary(measure(model, rounds)) for model in (["smollm2"] if args.quick else SHAPES)}
+    links = {} if args.quick else measure_links(3)
     if not args.quick:
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
         store({"date": datetime.date.today().isoformat(), "commit": commit, "processor": processor(), "cores": os.cpu_count(),
-               "rounds": rounds, "load": load_before, "results": results})
+               "rounds": rounds, "load": load_before, "results": results, "links": links})
     for model, rows in results.items():
         for name, row in rows.items():
             print(f"{model}: {name}: {row}")
+    for delay, row in links.items():
+        print(f"links of {delay} us: {row}")
     print("RESULT " + json.dumps({f"{model}_{name}": row["ratio"] for model, rows in results.items() for name, row in rows.items()
                                   if not name.endswith("_one")}))
 
