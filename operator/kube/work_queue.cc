@@ -13,12 +13,22 @@ constexpr absl::Duration kLook = absl::Milliseconds(200);
 
 void WorkQueue::AddLocked(const ObjectKey& key, absl::Time due) {
   Entry& entry = entries_[key];
-  entry.due = entry.due.has_value() ? std::min(*entry.due, due) : due;
+  if (entry.due.has_value()) {
+    if (*entry.due <= due) return;
+    waiting_.erase({*entry.due, key});
+  }
+  entry.due = due;
+  if (!entry.taken) waiting_.insert({due, key});
 }
 
 void WorkQueue::Add(const ObjectKey& key, absl::Duration delay) {
   MutexLock lock(&mu_);
   AddLocked(key, clock_->Now() + delay);
+}
+
+void WorkQueue::AddUrgent(const ObjectKey& key) {
+  MutexLock lock(&mu_);
+  AddLocked(key, clock_->Now() - kHeadStart);
 }
 
 void WorkQueue::Retry(const ObjectKey& key) {
@@ -37,21 +47,18 @@ void WorkQueue::Forget(const ObjectKey& key) {
   if (found->second.idle()) entries_.erase(found);
 }
 
-std::map<ObjectKey, WorkQueue::Entry>::iterator WorkQueue::First() {
-  auto first = entries_.end();
-  for (auto entry = entries_.begin(); entry != entries_.end(); ++entry) {
-    if (entry->second.taken || !entry->second.due.has_value()) continue;
-    if (first == entries_.end() || *entry->second.due < *first->second.due) first = entry;
-  }
-  return first;
+absl::Time WorkQueue::FirstDue() const {
+  return waiting_.empty() ? absl::InfiniteFuture() : waiting_.begin()->first;
 }
 
 std::optional<ObjectKey> WorkQueue::TryTakeLocked() {
-  const auto first = First();
-  if (first == entries_.end() || *first->second.due > clock_->Now()) return std::nullopt;
-  first->second.due.reset();
-  first->second.taken = true;
-  return first->first;
+  if (FirstDue() > clock_->Now()) return std::nullopt;
+  const ObjectKey key = waiting_.begin()->second;
+  waiting_.erase(waiting_.begin());
+  Entry& entry = entries_.at(key);
+  entry.due.reset();
+  entry.taken = true;
+  return key;
 }
 
 std::optional<ObjectKey> WorkQueue::TryTake() {
@@ -64,13 +71,9 @@ std::optional<ObjectKey> WorkQueue::Take(std::stop_token stop) {
     MutexLock lock(&mu_);
     if (std::optional<ObjectKey> key = TryTakeLocked(); key.has_value()) return key;
     const auto is_due = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-      const auto first = First();
-      return stop.stop_requested() ||
-             (first != entries_.end() && *first->second.due <= clock_->Now());
+      return stop.stop_requested() || FirstDue() <= clock_->Now();
     };
-    absl::Duration pause = kLook;
-    const auto first = First();
-    if (first != entries_.end()) pause = std::min(pause, *first->second.due - clock_->Now());
+    const absl::Duration pause = std::min(kLook, FirstDue() - clock_->Now());
     mu_.AwaitWithTimeout(absl::Condition(&is_due), pause);
   }
   return std::nullopt;
@@ -81,6 +84,7 @@ void WorkQueue::Done(const ObjectKey& key) {
   const auto found = entries_.find(key);
   if (found == entries_.end()) return;
   found->second.taken = false;
+  if (found->second.due.has_value()) waiting_.insert({*found->second.due, key});
   if (found->second.idle()) entries_.erase(found);
 }
 

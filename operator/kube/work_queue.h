@@ -3,11 +3,15 @@
 // 1. An equal key waits once; of two times the earlier wins.
 // 2. A key is never with two takers; added while it is, it comes again after Done.
 // 3. Retry waits longer each time, until Forget.
+// 4. What a person waits for (AddUrgent) goes before whatever has become due within the last
+//    kHeadStart; nothing waits for ever behind it.
 #pragma once
 
 #include <map>
 #include <optional>
+#include <set>
 #include <stop_token>
+#include <utility>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/time/time.h"
@@ -24,10 +28,13 @@ struct WorkQueueOptions {
 
 class WorkQueue {
  public:
+  static constexpr absl::Duration kHeadStart = absl::Seconds(30);
+
   explicit WorkQueue(const Clock* clock, WorkQueueOptions options = {})
       : clock_(clock), options_(options) {}
 
   void Add(const ObjectKey& key, absl::Duration delay = absl::ZeroDuration());
+  void AddUrgent(const ObjectKey& key);
   void Retry(const ObjectKey& key);
   void Forget(const ObjectKey& key);
 
@@ -51,14 +58,16 @@ class WorkQueue {
   };
 
   void AddLocked(const ObjectKey& key, absl::Time due) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  // The first entry to be due that nobody has taken.
-  std::map<ObjectKey, Entry>::iterator First() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // When the first that nobody has taken is due; the infinite future: there is none.
+  absl::Time FirstDue() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   std::optional<ObjectKey> TryTakeLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const Clock* const clock_;
   const WorkQueueOptions options_;
   mutable Mutex mu_;
   std::map<ObjectKey, Entry> entries_ ABSL_GUARDED_BY(mu_);
+  // Of entries_, those that wait and that nobody has taken.
+  std::set<std::pair<absl::Time, ObjectKey>> waiting_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace rempart::op

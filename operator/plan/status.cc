@@ -17,7 +17,10 @@ using serving::v1alpha1::Condition;
 using serving::v1alpha1::GroupStatus;
 
 constexpr int64_t kMiB = 1 << 20;
+// How often a Model that is not complete is looked at though no event comes: while a worker tells
+// of its progress, and while none does.
 constexpr int32_t kProgressSeconds = 2;
+constexpr int32_t kQuietSeconds = 5;
 
 // What stands in the way of a group, and which condition it belongs to.
 struct Trouble {
@@ -279,7 +282,13 @@ void MakeStatus(const Observed& observed, const std::optional<Refusal>& refusal,
   SetProved(conditions, "Fits", proved || IsPlaced(plan), trouble, "Placed");
   SetServing(conditions, plan, ready, wanted, trouble);
   SetPhaseOfLoading(observed, plan);
-  if (ready < wanted && !refusal.has_value()) plan.requeue_seconds = kProgressSeconds;
+  if (ready < wanted && !refusal.has_value()) {
+    const bool tells =
+        std::any_of(observed.groups.begin(), observed.groups.end(), [](const auto& group) {
+          return !GroupIsReady(group) && group.progress.phase != WorkerPhase::kUnknown;
+        });
+    plan.requeue_seconds = tells ? kProgressSeconds : kQuietSeconds;
+  }
   // Time decides what comes next, and no event tells of it.
   if (!plan.deletions.empty() || !plan.releases.empty() || !plan.drains.empty() ||
       !plan.resumes.empty() || HasLeavingPods(observed)) {

@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "operator/reconcile/execute.h"
 
-#include <google/protobuf/io/coded_stream.h>
-#include <google/protobuf/io/zero_copy_stream_impl_lite.h>
 #include <google/protobuf/util/message_differencer.h>
 
 #include <algorithm>
+#include <set>
 #include <type_traits>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "common/log.h"
+#include "operator/kube/reflector.h"
 #include "operator/plan/placement.h"
+#include "operator/reconcile/intent.h"
 
 namespace rempart::op {
 namespace {
@@ -19,7 +20,10 @@ namespace {
 constexpr char kFieldOwner[] = "rempart-operator";
 constexpr char kStatusOwner[] = "rempart-operator-status";
 constexpr char kWorkerTls[] = "rempart-worker-tls";
-constexpr absl::Duration kTrustApplied = absl::Hours(1);
+// How long the copied certificate is taken for the original's.
+constexpr absl::Duration kTrustCopy = absl::Hours(1);
+// What was created and is in no store after so long has been deleted since.
+constexpr absl::Duration kLag = absl::Seconds(2);
 
 bool IsOwnedBy(const k8s::v1::ObjectMeta& metadata, const Model& owner) {
   return std::any_of(metadata.owner_references().begin(), metadata.owner_references().end(),
@@ -47,16 +51,16 @@ k8s::v1::ObjectReference ReferenceTo(const Model& model) {
   return reference;
 }
 
-// Equal bytes for equal messages (protobuf JSON orders maps at random).
-std::string BytesOf(const google::protobuf::Message& message) {
-  std::string bytes;
-  {
-    google::protobuf::io::StringOutputStream stream(&bytes);
-    google::protobuf::io::CodedOutputStream coded(&stream);
-    coded.SetSerializationDeterministic(true);
-    message.SerializeToCodedStream(&coded);
+// Owners come in any order.
+bool IsCopied(const k8s::v1::Secret& there, const k8s::v1::Secret& intent) {
+  std::set<std::string> owners;
+  for (const auto& owner : there.metadata().owner_references()) owners.insert(owner.uid());
+  for (const auto& owner : intent.metadata().owner_references()) {
+    if (owners.count(owner.uid()) == 0) return false;
   }
-  return bytes;
+  k8s::v1::Secret content = intent;
+  content.mutable_metadata()->clear_owner_references();
+  return HoldsIntent(there, content);
 }
 
 void ClearVolatile(ModelStatus& status) {
@@ -89,18 +93,36 @@ Executor::Executor(const Client* client, const Informers* informers, NodeLedger*
       own_namespace_(std::move(own_namespace)) {}
 
 template <typename T>
-absl::Status Executor::Apply(const Model& owner, const Store<T>& store, const T& intent) {
+bool Executor::IsApplied(const T* there, const T& intent, const Applied& last,
+                         const std::string& digest) {
+  const bool by_us = last.digest == digest;
+  if (there == nullptr) {
+    const bool is_behind = by_us && clock_->Now() - last.at < kLag;
+    lagged_ |= is_behind;
+    return is_behind;
+  }
+  const k8s::v1::ObjectMeta& metadata = there->metadata();
+  if (!metadata.deletion_timestamp().empty()) return false;
+  if (by_us && (IsOlderVersion(metadata.resource_version(), last.resource_version) ||
+                VersionOf(*there) == last.content_version)) {
+    return true;
+  }
+  const auto noted = metadata.annotations().find(kIntentAnnotation);
+  if (noted == metadata.annotations().end() || noted->second != digest) return false;
+  T content = intent;  // items of a list do not say their kind
+  content.clear_api_version();
+  content.clear_kind();
+  return HoldsIntent(*there, content);
+}
+
+template <typename T>
+absl::Status Executor::Apply(const Model& owner, const Store<T>& store, T intent) {
   const Api<T> api(client_);
   const ObjectKey key = KeyOf(intent);
-  const std::string id = absl::StrCat(api.type().kind, " ", key.ToString());
-  const std::string bytes = BytesOf(intent);
+  const std::string digest = IntentDigest(intent);
+  Applied& last = applied_[KeyOf(owner)][absl::StrCat(api.type().kind, " ", key.name)];
   const auto there = store.Get(key);
-  const auto before = applied_.find(id);
-  if (there != nullptr && before != applied_.end() && before->second.intent == bytes &&
-      before->second.version == VersionOf(*there) &&
-      clock_->Now() - before->second.at < kTrustApplied) {
-    return absl::OkStatus();
-  }
+  if (IsApplied(there.get(), intent, last, digest)) return absl::OkStatus();
   if (there == nullptr) {
     // A stranger's object of this name is not in the store, and must not be taken over.
     const absl::StatusOr<T> found = api.Get(key);
@@ -111,15 +133,18 @@ absl::Status Executor::Apply(const Model& owner, const Store<T>& store, const T&
                        " that belongs to something else; rename it or the Model"));
     }
   }
+  (*intent.mutable_metadata()->mutable_annotations())[kIntentAnnotation] = digest;
   ASSIGN_OR_RETURN(T applied, api.Apply(intent, kFieldOwner));
-  applied_[id] = {bytes, VersionOf(applied), clock_->Now()};
+  last = {digest, applied.metadata().resource_version(), VersionOf(applied), clock_->Now()};
   return absl::OkStatus();
 }
+
+void Executor::Forget(const ObjectKey& model) { applied_.erase(model); }
 
 template <typename T>
 absl::Status Executor::Remove(const Model& owner, const Store<T>& store, const ObjectKey& key) {
   const Api<T> api(client_);
-  applied_.erase(absl::StrCat(api.type().kind, " ", key.ToString()));
+  applied_[KeyOf(owner)].erase(absl::StrCat(api.type().kind, " ", key.name));
   const auto there = store.Get(key);
   if (there == nullptr || !IsOwnedBy(there->metadata(), owner) ||
       !there->metadata().deletion_timestamp().empty()) {
@@ -160,7 +185,7 @@ absl::Status Executor::CopyWorkerTls(const Model& model) {
   if (own_namespace_.empty() || ns == own_namespace_) return absl::OkStatus();
   std::map<std::string, absl::Time>& owners = tls_owners_[ns];
   const auto known = owners.find(model.metadata().uid());
-  if (known != owners.end() && clock_->Now() - known->second < kTrustApplied) {
+  if (known != owners.end() && clock_->Now() - known->second < kTrustCopy) {
     return absl::OkStatus();
   }
   const Api<k8s::v1::Secret> secrets(client_);
@@ -189,7 +214,10 @@ absl::Status Executor::CopyWorkerTls(const Model& model) {
   }
   intent.set_type(original->type());
   *intent.mutable_data() = original->data();
-  RETURN_IF_ERROR(secrets.Apply(intent, kFieldOwner).status());
+  const absl::StatusOr<k8s::v1::Secret> copy = secrets.Get({ns, kWorkerTls});
+  if (!copy.ok() || !IsCopied(*copy, intent)) {
+    RETURN_IF_ERROR(secrets.Apply(intent, kFieldOwner).status());
+  }
   owners = std::move(written);
   return absl::OkStatus();
 }
@@ -264,8 +292,9 @@ absl::Status Executor::WriteStatus(const Observed& observed, const Plan& plan) {
   return absl::OkStatus();
 }
 
-absl::Status Executor::Execute(const Observed& observed, const Plan& plan) {
+absl::StatusOr<absl::Duration> Executor::Execute(const Observed& observed, const Plan& plan) {
   absl::Status result;
+  lagged_ = false;
   const auto keep = [&](const absl::Status& status) {
     if (!status.ok()) result.Update(status);
     return status.ok();
@@ -288,7 +317,10 @@ absl::Status Executor::Execute(const Observed& observed, const Plan& plan) {
   }
   // The status is written whatever went wrong, so that it stays true.
   keep(WriteStatus(observed, plan));
-  return result;
+  RETURN_IF_ERROR(result);
+  const absl::Duration again =
+      plan.requeue_seconds == 0 ? absl::InfiniteDuration() : absl::Seconds(plan.requeue_seconds);
+  return lagged_ ? std::min(again, kLag) : again;
 }
 
 }  // namespace rempart::op

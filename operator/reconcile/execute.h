@@ -2,8 +2,9 @@
 // Carries a Plan out on the Kubernetes API: applies what is planned, deletes what is not, writes
 // the status, records events. One thread calls it.
 //
-// What this process has applied already and nobody has changed since is not applied again for an
-// hour; the plan states the whole intent each time all the same.
+// What is in the cluster already as the plan states it is not written again, whoever wrote it
+// (operator/reconcile/intent.h). A store may lag behind what this process has just written: what it
+// wrote itself, and the store does not show yet, counts as there.
 #pragma once
 
 #include <functional>
@@ -11,6 +12,7 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "common/clock.h"
 #include "operator/kube/client.h"
 #include "operator/kube/events.h"
@@ -29,14 +31,19 @@ class Executor {
            JoinRegistry* joins, EventRecorder* events, const Clock* clock,
            std::string own_namespace);
 
-  absl::Status Execute(const Observed& observed, const Plan& plan);
+  // When to look again though nothing changes; infinite: only after a change.
+  absl::StatusOr<absl::Duration> Execute(const Observed& observed, const Plan& plan);
+  // The Model is gone.
+  void Forget(const ObjectKey& model);
 
  private:
   struct Applied {
-    std::string intent;
-    std::string version;  // of the object, as it came back
-    absl::Time at;
+    std::string digest;            // of the intent
+    std::string resource_version;  // of the object, as it came back
+    std::string content_version;   // moves only when somebody changes what we apply
+    absl::Time at = absl::InfinitePast();
   };
+  using AppliedOfModel = std::map<std::string, Applied>;  // by kind and name
 
   absl::Status ApplyGroup(const Observed& observed, const GroupPlan& group);
   absl::Status ApplyOfModel(const Observed& observed, const Plan& plan);
@@ -47,7 +54,9 @@ class Executor {
   absl::Status DeletePod(const std::string& ns, const PodDeletion& deletion);
   void RemoveGroup(const Observed& observed, const std::string& name, absl::Status& result);
   template <typename T>
-  absl::Status Apply(const Model& owner, const Store<T>& store, const T& intent);
+  absl::Status Apply(const Model& owner, const Store<T>& store, T intent);
+  template <typename T>
+  bool IsApplied(const T* there, const T& intent, const Applied& last, const std::string& digest);
   template <typename T>
   absl::Status Remove(const Model& owner, const Store<T>& store, const ObjectKey& key);
   // The workers' certificate, owned by all Models of the namespace: it goes with the last of them.
@@ -61,7 +70,8 @@ class Executor {
   EventRecorder* const events_;
   const Clock* const clock_;
   const std::string own_namespace_;
-  std::map<std::string, Applied> applied_;  // by kind and key
+  std::map<ObjectKey, AppliedOfModel> applied_;  // by Model
+  bool lagged_ = false;                          // in this Execute: a store was behind our writes
   // Whom the copied certificate of a namespace belongs to, by uid, and when that was last written.
   std::map<std::string, std::map<std::string, absl::Time>> tls_owners_;
 };

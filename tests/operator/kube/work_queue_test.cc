@@ -52,6 +52,30 @@ TEST_F(WorkQueueTest, TheLongestDueComesFirst) {
   EXPECT_EQ(queue_.TryTake(), kA);
 }
 
+TEST_F(WorkQueueTest, WhatIsUrgentGoesFirstButNothingWaitsForEver) {
+  queue_.Add(kA);
+  clock_.Advance(absl::Seconds(1));
+  queue_.AddUrgent(kB);
+  EXPECT_EQ(queue_.TryTake(), kB);
+  queue_.Done(kB);
+  clock_.Advance(WorkQueue::kHeadStart);
+  queue_.AddUrgent(kB);
+  EXPECT_EQ(queue_.TryTake(), kA);
+  EXPECT_EQ(queue_.TryTake(), kB);
+}
+
+TEST_F(WorkQueueTest, AKeyThatWaitsBecomesUrgent) {
+  queue_.Add(kA);
+  queue_.Add(kB);
+  queue_.AddUrgent(kB);
+  EXPECT_EQ(queue_.waiting(), 2);
+  EXPECT_EQ(queue_.TryTake(), kB);
+  queue_.AddUrgent(kB);
+  EXPECT_EQ(queue_.TryTake(), kA) << "it is taken";
+  queue_.Done(kB);
+  EXPECT_EQ(queue_.TryTake(), kB);
+}
+
 TEST_F(WorkQueueTest, RetriesWaitLongerEachTimeUntilForgotten) {
   absl::Duration before = absl::ZeroDuration();
   for (int i = 0; i < 8; ++i) {

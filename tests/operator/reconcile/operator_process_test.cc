@@ -7,10 +7,12 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <filesystem>
 #include <string>
 #include <thread>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "operator/kube/client.h"
 #include "proto/group/v1/group.grpc.pb.h"
@@ -25,6 +27,28 @@ using k8s::v1::Service;
 using k8s::v1::StatefulSet;
 
 constexpr char kNs[] = "ia";
+
+// Counts what the operator asks for.
+class CountedTransport : public Transport {
+ public:
+  explicit CountedTransport(Transport* to) : to_(to) {}
+
+  absl::StatusOr<HttpResponse> Send(const HttpRequest& request) override {
+    const bool is_lease = absl::StrContains(request.path, "/leases");
+    if (request.method != "GET" && !is_lease) ++writes;
+    return to_->Send(request);
+  }
+  absl::StatusOr<HttpResponse> Stream(const HttpRequest& request,
+                                      const std::function<bool(absl::string_view)>& on_line,
+                                      std::stop_token stop) override {
+    return to_->Stream(request, on_line, stop);
+  }
+
+  std::atomic<int> writes = 0;
+
+ private:
+  Transport* const to_;
+};
 
 class OperatorProcessTest : public testing::Test {
  protected:
@@ -52,7 +76,7 @@ class OperatorProcessTest : public testing::Test {
       options.lease_retry = absl::Milliseconds(5);
       options.informer_pause = absl::Milliseconds(1);
       SystemClock clock;
-      exit_code_ = RunOperator(options, &server_, &clock, stop_.get_token());
+      exit_code_ = RunOperator(options, &counted_, &clock, stop_.get_token());
     });
   }
 
@@ -98,8 +122,15 @@ class OperatorProcessTest : public testing::Test {
     return "";
   }
 
+  // Groups that its status tells of.
+  int Existing(const std::string& name) {
+    const auto model = Api<Model>(&client_).Get({kNs, name});
+    return model.ok() ? model->status().replicas() : 0;
+  }
+
   std::filesystem::path folder_;
   FakeApiServer server_;
+  CountedTransport counted_{&server_};  // the operator's
   Client client_{&server_};
   std::stop_source stop_;
   std::thread thread_;
@@ -217,6 +248,33 @@ TEST_F(OperatorProcessTest, ARestartedOperatorFinishesTheWorkAndRepeatsNothing) 
   EXPECT_TRUE(Eventually([&] { return HasGroups("kept-0 llama-0 llama-1 "); }));
   const auto after = Api<StatefulSet>(&client_).Get({kNs, "kept-0"});
   EXPECT_EQ(after->metadata().resource_version(), before->metadata().resource_version());
+}
+
+TEST_F(OperatorProcessTest, ARestartedOperatorWritesOnlyWhatIsNotAsItShallBe) {
+  StartOperator();
+  for (const char* name : {"a", "b", "c"}) ApplyModel(name, 2, kUri);
+  ASSERT_TRUE(Eventually([&] { return HasGroups("a-0 a-1 b-0 b-1 c-0 c-1 "); }));
+  ASSERT_TRUE(Eventually([&] { return Existing("a") + Existing("b") + Existing("c") == 6; }));
+  StopOperator();
+  // Meanwhile somebody changes what is ours, and adds what is not.
+  Service selector;
+  selector.mutable_metadata()->set_namespace_(kNs);
+  selector.mutable_metadata()->set_name("b-1");
+  (*selector.mutable_metadata()->mutable_labels())["team"] = "x";
+  (*selector.mutable_spec()->mutable_selector())["rempart.dev/group"] = "elsewhere";
+  ASSERT_TRUE(Api<Service>(&client_).MergePatch(selector).ok());
+  counted_.writes = 0;
+  StartOperator();
+  EXPECT_TRUE(Eventually([&] {
+    const auto service = Api<Service>(&client_).Get({kNs, "b-1"});
+    return service.ok() && service->spec().selector().at("rempart.dev/group") == "b-1" &&
+           service->metadata().labels().at("team") == "x";
+  }));
+  // One more Model comes after all that there was.
+  ApplyModel("d", 1, kUri);
+  EXPECT_TRUE(Eventually([&] { return Existing("d") == 1; }));
+  const int of_one_model = 8;  // ConfigMap, Service, StatefulSet, budget, and its status some times
+  EXPECT_LE(counted_.writes, 1 + of_one_model);
 }
 
 // Two operators: a worker that dials the one that stands by is told where the other is; when that
