@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from conftest import BINARY, Served, manifest, wait_until
+from conftest import BINARY, Served, free_port, manifest, wait_until
 
 REQUEST = {"model": "smollm2", "messages": [{"role": "user", "content": "Tell me a story."}], "max_tokens": 60,
            "temperature": 0.8, "seed": 7, "extra_body": {"ignore_eos": True}}
@@ -96,7 +96,8 @@ def test_a_lost_stage_changes_no_token_and_is_named(pipeline, undisturbed, victi
 
 def test_more_stages_than_layers_are_refused_with_the_limit(tmp_path):
     (tmp_path / "model.yaml").write_text(group_manifest(1, 1, 31))
-    done = subprocess.run([BINARY, "serve", "-f", tmp_path / "model.yaml", "--port", "0", "--dev"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([BINARY, "serve", "-f", tmp_path / "model.yaml", "--port", str(free_port()), "--dev"], capture_output=True,
+                          text=True, timeout=60, check=False)
     assert done.returncode != 0
     assert "parallelism.pipeline is 31, but the model has 30 layers: set at most 30" in done.stderr
 
