@@ -20,7 +20,7 @@ start_control_plane() {
     --service-account-key-file "$state/pki/service-accounts.key" \
     --service-account-signing-key-file "$state/pki/service-accounts.key" \
     --service-account-issuer https://kubernetes.default.svc.cluster.local
-  wait_until 180 "API server ready" kubectl get --raw /readyz
+  wait_until 90 "API server ready" kubectl get --raw /readyz
   start node-0 kube-controller-manager "$bin/kube-controller-manager" \
     --kubeconfig "$state/controller-manager.kubeconfig" --bind-address 127.0.0.1 --leader-elect=false \
     --use-service-account-credentials --service-account-private-key-file "$state/pki/service-accounts.key" \

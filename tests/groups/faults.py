@@ -72,8 +72,7 @@ class Fault:
     name: str
     strike: typing.Callable
     mend: typing.Callable = lambda env: None
-    # Where the blamed pod must be named: "lastFailure" or "waitingFor" of the group's status, or a state of its member; None: nobody
-    # is to blame.
+    # Where the blamed pod must be named: "lastFailure" or "waitingFor" of the group's status; None: nobody is to blame.
     blame: str | None = "lastFailure"
     # Whether the group's epoch must end of it.
     ends_epoch: bool = True
@@ -197,12 +196,12 @@ TABLE = [
     Fault("kill two ranks at once", lambda env: kill(env.pods[1:3], signal.SIGKILL), survivors=True),
     Fault("SIGSTOP a rank", lambda env: kill([env.follower], signal.SIGSTOP), survivors=True),
     Fault("SIGSTOP the leader", lambda env: kill([env.leader], signal.SIGSTOP), survivors=True),
-    Fault("delete a pod", delete_pod, blame="Terminating", survivors=True),
+    Fault("delete a pod", delete_pod, blame="waitingFor", survivors=True),
     Fault("stop a node's kubelet and containerd", stop_node_agents, lambda env: cluster_up(env.nodes), blame=None,
           ends_epoch=False, survivors=True, hold_seconds=30),
     Fault("cut a node's network", cut_node, lambda env: link(env.far_node, "up"), survivors=True),
     Fault("partition half", partition_half, mend_partition, survivors=True),
-    Fault("fill a node's disk", fill_disk, empty_disk, blame=None),
+    Fault("fill a node's disk", fill_disk, empty_disk, blame="waitingFor"),
     Fault("kill the operator in a rollout", kill_operator_mid_rollout, blame=None),
     Fault("end a router", end_router, blame=None, ends_epoch=False, survivors=True, hold_seconds=15),
     Fault("kill -9 a router", kill_router, blame=None, ends_epoch=False, survivors=True, hold_seconds=10, cuts_connections=True),
