@@ -6,7 +6,7 @@ add_library(rempart_flags INTERFACE)
 target_include_directories(rempart_flags INTERFACE ${CMAKE_SOURCE_DIR})
 # nvcc has flags of its own (cmake/cuda.cmake).
 target_compile_options(rempart_flags INTERFACE
-  $<$<COMPILE_LANGUAGE:C,CXX>:-Wall;-Wextra;-Werror;-fno-omit-frame-pointer>)
+  $<$<COMPILE_LANGUAGE:C,CXX>:-Wall;-Wextra;-Werror;-fno-omit-frame-pointer;-pthread>)
 # The Debian abseil headers predate GCC 12's dangling and array-bounds analyses, which misfire there;
 # its restrict analysis misfires on std::string (GCC bug 105651).
 target_compile_options(rempart_flags INTERFACE
@@ -23,12 +23,16 @@ if(REMPART_SANITIZE)
   endif()
 endif()
 
-# rempart_library(NAME name SRCS ... DEPS ...): a static library; header-only when SRCS is empty.
+# rempart_library(NAME name SRCS ... DEPS ... [OWN_FLAGS]): a static library; header-only when SRCS is empty. OWN_FLAGS: its
+# files have code generation flags of their own, so no precompiled header fits them.
 function(rempart_library)
-  cmake_parse_arguments(arg "" "NAME" "SRCS;DEPS" ${ARGN})
+  cmake_parse_arguments(arg "OWN_FLAGS" "NAME" "SRCS;DEPS" ${ARGN})
   if(arg_SRCS)
     add_library(${arg_NAME} STATIC ${arg_SRCS})
     target_link_libraries(${arg_NAME} PUBLIC rempart_flags ${arg_DEPS})
+    if(NOT arg_OWN_FLAGS)
+      precompile(${arg_NAME} library)
+    endif()
   else()
     add_library(${arg_NAME} INTERFACE)
     target_link_libraries(${arg_NAME} INTERFACE rempart_flags ${arg_DEPS})
@@ -91,6 +95,7 @@ function(rempart_test)
   add_executable(${arg_NAME} ${arg_SRCS})
   target_link_libraries(${arg_NAME} PRIVATE rempart_flags ${arg_DEPS} GTest::gmock GTest::gtest_main)
   set_target_properties(${arg_NAME} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+  precompile(${arg_NAME} test)
   add_test(NAME ${arg_NAME} COMMAND ${arg_NAME} --gtest_brief=0 WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
   set_tests_properties(${arg_NAME} PROPERTIES LABELS ${arg_LABEL} TIMEOUT ${arg_TIMEOUT})
 endfunction()

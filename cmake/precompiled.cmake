@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+# Precompiled headers: more than half of compiling a file here is reading the headers of gRPC, protobuf, Boost.Beast and
+# GoogleTest. Only third-party and standard headers are in them, so a change of ours never rebuilds all. Every file still
+# includes what it uses: the clang build has no precompiled headers and checks that.
+option(REMPART_PRECOMPILE "Precompile third-party headers (GCC only)" ON)
+if(NOT CMAKE_CXX_COMPILER_ID STREQUAL GNU)
+  set(REMPART_PRECOMPILE OFF)
+endif()
+
+set(precompiled_engine <algorithm> <array> <atomic> <chrono> <cmath> <condition_variable> <cstdint> <cstring> <deque> <filesystem>
+    <fstream> <functional> <map> <memory> <mutex> <optional> <random> <set> <span> <sstream> <stop_token> <string> <string_view>
+    <thread> <tuple> <unordered_map> <utility> <variant> <vector>)
+set(precompiled_service ${precompiled_engine} <boost/asio/io_context.hpp> <boost/asio/ip/tcp.hpp> <boost/asio/post.hpp>
+    <boost/asio/steady_timer.hpp> <boost/beast/http/read.hpp> <google/protobuf/util/json_util.h> <google/protobuf/descriptor.h>
+    <google/protobuf/repeated_field.h> <google/protobuf/map_field.h> <grpcpp/grpcpp.h>)
+set(precompiled_test <gmock/gmock.h> <gtest/gtest.h>)
+
+# precompiled_set(NAME name POSITION -fPIC|-fPIE DEPS ... HEADERS ...): the headers, compiled with the flags of all targets.
+# GCC takes a precompiled header only where the position independence is the same: -fPIE for executables.
+function(precompiled_set)
+  cmake_parse_arguments(arg "" "NAME;POSITION" "DEPS;HEADERS" ${ARGN})
+  set(source ${CMAKE_BINARY_DIR}/${arg_NAME}.cc)
+  file(GENERATE OUTPUT ${source} CONTENT "// SPDX-License-Identifier: Apache-2.0\n")
+  add_library(${arg_NAME} OBJECT ${source})
+  set_target_properties(${arg_NAME} PROPERTIES POSITION_INDEPENDENT_CODE OFF)
+  target_compile_options(${arg_NAME} PRIVATE ${arg_POSITION})
+  target_link_libraries(${arg_NAME} PRIVATE rempart_flags ${arg_DEPS})
+  target_precompile_headers(${arg_NAME} PRIVATE ${arg_HEADERS})
+endfunction()
+
+# precompiled_uses(target out): whether protobuf or gRPC is among the target's libraries, directly or not.
+function(precompiled_uses target out)
+  get_property(known GLOBAL PROPERTY precompiled_uses_${target})
+  if("${known}" STREQUAL "")
+    set(known FALSE)
+    foreach(property LINK_LIBRARIES INTERFACE_LINK_LIBRARIES)
+      get_target_property(libraries ${target} ${property})
+      foreach(library ${libraries})
+        if(library MATCHES "^(protobuf::|gRPC::)")
+          set(known TRUE)
+        elseif(NOT known AND TARGET ${library} AND NOT library MATCHES "::")
+          precompiled_uses(${library} known)
+        endif()
+      endforeach()
+    endforeach()
+    set_property(GLOBAL PROPERTY precompiled_uses_${target} ${known})
+  endif()
+  set(${out} ${known} PARENT_SCOPE)
+endfunction()
+
+# precompile(target library|test): called by rempart_library and rempart_test; takes effect when all targets are known.
+function(precompile target kind)
+  set_property(GLOBAL APPEND PROPERTY precompiled_${kind} ${target})
+endfunction()
+
+function(precompile_all)
+  if(NOT REMPART_PRECOMPILE)
+    return()
+  endif()
+  set(service_deps)
+  foreach(library gRPC::grpc++ protobuf::libprotobuf)
+    if(TARGET ${library})
+      list(APPEND service_deps ${library})
+    endif()
+  endforeach()
+  set(suffix_library "")
+  set(suffix_test _test)
+  foreach(kind library test)
+    get_property(targets GLOBAL PROPERTY precompiled_${kind})
+    foreach(target ${targets})
+      precompiled_uses(${target} service)
+      set(set precompiled_engine${suffix_${kind}})
+      if(service)
+        set(set precompiled_service${suffix_${kind}})
+      endif()
+      if(NOT TARGET ${set})
+        set(deps)
+        if(service)
+          set(deps ${service_deps})
+          set(headers ${precompiled_service})
+        else()
+          set(headers ${precompiled_engine})
+        endif()
+        if(kind STREQUAL test)
+          precompiled_set(NAME ${set} POSITION -fPIE DEPS ${deps} GTest::gmock HEADERS ${headers} ${precompiled_test})
+        else()
+          precompiled_set(NAME ${set} POSITION -fPIC DEPS ${deps} HEADERS ${headers})
+        endif()
+      endif()
+      target_precompile_headers(${target} REUSE_FROM ${set})
+    endforeach()
+  endforeach()
+endfunction()
