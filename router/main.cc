@@ -1,17 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-// rempart-router --config FILE [--dev]: serves clients until SIGTERM or SIGINT, then drains.
-// rempart-router probe --address HOST:PORT ready|live: exit 0 when the router there says so.
-// Exit codes: 0 done, 1 failure at run time, 2 flags or configuration, 5 address not to be had.
+// rempart-router --config FILE [--dev]: serves clients until SIGTERM or SIGINT, then drains. It
+// supervises a process of its own program that serves, which has --listeners and --restarts
+// besides. rempart-router probe --address HOST:PORT ready|live: exit 0 when the router there says
+// so. Exit codes: 0 done, 1 failure at run time, 2 flags or configuration, 5 address not to be had.
 #include <csignal>
 #include <cstdio>
 #include <string>
 #include <vector>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "common/clock.h"
 #include "common/log.h"
 #include "router/config/router_config.h"
+#include "router/http/listening_sockets.h"
 #include "router/http/router_process.h"
+#include "router/supervise/supervisor.h"
 
 namespace rempart::router {
 namespace {
@@ -56,7 +62,15 @@ int RunProbe(const std::vector<std::string>& args) {
   return status.code() == absl::StatusCode::kInvalidArgument ? 2 : 1;
 }
 
-int Serve(const std::string& config_path, bool dev) {
+struct Flags {
+  std::string config_path;
+  bool dev = false;
+  bool supervised = false;
+  RouterProcess::Inheritance inheritance;
+};
+
+// The process that serves.
+int Serve(const Flags& flags) {
   // Blocked before any thread starts, so that only sigwait sees them.
   sigset_t signals;
   sigemptyset(&signals);
@@ -64,10 +78,10 @@ int Serve(const std::string& config_path, bool dev) {
   sigaddset(&signals, SIGINT);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   std::signal(SIGPIPE, SIG_IGN);
-  auto settings = ReadRouterSettings(config_path, dev);
+  auto settings = ReadRouterSettings(flags.config_path, flags.dev);
   if (!settings.ok()) return Complain(settings.status());
   SystemClock clock;
-  auto process = RouterProcess::Start(*std::move(settings), &clock);
+  auto process = RouterProcess::Start(*std::move(settings), &clock, flags.inheritance);
   if (!process.ok()) return Complain(process.status());
   LogInfo("router", "serving",
           {{"port", (*process)->port()}, {"health_port", (*process)->health_port()}});
@@ -83,6 +97,51 @@ int Serve(const std::string& config_path, bool dev) {
   return 0;
 }
 
+// The process that holds the sockets, and has nothing else that could fail.
+int Keep(const Flags& flags) {
+  const auto settings = ReadRouterSettings(flags.config_path, flags.dev);
+  if (!settings.ok()) return Complain(settings.status());
+  const auto sockets = OpenListeningSockets(*settings);
+  if (!sockets.ok()) return Complain(sockets.status());
+  const auto command = [&](int restarts) {
+    std::vector<std::string> words = {"rempart-router", "--config", flags.config_path};
+    if (flags.dev) words.push_back("--dev");
+    words.insert(words.end(), {"--listeners", absl::StrJoin(*sockets, ","), "--restarts",
+                               absl::StrCat(restarts)});
+    return words;
+  };
+  return Supervise(command, *sockets);
+}
+
+// Descriptors by number, comma separated.
+bool ReadListeners(const std::string& text, std::vector<int>& listeners) {
+  for (const absl::string_view word : absl::StrSplit(text, ',')) {
+    if (!absl::SimpleAtoi(word, &listeners.emplace_back())) return false;
+  }
+  return true;
+}
+
+// A complaint, or nothing.
+std::string ReadFlags(const std::vector<std::string>& args, Flags& flags) {
+  for (size_t i = 0; i < args.size(); ++i) {
+    const bool has_value = i + 1 < args.size();
+    if (args[i] == "--dev") {
+      flags.dev = true;
+    } else if (args[i] == "--config" && has_value) {
+      flags.config_path = args[++i];
+    } else if (args[i] == "--listeners" && has_value) {
+      flags.supervised = true;
+      if (!ReadListeners(args[++i], flags.inheritance.listeners)) return "--listeners is no list";
+    } else if (args[i] == "--restarts" && has_value) {
+      if (!absl::SimpleAtoi(args[++i], &flags.inheritance.restarts))
+        return "--restarts is no count";
+    } else {
+      return absl::StrCat("unknown argument ", args[i]);
+    }
+  }
+  return flags.config_path.empty() ? "--config FILE is missing" : "";
+}
+
 int Main(const std::vector<std::string>& args) {
   if (!args.empty() && args[0] == "probe") return RunProbe(args);
   if (args.size() == 1 && (args[0] == "version" || args[0] == "--version")) {
@@ -93,19 +152,10 @@ int Main(const std::vector<std::string>& args) {
     std::fputs(kUsage, stdout);
     return 0;
   }
-  std::string config_path;
-  bool dev = false;
-  for (size_t i = 0; i < args.size(); ++i) {
-    if (args[i] == "--dev") {
-      dev = true;
-    } else if (args[i] == "--config" && i + 1 < args.size()) {
-      config_path = args[++i];
-    } else {
-      return UsageError(absl::StrCat("unknown argument ", args[i]));
-    }
-  }
-  if (config_path.empty()) return UsageError("--config FILE is missing");
-  return Serve(config_path, dev);
+  Flags flags;
+  const std::string complaint = ReadFlags(args, flags);
+  if (!complaint.empty()) return UsageError(complaint);
+  return flags.supervised ? Serve(flags) : Keep(flags);
 }
 
 }  // namespace

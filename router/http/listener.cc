@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "router/http/listener.h"
 
-#include <utility>
-#include <vector>
+#include <sys/socket.h>
 
-#include "absl/strings/numbers.h"
-#include "absl/strings/str_cat.h"
+#include <utility>
+
 #include "common/log.h"
 
 namespace rempart::router {
@@ -14,48 +13,11 @@ namespace {
 namespace asio = boost::asio;
 using Tcp = asio::ip::tcp;
 using Error = boost::system::error_code;
-using ReusePort = asio::detail::socket_option::boolean<SOL_SOCKET, SO_REUSEPORT>;
 
 // After accept failed for want of file descriptors or memory.
 constexpr auto kAcceptRetry = std::chrono::milliseconds(100);
 
 }  // namespace
-
-absl::StatusOr<Tcp::endpoint> ParseEndpoint(const std::string& field, const std::string& address) {
-  const size_t colon = address.rfind(':');
-  int port = -1;
-  Error error;
-  asio::ip::address host;
-  if (colon != std::string::npos) {
-    std::string name = address.substr(0, colon);
-    if (name == "localhost") name = "127.0.0.1";
-    if (name.size() > 2 && name.front() == '[') name = name.substr(1, name.size() - 2);
-    host = asio::ip::make_address(name, error);
-  }
-  if (colon == std::string::npos || error || !absl::SimpleAtoi(address.substr(colon + 1), &port) ||
-      port < 0 || port > 65535) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(field, " is \"", address, "\": it must be an address such as 127.0.0.1:8080"));
-  }
-  return Tcp::endpoint(host, static_cast<uint16_t>(port));
-}
-
-absl::StatusOr<Tcp::acceptor> OpenAcceptor(asio::io_context& shard, const std::string& field,
-                                           const Tcp::endpoint& endpoint, PortUse use) {
-  Tcp::acceptor acceptor(shard);
-  Error error;
-  acceptor.open(endpoint.protocol(), error);
-  if (!error) acceptor.set_option(Tcp::acceptor::reuse_address(true), error);
-  if (!error && use == PortUse::kShared) acceptor.set_option(ReusePort(true), error);
-  if (!error) acceptor.bind(endpoint, error);
-  if (!error) acceptor.listen(asio::socket_base::max_listen_connections, error);
-  if (!error) return acceptor;
-  const std::string message =
-      absl::StrCat("cannot listen on ", field, " ", endpoint.address().to_string(), ":",
-                   endpoint.port(), ": ", error.message());
-  if (error == asio::error::access_denied) return absl::PermissionDeniedError(message);
-  return absl::UnavailableError(message);
-}
 
 Listener::Listener(asio::io_context& shard, Tcp::acceptor acceptor, ConnectionOptions options,
                    int32_t max_connections, Handler handler)
@@ -102,6 +64,9 @@ void Listener::KeepNone() {
 void Listener::Stop() {
   if (std::exchange(stopping_, true)) return;
   Error ignored;
+  // The supervisor has the same socket open: closed here alone, it would let clients wait for
+  // nobody.
+  shutdown(acceptor_.native_handle(), SHUT_RDWR);
   acceptor_.close(ignored);
   retry_.cancel();
   const auto open = connections_;

@@ -7,25 +7,11 @@
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <memory>
-#include <string>
 #include <unordered_map>
 
-#include "absl/status/statusor.h"
 #include "router/http/connection.h"
 
 namespace rempart::router {
-
-// "host:port" with an IP address or localhost as host. InvalidArgument naming `field`.
-absl::StatusOr<boost::asio::ip::tcp::endpoint> ParseEndpoint(const std::string& field,
-                                                             const std::string& address);
-
-// Whether several sockets of this process share the port.
-enum class PortUse { kAlone, kShared };
-
-// Unavailable when the address is in use, PermissionDenied when the port is not ours to open.
-absl::StatusOr<boost::asio::ip::tcp::acceptor> OpenAcceptor(
-    boost::asio::io_context& shard, const std::string& field,
-    const boost::asio::ip::tcp::endpoint& endpoint, PortUse use);
 
 class Listener {
  public:
@@ -35,7 +21,8 @@ class Listener {
   void Run() { Accept(); }
   // From now on every connection closes after its answer.
   void KeepNone();
-  // No new connections; those at rest close, the others after their answer.
+  // No new connections, in no process that shares the socket; those at rest close, the others after
+  // their answer.
   void Stop();
   // Closes what is left.
   void Abort();

@@ -46,7 +46,9 @@ Metrics::Metrics()
       groups_ready_(Gauge(registry_, "rempart_router_groups_ready",
                           "Groups that take requests, summed over shards")),
       moves_(Gauge(registry_, "rempart_router_request_moves",
-                   "Prompts moved to another group since the start")) {}
+                   "Prompts moved to another group since the start")),
+      restarts_(Gauge(registry_, "rempart_router_restarts",
+                      "Times that the process that serves was started anew after a crash")) {}
 
 void Metrics::CountRequest(const std::string& route, int status) {
   requests_.Add({{"route", route}, {"status", absl::StrCat(status)}}).Increment();
@@ -65,6 +67,8 @@ void Metrics::ObserveFirstToken(absl::Duration elapsed) {
 void Metrics::ObserveRequest(absl::Duration elapsed) {
   request_seconds_.Observe(absl::ToDoubleSeconds(elapsed));
 }
+
+void Metrics::SetRestarts(int restarts) { restarts_.Set(restarts); }
 
 void Metrics::CountClientLeft() { clients_left_.Increment(); }
 

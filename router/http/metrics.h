@@ -23,6 +23,8 @@ class Metrics {
   void ObserveFirstToken(absl::Duration elapsed);
   void ObserveRequest(absl::Duration elapsed);
   void CountClientLeft();
+  // Processes that crashed before this one.
+  void SetRestarts(int restarts);
 
   struct Levels {
     int64_t connections = 0;
@@ -46,6 +48,7 @@ class Metrics {
   prometheus::Gauge& held_;
   prometheus::Gauge& groups_ready_;
   prometheus::Gauge& moves_;
+  prometheus::Gauge& restarts_;
 };
 
 }  // namespace rempart::router

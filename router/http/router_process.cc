@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/log.h"
 #include "common/status_macros.h"
+#include "router/http/listening_sockets.h"
 
 namespace rempart::router {
 namespace {
@@ -24,9 +25,10 @@ constexpr auto kKeyReload = std::chrono::milliseconds(1000);
 
 }  // namespace
 
-RouterProcess::RouterProcess(RouterSettings settings, const Clock* clock)
-    : settings_(std::move(settings)) {
-  context_ = {&settings_, clock, &metrics_, nullptr, &stopping_};
+RouterProcess::RouterProcess(RouterSettings settings, const Clock* clock, Inheritance inheritance)
+    : settings_(std::move(settings)), inheritance_(std::move(inheritance)) {
+  context_ = {&settings_, clock, &metrics_, nullptr, &stopping_, inheritance_.restarts > 0};
+  metrics_.SetRestarts(inheritance_.restarts);
 }
 
 RouterProcess::~RouterProcess() {
@@ -36,8 +38,10 @@ RouterProcess::~RouterProcess() {
 }
 
 absl::StatusOr<std::unique_ptr<RouterProcess>> RouterProcess::Start(RouterSettings settings,
-                                                                    const Clock* clock) {
-  std::unique_ptr<RouterProcess> process(new RouterProcess(std::move(settings), clock));
+                                                                    const Clock* clock,
+                                                                    Inheritance inheritance) {
+  std::unique_ptr<RouterProcess> process(
+      new RouterProcess(std::move(settings), clock, std::move(inheritance)));
   RETURN_IF_ERROR(process->Open());
   return process;
 }
@@ -65,26 +69,25 @@ absl::Status RouterProcess::Open() {
 }
 
 absl::Status RouterProcess::OpenShards() {
-  ASSIGN_OR_RETURN(Tcp::endpoint endpoint, ParseEndpoint("httpAddress", settings_.http_address));
-  const PortUse use = settings_.shards > 1 ? PortUse::kShared : PortUse::kAlone;
-  if (use == PortUse::kShared && endpoint.port() != 0) {
-    // A shared port would let a second router slip in beside us; this one says that it is taken.
-    asio::io_context probe;
-    RETURN_IF_ERROR(OpenAcceptor(probe, "httpAddress", endpoint, PortUse::kAlone).status());
+  std::vector<int> sockets = inheritance_.listeners;
+  if (sockets.empty()) {
+    ASSIGN_OR_RETURN(sockets, OpenListeningSockets(settings_));
+  }
+  const bool has_health = !settings_.health_address.empty();
+  if (sockets.size() != static_cast<size_t>(settings_.shards) + has_health) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--listeners has ", sockets.size(), " descriptors, not one for each of ",
+                     settings_.shards, " shards", has_health ? " and one for health" : ""));
   }
   for (int32_t index = 0; index < settings_.shards; ++index) {
     auto shard = std::make_unique<Shard>(context_, index);
-    ASSIGN_OR_RETURN(Tcp::acceptor acceptor,
-                     OpenAcceptor(shard->io_context(), "httpAddress", endpoint, use));
-    endpoint = acceptor.local_endpoint();
+    ASSIGN_OR_RETURN(Tcp::acceptor acceptor, AcceptorOf(shard->io_context(), sockets[index]));
+    port_ = acceptor.local_endpoint().port();
     shard->Serve(std::move(acceptor));
     shards_.push_back(std::move(shard));
   }
-  port_ = endpoint.port();
-  if (settings_.health_address.empty()) return absl::OkStatus();
-  ASSIGN_OR_RETURN(Tcp::endpoint health, ParseEndpoint("healthAddress", settings_.health_address));
-  ASSIGN_OR_RETURN(Tcp::acceptor acceptor, OpenAcceptor(shards_[0]->io_context(), "healthAddress",
-                                                        health, PortUse::kAlone));
+  if (!has_health) return absl::OkStatus();
+  ASSIGN_OR_RETURN(Tcp::acceptor acceptor, AcceptorOf(shards_[0]->io_context(), sockets.back()));
   health_port_ = acceptor.local_endpoint().port();
   shards_[0]->ServeHealth(std::move(acceptor), [this] { return MetricsText(); });
   return absl::OkStatus();

@@ -8,6 +8,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -20,10 +21,22 @@ namespace rempart::router {
 
 class RouterProcess {
  public:
+  // What a process has from its supervisor.
+  struct Inheritance {
+    std::vector<int>
+        listeners;     // of OpenListeningSockets, owned from now on; empty: it opens its own
+    int restarts = 0;  // crashed processes before this one
+  };
   // InvalidArgument, NotFound: configuration; Unavailable, PermissionDenied: an address. `clock`
-  // outlives the process.
+  // outlives the process. After a restart, clients' connections wait until it is known which models
+  // there are, for 5 s at most.
   static absl::StatusOr<std::unique_ptr<RouterProcess>> Start(RouterSettings settings,
-                                                              const Clock* clock);
+                                                              const Clock* clock,
+                                                              Inheritance inheritance);
+  static absl::StatusOr<std::unique_ptr<RouterProcess>> Start(RouterSettings settings,
+                                                              const Clock* clock) {
+    return Start(std::move(settings), clock, Inheritance());
+  }
   ~RouterProcess();
 
   // Stops accepting, answers /readyz with 503, lets running requests finish until drain_timeout;
@@ -34,7 +47,7 @@ class RouterProcess {
   int health_port() const { return health_port_; }  // 0: not served
 
  private:
-  RouterProcess(RouterSettings settings, const Clock* clock);
+  RouterProcess(RouterSettings settings, const Clock* clock, Inheritance inheritance);
 
   absl::Status Open();
   absl::Status OpenShards();
@@ -43,6 +56,7 @@ class RouterProcess {
   void ReloadKeys(std::stop_token stop);
 
   const RouterSettings settings_;
+  const Inheritance inheritance_;
   Metrics metrics_;
   std::atomic<bool> stopping_ = false;
   std::unique_ptr<ApiKeyFile> keys_;

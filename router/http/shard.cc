@@ -14,6 +14,8 @@ namespace {
 
 constexpr auto kTick = std::chrono::milliseconds(50);
 constexpr int32_t kMaxHealthConnections = 64;
+// After a crash, clients wait for the models to be known rather than being refused.
+constexpr absl::Duration kTopologyWait = absl::Seconds(5);
 
 DispatcherOptions OptionsOf(const RouterSettings& settings, int32_t index) {
   DispatcherOptions options;
@@ -67,7 +69,8 @@ void Shard::ServeHealth(boost::asio::ip::tcp::acceptor acceptor,
 
 void Shard::Start() {
   thread_ = std::jthread([this] {
-    for (const auto& listener : listeners_) listener->Run();
+    for (size_t i = 1; i < listeners_.size(); ++i) listeners_[i]->Run();
+    if (process_.restarted) serve_without_topology_at_ = process_.clock->Now() + kTopologyWait;
     Tick();
     io_context_.run();
   });
@@ -78,11 +81,18 @@ void Shard::SetTopology(TopologyPtr topology) {
     if (closed_) return;
     dispatcher_.SetTopology(topology);
     topology_known_ = true;
+    ServeClients();
   });
+}
+
+void Shard::ServeClients() {
+  if (std::exchange(serves_clients_, true)) return;
+  if (!listeners_.empty()) listeners_.front()->Run();
 }
 
 void Shard::Tick() {
   if (closed_) return;
+  if (process_.clock->Now() >= serve_without_topology_at_) ServeClients();
   dispatcher_.Tick();
   PublishFigures();
   if (drain_deadline_ != absl::InfiniteFuture()) Drain();

@@ -33,6 +33,8 @@ struct ProcessContext {
   Metrics* metrics = nullptr;
   const ApiKeyFile* keys = nullptr;
   std::atomic<bool>* stopping = nullptr;
+  // The process before this one crashed.
+  bool restarted = false;
 };
 
 class Shard {
@@ -56,6 +58,7 @@ class Shard {
 
  private:
   void Tick();
+  void ServeClients();
   void Drain();
   void CloseAll();
   void PublishFigures();
@@ -69,6 +72,8 @@ class Shard {
   Dispatcher dispatcher_;
   ShardContext context_;
   std::vector<std::unique_ptr<Listener>> listeners_;  // clients' first, then health
+  bool serves_clients_ = false;
+  absl::Time serve_without_topology_at_ = absl::InfinitePast();
   absl::Time accept_until_ = absl::InfiniteFuture();
   absl::Time drain_deadline_ = absl::InfiniteFuture();
   bool closed_ = false;

@@ -30,10 +30,12 @@ def worker_pid(pod: str) -> int:
 
 
 def router_pids() -> list[int]:
+    """The processes that serve; each has a supervisor, whose end is the end of its container."""
     pids = []
     for folder in pathlib.Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if (folder / "cmdline").read_bytes().startswith(b"/rempart-router\0--config\0/etc/rempart"):
+            command = (folder / "cmdline").read_bytes()
+            if command.startswith(b"rempart-router\0--config\0/etc/rempart") and b"\0--listeners\0" in command:
                 pids.append(int(folder.name))
     return sorted(pids)
 
