@@ -42,6 +42,7 @@ void AddRules(const Rules& rules, YAML::Node& node) {
     YAML::Node item;
     item["rule"] = rule.rule();
     item["message"] = rule.message();
+    if (rule.has_message_expression()) item["messageExpression"] = rule.message_expression();
     node["x-kubernetes-validations"].push_back(item);
   }
 }

@@ -236,6 +236,25 @@ void SetPhaseOfLoading(const Observed& observed, Plan& plan) {
   }
 }
 
+// What the workers know of the source that the spec names; else what was known of it before.
+void FillTensorSizes(const Observed& observed, Plan& plan) {
+  constexpr size_t kMost = 64;  // of the schema
+  const std::string& uri = observed.model.spec().source().uri();
+  const ModelStatus& before = observed.model.status();
+  ModelStatus& status = plan.status;
+  if (before.tensor_sizes_source() == uri) *status.mutable_tensor_sizes() = before.tensor_sizes();
+  for (const GroupPlan& group : plan.groups) {
+    for (const GroupObservation& seen : observed.groups) {
+      const std::vector<int32_t>& sizes = seen.progress.tensor_sizes;
+      if (seen.index != group.index || sizes.empty()) continue;
+      if (seen.progress.config_hash != group.config_hash) continue;  // of another source, perhaps
+      status.mutable_tensor_sizes()->Assign(sizes.begin(),
+                                            sizes.begin() + std::min(sizes.size(), kMost));
+    }
+  }
+  if (status.tensor_sizes_size() > 0) status.set_tensor_sizes_source(uri);
+}
+
 }  // namespace
 
 bool GroupIsReady(const GroupObservation& group) {
@@ -256,6 +275,7 @@ void MakeStatus(const Observed& observed, const std::optional<Refusal>& refusal,
   status.set_url(observed.settings.url);
   status.set_digest(observed.model.status().digest());
   FillGroups(observed, memory, plan);
+  FillTensorSizes(observed, plan);
   int32_t ready = 0;
   bool proved = false;
   int32_t existing = 0;

@@ -53,9 +53,34 @@ void FillPast(const GroupMemory& past, GroupStatus& status) {
   if (!past.last_failure.empty()) status.set_last_failure(past.last_failure);
 }
 
-void FillTogether(const MembersObservation& members, GroupStatus& status) {
+// Why a pod of a group that still runs is not coming back as it is; empty: it stays.
+std::string WhyItGoes(const PodObservation& pod) {
+  if (pod.deleting) return "its pod is being deleted";
+  if (pod.phase == "Failed") return "its pod has failed";
+  return "";
+}
+
+// The members know what they wait for; that a pod is on its way out the API server knows first,
+// while the group still finishes what it runs and requests already wait for the pod that follows.
+std::string WaitsFor(const GroupObservation& group) {
+  if (!group.members.waits_for.empty() || group.pods.size() < 2) return group.members.waits_for;
+  for (const PodObservation& pod : group.pods) {
+    const std::string why = WhyItGoes(pod);
+    if (why.empty()) continue;
+    std::string name = absl::StrCat("pod ", pod.name, " on ", pod.node);
+    for (const MemberObservation& member : group.members.members) {
+      if (member.pod == pod.name) name = absl::StrCat("rank ", member.first_rank, " in ", name);
+    }
+    return absl::StrCat(name, ": ", why);
+  }
+  return "";
+}
+
+void FillTogether(const GroupObservation& seen, GroupStatus& status) {
+  const MembersObservation& members = seen.members;
   if (members.epoch > 0) status.set_epoch(members.epoch);
-  if (!members.waits_for.empty()) status.set_waiting_for(members.waits_for);
+  const std::string waits_for = WaitsFor(seen);
+  if (!waits_for.empty()) status.set_waiting_for(waits_for);
   const FabricObservation& fabric = members.fabric;
   if (fabric.all_reduce_microseconds <= 0) return;
   status.mutable_fabric()->set_all_reduce_microseconds(fabric.all_reduce_microseconds);
@@ -100,7 +125,7 @@ void FillGroups(const Observed& observed, const Memory& memory, Plan& plan) {
       if (!pod.last_termination.empty()) group.set_last_failure(pod.last_termination);
     }
     group.set_restarts(restarts);
-    FillTogether(seen.members, group);
+    FillTogether(seen, group);
     const auto drain = plan.drains.find(seen.index);
     if (drain != plan.drains.end()) group.set_draining_since(drain->second.since);
     const auto past = memory.find(seen.index);

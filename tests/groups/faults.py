@@ -70,7 +70,8 @@ def pods_on(env, *nodes: str) -> list[str]:
 
 @dataclasses.dataclass
 class Fault:
-    """One row of the table: `strike` breaks something and names the pods that are to be blamed; `mend` undoes it."""
+    """One row of the table: `strike` breaks something and names the pods that are to be blamed; `mend` undoes it. Seconds count from
+    the call of `strike`, or from the later moment that it puts into `env.struck`."""
     name: str
     strike: typing.Callable
     mend: typing.Callable = lambda env: None
@@ -144,18 +145,29 @@ def empty_disk(env):
         subprocess.run([str(ROOT / "dev" / "cluster"), "load", str(image)], check=True, capture_output=True)
 
 
+def alive(pid: int) -> bool:
+    return pathlib.Path(f"/proc/{pid}").exists()
+
+
 def fill_disk(env) -> list[str]:
     """The node has a disk of its own (REMPART_NODE_DISK_MIB); its kubelet must evict, and the group must leave it. Before it evicts
-    it throws away images, so what that frees is taken, too."""
+    it throws away images, so what that frees is taken, too. Until then the group serves and nobody waits: the kubelet's time to
+    decide is not the group's, so the fault begins when the kubelet ends the rank."""
     assert os.path.ismount(STATE / env.far_node), f"{env.far_node} has no disk of its own: start the cluster anew"
-    struck, deadline = pods_on(env, env.far_node), time.monotonic() + 120
-    while set(struck) & set(pods_on(env, env.far_node)) and time.monotonic() < deadline:
-        left = os.statvfs(STATE / env.far_node)
-        more = left.f_bavail * left.f_frsize - (4 << 20)
-        if more > 0:
-            size = filler(env).stat().st_size if filler(env).exists() else 0
-            subprocess.run(["fallocate", "-l", str(size + more), str(filler(env))], check=True)
-        time.sleep(1)
+    struck, deadline = pods_on(env, env.far_node), time.monotonic() + 180
+    ranks = [worker_pid(pod) for pod in struck]
+    filled = 0.0
+    while all(map(alive, ranks)):
+        assert time.monotonic() < deadline, f"the kubelet of {env.far_node} evicts nobody"
+        if time.monotonic() > filled + 1:
+            left = os.statvfs(STATE / env.far_node)
+            more = left.f_bavail * left.f_frsize - (4 << 20)
+            if more > 0:
+                size = filler(env).stat().st_size if filler(env).exists() else 0
+                subprocess.run(["fallocate", "-l", str(size + more), str(filler(env))], check=True)
+            filled = time.monotonic()
+        time.sleep(0.05)
+    env.struck = time.monotonic()
     return struck
 
 

@@ -80,6 +80,7 @@ class Group:
         self.lengths = itertools.count(1025)
         self.pods, self.leader, self.follower, self.far_node = [], "", "", "node-1"
         self.watch: Watch | None = None
+        self.struck = 0.0  # when the fault of the moment began
 
     def serve(self):
         self.kube.apply(manifest(self.name, self.file, self.tensor))

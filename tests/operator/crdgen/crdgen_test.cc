@@ -42,6 +42,14 @@ TEST(Crdgen, CarriesBoundsDefaultsAndDescriptions) {
   EXPECT_EQ(spec["source"]["required"][0].as<std::string>(), "uri");
 }
 
+TEST(Crdgen, AnEditToRanksThatDoNotDivideIsRefusedWithThoseThatDo) {
+  const YAML::Node rules = ModelSchema()["x-kubernetes-validations"];
+  ASSERT_EQ(rules.size(), 1u);
+  EXPECT_THAT(rules[0]["rule"].as<std::string>(), testing::HasSubstr("oldSelf"));
+  EXPECT_THAT(rules[0]["messageExpression"].as<std::string>(),
+              testing::HasSubstr("self.status.tensorSizes.map"));
+}
+
 TEST(Crdgen, MergesConditionsByTypeAndServedNamesAsASet) {
   const YAML::Node schema = ModelSchema();
   const YAML::Node conditions = schema["properties"]["status"]["properties"]["conditions"];

@@ -9,6 +9,7 @@
 namespace rempart::op {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
@@ -77,6 +78,59 @@ TEST(Status, OneGroupOfTwoInTroubleIsDegradedButReady) {
   EXPECT_EQ(ConditionOf(plan, "Stalled").status(), "False");
   EXPECT_EQ(plan.status.phase(), "Degraded");
   EXPECT_EQ(plan.status.message(), "1024 MiB are missing");
+}
+
+TEST(Status, AMemberWhosePodGoesIsNamedBeforeItsGroupBreaks) {
+  struct Row {
+    bool deleting;
+    std::string phase;
+    std::string waits_for;  // as the members say
+    std::string expected;
+  };
+  for (const Row& row : std::vector<Row>{
+           {false, "Running", "", ""},
+           {true, "Running", "", "rank 1 in pod smollm2-0-1 on node-1: its pod is being deleted"},
+           {false, "Failed", "", "rank 1 in pod smollm2-0-1 on node-1: its pod has failed"},
+           {true, "Running", "pod 2: not connected", "pod 2: not connected"}}) {
+    Observed observed = OneModelOfThreePods();
+    observed.groups = {Serving(observed, 0)};
+    observed.groups[0].pods[1].deleting = row.deleting;
+    observed.groups[0].pods[1].phase = row.phase;
+    observed.groups[0].members.waits_for = row.waits_for;
+    EXPECT_EQ(MakePlan(observed).status.groups(0).waiting_for(), row.expected);
+  }
+}
+
+TEST(Status, ADeletedPodIsAllOfItsGroupAndNobodyElseWaits) {
+  Observed observed = OneModel();
+  observed.groups = {Serving(observed, 0)};
+  observed.groups[0].pods[0].deleting = true;
+  EXPECT_EQ(MakePlan(observed).status.groups(0).waiting_for(), "");
+}
+
+std::vector<int> TensorSizes(const Observed& observed) {
+  const auto& status = MakePlan(observed).status;
+  return {status.tensor_sizes().begin(), status.tensor_sizes().end()};
+}
+
+TEST(Status, TellsWhatDividesTheModelForAsLongAsItsSourceIsTheSame) {
+  Observed observed = OneModel();
+  EXPECT_THAT(TensorSizes(observed), IsEmpty());
+  observed.groups = {Serving(observed, 0)};
+  observed.groups[0].progress.config_hash = observed.groups[0].config_hash;
+  observed.groups[0].progress.tensor_sizes = {1, 3, 9};
+  EXPECT_THAT(TensorSizes(observed), ElementsAre(1, 3, 9));
+  EXPECT_EQ(MakePlan(observed).status.tensor_sizes_source(), "pvc://models/a/smollm2.gguf");
+
+  *observed.model.mutable_status() = MakePlan(observed).status;
+  observed.groups[0].progress.tensor_sizes = {};  // its stream is down
+  EXPECT_THAT(TensorSizes(observed), ElementsAre(1, 3, 9));
+
+  // What still runs is of the source before.
+  observed.groups[0].progress.tensor_sizes = {1, 3, 9};
+  observed.model.mutable_spec()->mutable_source()->set_uri("pvc://models/b/gemma.gguf");
+  EXPECT_THAT(TensorSizes(observed), IsEmpty());
+  EXPECT_EQ(MakePlan(observed).status.tensor_sizes_source(), "");
 }
 
 TEST(Status, TellsHowFarLoadingIs) {
