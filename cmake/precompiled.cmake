@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Precompiled headers: more than half of compiling a file here is reading the headers of gRPC, protobuf, Boost.Beast and
 # GoogleTest. Only third-party and standard headers are in them, so a change of ours never rebuilds all. Every file still
-# includes what it uses: the clang build has no precompiled headers and checks that.
-option(REMPART_PRECOMPILE "Precompile third-party headers (GCC only)" ON)
-if(NOT CMAKE_CXX_COMPILER_ID STREQUAL GNU)
-  set(REMPART_PRECOMPILE OFF)
-endif()
+# includes what it uses: the presets clang and fuzz have no precompiled headers, and so check that.
+option(REMPART_PRECOMPILE "Precompile third-party headers" ON)
 
 set(precompiled_engine <algorithm> <array> <atomic> <chrono> <cmath> <condition_variable> <cstdint> <cstring> <deque> <filesystem>
     <fstream> <functional> <map> <memory> <mutex> <optional> <random> <set> <span> <sstream> <stop_token> <string> <string_view>
@@ -16,7 +13,7 @@ set(precompiled_service ${precompiled_engine} <boost/asio/io_context.hpp> <boost
 set(precompiled_test <gmock/gmock.h> <gtest/gtest.h>)
 
 # precompiled_set(NAME name POSITION -fPIC|-fPIE DEPS ... HEADERS ...): the headers, compiled with the flags of all targets.
-# GCC takes a precompiled header only where the position independence is the same: -fPIE for executables.
+# Compilers take a precompiled header only where the position independence is the same: -fPIE for executables.
 function(precompiled_set)
   cmake_parse_arguments(arg "" "NAME;POSITION" "DEPS;HEADERS" ${ARGN})
   set(source ${CMAKE_BINARY_DIR}/${arg_NAME}.cc)

@@ -296,7 +296,8 @@ void WaitForCopies(int groups_left) {
   Fiber& fiber = block->fibers[block->current];
   while (fiber.copies.size() > static_cast<size_t>(groups_left)) {
     for (const Copy& copy : fiber.copies.front()) {
-      std::memcpy(copy.to, copy.from, static_cast<size_t>(copy.bytes));
+      // All zeros: there may be nothing to read from.
+      if (copy.bytes > 0) std::memcpy(copy.to, copy.from, static_cast<size_t>(copy.bytes));
       std::memset(static_cast<uint8_t*>(copy.to) + copy.bytes, 0, static_cast<size_t>(copy.zeros));
     }
     fiber.copies.erase(fiber.copies.begin());

@@ -37,6 +37,7 @@ struct Shared {
 };
 
 void Copy(const Region& to, const Region& from) {
+  if (to.bytes() == 0) return;  // an empty region has no address
   // The bytes agree; the rows may not.
   if (to.row_bytes == from.row_bytes) {
     for (int64_t row = 0; row < to.rows; ++row) {
