@@ -15,6 +15,11 @@ target_compile_options(rempart_flags INTERFACE
 if(REMPART_SANITIZE)
   target_compile_options(rempart_flags INTERFACE -fsanitize=${REMPART_SANITIZE} -fno-sanitize-recover=all)
   target_link_options(rempart_flags INTERFACE -fsanitize=${REMPART_SANITIZE})
+  if(REMPART_SANITIZE STREQUAL thread)
+    set(script -Wl,--version-script=${CMAKE_SOURCE_DIR}/tests/sanitize/local_symbols.map)
+    target_link_options(rempart_flags INTERFACE
+                        $<$<STREQUAL:$<TARGET_PROPERTY:TYPE>,EXECUTABLE>:${script}>)
+  endif()
   if(REMPART_SANITIZE STREQUAL thread AND CMAKE_CXX_COMPILER_ID STREQUAL GNU)
     # Boost.Asio has fences, which GCC's thread sanitizer does not model; what they order is locked too.
     target_compile_options(rempart_flags INTERFACE -Wno-tsan)
@@ -91,6 +96,9 @@ function(rempart_test)
   endif()
   if(NOT arg_TIMEOUT)
     set(arg_TIMEOUT 300)
+  endif()
+  if(REMPART_SANITIZE)
+    math(EXPR arg_TIMEOUT "${arg_TIMEOUT} * 5")  # they run several times slower
   endif()
   add_executable(${arg_NAME} ${arg_SRCS})
   target_link_libraries(${arg_NAME} PRIVATE rempart_flags ${arg_DEPS} GTest::gmock GTest::gtest_main)
