@@ -3,9 +3,25 @@
 
 #include <utility>
 
+#include "absl/strings/cord.h"
 #include "common/status_macros.h"
 
 namespace rempart::worker {
+namespace {
+
+constexpr char kUnavailableMark[] = "rempart.dev/device-unavailable";
+
+}  // namespace
+
+absl::Status DeviceUnavailable(absl::string_view message) {
+  absl::Status status = absl::UnavailableError(message);
+  status.SetPayload(kUnavailableMark, absl::Cord());
+  return status;
+}
+
+bool IsDeviceUnavailable(const absl::Status& status) {
+  return status.GetPayload(kUnavailableMark).has_value();
+}
 
 absl::StatusOr<DeviceBuffer> DeviceBuffer::Make(Device& device, int64_t bytes) {
   DeviceBuffer buffer;

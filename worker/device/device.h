@@ -2,9 +2,9 @@
 // A device with memory and kernels of its own: a GPU (cuda_device.h), or its stand-in that runs the
 // same kernels on the CPU (emulated_device.h). All that a model sees of it.
 //
-// One thread uses a device. Everything is queued on one stream, in order; only Finish, Allocate and
-// Free wait. An error of the device is sticky: every later Finish or Check reports it, and the
-// process should log it and end.
+// One thread at a time uses a device; a process may have several. Everything is queued on one
+// stream, in order; only Finish, Allocate and Free wait. An error of the device is sticky: every
+// later Finish or Check reports it, and the process should log it and end.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +14,7 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "kernels/device_ops.h"
 
 namespace rempart::worker {
@@ -64,6 +65,11 @@ class Device {
   virtual absl::Status Check() = 0;
   virtual absl::Status Finish() = 0;
 };
+
+// The error of a device that a process was asked to compute on and that cannot be had: Unavailable,
+// with a mark that tells it from other things that are. The message says what to do.
+absl::Status DeviceUnavailable(absl::string_view message);
+bool IsDeviceUnavailable(const absl::Status& status);
 
 // Memory of a device, freed with its owner. The device outlives it.
 class DeviceBuffer {

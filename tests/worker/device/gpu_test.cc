@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "worker/device/gpu.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+
+namespace rempart::worker {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+// Holds in a build without CUDA, in one with it on a machine without a GPU, and on any other: none
+// has so many.
+TEST(OpenGpu, SaysWhyThereIsNoneAndWhatToDo) {
+  const absl::Status refused = OpenGpu(1000).status();
+  EXPECT_TRUE(IsDeviceUnavailable(refused)) << refused;
+  EXPECT_THAT(std::string(refused.message()),
+              AllOf(HasSubstr("GPU 1000 cannot be used: "), HasSubstr("set device: cpu")));
+}
+
+TEST(DeviceUnavailable, IsToldFromOtherThingsThatAreUnavailable) {
+  EXPECT_TRUE(IsDeviceUnavailable(DeviceUnavailable("no driver")));
+  EXPECT_TRUE(absl::IsUnavailable(DeviceUnavailable("no driver")));
+  EXPECT_FALSE(IsDeviceUnavailable(absl::UnavailableError("cannot read")));
+  EXPECT_FALSE(IsDeviceUnavailable(absl::OkStatus()));
+}
+
+}  // namespace
+}  // namespace rempart::worker

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "worker/device/gpu.h"
+
+#include "absl/strings/str_cat.h"
+#ifdef REMPART_WITH_CUDA
+#include "worker/device/cuda_device.h"
+#endif
+
+namespace rempart::worker {
+
+#ifdef REMPART_WITH_CUDA
+
+absl::StatusOr<std::unique_ptr<Device>> OpenGpu(int index) {
+  CudaDeviceOptions options;
+  options.ordinal = index;
+  absl::StatusOr<std::unique_ptr<Device>> opened = OpenCudaDevice(options);
+  if (opened.ok() || absl::IsResourceExhausted(opened.status())) return opened;
+  return DeviceUnavailable(
+      absl::StrCat("GPU ", index, " cannot be used: ", std::string(opened.status().message()),
+                   ". Run on a node whose NVIDIA driver shows enough GPUs to this process (in "
+                   "Kubernetes: with NVIDIA's device plugin), or set device: cpu"));
+}
+
+#else
+
+absl::StatusOr<std::unique_ptr<Device>> OpenGpu(int index) {
+  return DeviceUnavailable(
+      absl::StrCat("GPU ", index,
+                   " cannot be used: this worker was built without CUDA. Take a "
+                   "worker that was built with the cmake preset cuda, or set device: cpu"));
+}
+
+#endif
+
+}  // namespace rempart::worker
