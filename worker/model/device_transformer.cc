@@ -25,22 +25,23 @@ int64_t TokensOf(const SequenceSlice& slice) {
 
 absl::StatusOr<std::unique_ptr<DeviceTransformer>> DeviceTransformer::Create(
     Device& device, const ModelConfig& config, const Weights& weights,
-    const DeviceModelOptions& options) {
+    const DeviceModelOptions& options, const UploadProgress& on_progress) {
   if (weights.partition.of.group_size() > 1) {
     return absl::UnimplementedError(
         "groups of several ranks on GPUs are not served yet: set spec.parallelism.tensor and "
         "spec.parallelism.pipeline to 1, or spec.device to cpu");
   }
   std::unique_ptr<DeviceTransformer> made(new DeviceTransformer(device, config, options));
-  RETURN_IF_ERROR(made->Allocate(weights));
+  RETURN_IF_ERROR(made->Allocate(weights, on_progress));
   return made;
 }
 
-absl::Status DeviceTransformer::Allocate(const Weights& weights) {
+absl::Status DeviceTransformer::Allocate(const Weights& weights,
+                                         const UploadProgress& on_progress) {
   ASSIGN_OR_RETURN(const int64_t weights_bytes, DeviceWeightsBytes(config_, weights, options_));
   ASSIGN_OR_RETURN(const DeviceMemory memory, device_.Memory());
   ASSIGN_OR_RETURN(plan_, PlanDeviceMemory(config_, weights_bytes, options_, memory.free_bytes));
-  ASSIGN_OR_RETURN(weights_, UploadWeights(device_, config_, weights, options_));
+  ASSIGN_OR_RETURN(weights_, UploadWeights(device_, config_, weights, options_, on_progress));
   const DeviceWorkspace& space = plan_.workspace;
   ASSIGN_OR_RETURN(workspace_, DeviceBuffer::Make(device_, space.bytes));
   ASSIGN_OR_RETURN(kv_, DeviceBuffer::Make(device_, plan_.kv_blocks * plan_.kv_block_bytes));

@@ -40,7 +40,7 @@ class DeviceTransformer {
   // several of a model.
   static absl::StatusOr<std::unique_ptr<DeviceTransformer>> Create(
       Device& device, const ModelConfig& config, const Weights& weights,
-      const DeviceModelOptions& options);
+      const DeviceModelOptions& options, const UploadProgress& on_progress = nullptr);
 
   // As Transformer::Forward: the batch's copies, then its slices; row i of `logits` [num_wanting,
   // vocabulary] is for the i-th slice that wants logits. Waits for the result.
@@ -69,7 +69,7 @@ class DeviceTransformer {
   DeviceTransformer(Device& device, const ModelConfig& config, const DeviceModelOptions& options)
       : device_(device), config_(config), options_(options) {}
 
-  absl::Status Allocate(const Weights& weights);
+  absl::Status Allocate(const Weights& weights, const UploadProgress& on_progress);
   void PlaceInputs();
   absl::Status Check(const StepBatch& batch, absl::Span<float> logits) const;
   void QueueCopies(const StepBatch& batch);

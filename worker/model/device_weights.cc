@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/types/span.h"
@@ -31,6 +32,8 @@ class Uploader {
   }
 
   int64_t bytes() const { return used_; }
+  // Called after each piece, with the bytes copied so far.
+  void Report(std::function<void(int64_t)> on_piece) { on_piece_ = std::move(on_piece); }
 
   // From now on plain matrices become FP8 by rows, through BF16 on the device.
   void QuantizeToFp8() { scratch_ = Take(kStagingBytes), to_fp8_ = true; }
@@ -155,6 +158,8 @@ class Uploader {
       half_ ^= 1;
       ++in_flight_;
       done += size;
+      copied_ += size;
+      if (on_piece_) on_piece_(copied_);
     }
     return absl::OkStatus();
   }
@@ -187,6 +192,8 @@ class Uploader {
   Device* device_ = nullptr;  // null: only count
   uint8_t* memory_ = nullptr;
   int64_t used_ = 0;
+  int64_t copied_ = 0;
+  std::function<void(int64_t)> on_piece_;
   bool to_fp8_ = false;
   uint8_t* scratch_ = nullptr;  // kStagingBytes of device memory
   PinnedBuffer staging_[2];
@@ -194,7 +201,7 @@ class Uploader {
   int in_flight_ = 0;
 };
 
-absl::Status CheckSupport(const ModelConfig& config) {
+absl::Status CheckSupport(const ModelConfig& config, const DeviceModelOptions& options) {
   if (config.output_bias || config.ffn_bias) {
     return absl::UnimplementedError(
         absl::StrCat("models with biases of the attention's output or of the feed-forward block (",
@@ -204,6 +211,11 @@ absl::Status CheckSupport(const ModelConfig& config) {
     return absl::UnimplementedError(absl::StrCat("heads of ", config.head_dim,
                                                  " elements: a GPU needs a multiple of 8, at most "
                                                  "256; use spec.device cpu"));
+  }
+  if (options.kv_is_fp8 && config.head_dim % 16 != 0) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("heads of ", config.head_dim,
+                     " elements: engine.kvCacheType fp8 needs a multiple of 16; use auto"));
   }
   if (config.hidden % 8 != 0 || config.hidden > 32768 || config.ffn % 8 != 0) {
     return absl::UnimplementedError(
@@ -270,7 +282,7 @@ absl::Status Upload(Uploader& uploader, const ModelConfig& config, const Weights
 
 absl::StatusOr<int64_t> DeviceWeightsBytes(const ModelConfig& config, const Weights& weights,
                                            const DeviceModelOptions& options) {
-  RETURN_IF_ERROR(CheckSupport(config));
+  RETURN_IF_ERROR(CheckSupport(config, options));
   Uploader counter;
   DeviceWeights ignored;
   RETURN_IF_ERROR(Upload(counter, config, weights, options, ignored));
@@ -279,11 +291,16 @@ absl::StatusOr<int64_t> DeviceWeightsBytes(const ModelConfig& config, const Weig
 
 absl::StatusOr<DeviceWeights> UploadWeights(Device& device, const ModelConfig& config,
                                             const Weights& weights,
-                                            const DeviceModelOptions& options) {
+                                            const DeviceModelOptions& options,
+                                            const UploadProgress& on_progress) {
   ASSIGN_OR_RETURN(const int64_t bytes, DeviceWeightsBytes(config, weights, options));
   DeviceWeights uploaded;
   ASSIGN_OR_RETURN(uploaded.memory, DeviceBuffer::Make(device, bytes));
   ASSIGN_OR_RETURN(Uploader uploader, Uploader::Into(device, uploaded.memory.as<uint8_t>()));
+  // What becomes FP8 on its way is copied as BF16, which is more.
+  if (on_progress) {
+    uploader.Report([&](int64_t copied) { on_progress(std::min(copied, bytes), bytes); });
+  }
   RETURN_IF_ERROR(Upload(uploader, config, weights, options, uploaded));
   RETURN_IF_ERROR(device.Finish());
   return uploaded;

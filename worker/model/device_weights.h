@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -48,8 +49,13 @@ struct DeviceWeights {
 absl::StatusOr<int64_t> DeviceWeightsBytes(const ModelConfig& config, const Weights& weights,
                                            const DeviceModelOptions& options);
 
+// How many of DeviceWeightsBytes are on their way; called for each piece of a few MiB. May be
+// empty.
+using UploadProgress = std::function<void(int64_t bytes_done, int64_t bytes_total)>;
+
 absl::StatusOr<DeviceWeights> UploadWeights(Device& device, const ModelConfig& config,
                                             const Weights& weights,
-                                            const DeviceModelOptions& options);
+                                            const DeviceModelOptions& options,
+                                            const UploadProgress& on_progress = nullptr);
 
 }  // namespace rempart::worker
