@@ -64,10 +64,35 @@ EngineSettings EngineFrom(const v1::EngineConfig& config, Problems& problems) {
   CheckRange("engine.kv_cache_mib", config.kv_cache_mib(), 0, 1 << 24, problems);
   CheckRange("engine.max_step_milliseconds", engine.max_step_milliseconds, 0, 60'000, problems);
   CheckRange("engine.threads", engine.threads, 0, 1024, problems);
-  CheckOneOf("engine.kv_cache_type", engine.kv_cache_type, {"auto", "f16", "f32", "bf16", "q8"},
-             problems);
   CheckOneOf("engine.arithmetic", config.arithmetic(), {"", "fast", "exact"}, problems);
   return engine;
+}
+
+// What computes, and what it can do.
+void CheckDevice(const v1::WorkerConfig& config, WorkerSettings& settings, Problems& problems) {
+  CheckOneOf("device", config.device(), {"", "cpu", "gpu"}, problems);
+  CheckRange("first_gpu", config.first_gpu(), 0, 1024, problems);
+  settings.first_gpu = config.first_gpu();
+  const EngineSettings& engine = settings.engine;
+  if (config.device() != "gpu") {
+    CheckOneOf("engine.kv_cache_type", engine.kv_cache_type, {"auto", "f16", "f32", "bf16", "q8"},
+               problems);
+    return;
+  }
+  settings.device = DeviceKind::kGpu;
+  CheckOneOf("engine.kv_cache_type (on a GPU)", engine.kv_cache_type, {"auto", "bf16", "fp8"},
+             problems);
+  CheckOneOf("engine.arithmetic (on a GPU)", config.engine().arithmetic(), {"", "fast"}, problems);
+  if (!engine.kernel_tier.empty()) {
+    problems.push_back(absl::StrCat("engine.kernel_tier is \"", engine.kernel_tier,
+                                    "\": a GPU has one set of kernels; leave it out"));
+  }
+  const int64_t ranks = int64_t{settings.tensor_parallel} * settings.pipeline_parallel;
+  if (ranks > 1) {
+    problems.push_back(absl::StrCat("device is gpu and the group has ", ranks,
+                                    " ranks: groups of several ranks on GPUs are not served yet; "
+                                    "leave out tensor_parallel and pipeline_parallel"));
+  }
 }
 
 void CheckDigest(const std::string& digest, Problems& problems) {
@@ -180,6 +205,7 @@ absl::StatusOr<WorkerSettings> ParseWorkerSettings(absl::string_view json) {
   CheckDigest(settings.model_digest, problems);
   CheckAddresses(settings, problems);
   CheckGroup(config, settings, problems);
+  CheckDevice(config, settings, problems);
   if (!problems.empty()) {
     return absl::InvalidArgumentError(
         absl::StrCat("worker configuration: ", absl::StrJoin(problems, "; ")));

@@ -13,6 +13,8 @@
 
 namespace rempart::worker {
 
+enum class DeviceKind { kCpu, kGpu };
+
 struct EngineSettings {
   int32_t context_length = 0;  // 0: what the model declares, at most 8192
   int32_t max_sequences = 32;
@@ -44,6 +46,8 @@ struct WorkerSettings {
   int32_t pipeline_parallel = 1;  // stages
   int32_t pod_count = 1;          // of the group
   int32_t ranks_per_pod = 1;      // rank r lives in pod r / ranks_per_pod; all in one stage
+  DeviceKind device = DeviceKind::kCpu;
+  int32_t first_gpu = 0;  // of the pod's ranks, as the driver counts
   TlsConfig tls;
   // From the environment: REMPART_POD_INDEX, REMPART_POD_NAME, REMPART_NODE_NAME, REMPART_POD_IP.
   // Where others reach listen_address: the pod's own address in place of "all interfaces".

@@ -76,6 +76,35 @@ TEST(WorkerConfig, APodHoldsRanksOfOneStage) {
               HasSubstr("tensor_parallel is 2 and pipeline_parallel 33: a group has at most 64"));
 }
 
+TEST(WorkerConfig, ComputesOnTheCpuUnlessToldOtherwise) {
+  const auto with = [](const std::string& more) {
+    return ParseWorkerSettings(std::string("{") + kMinimal + more + "}");
+  };
+  EXPECT_EQ(with("")->device, DeviceKind::kCpu);
+  EXPECT_EQ(with(R"(,"device":"cpu")")->device, DeviceKind::kCpu);
+  const auto gpu = with(R"(,"device":"gpu","firstGpu":3,"engine":{"kvCacheType":"fp8"})");
+  ASSERT_TRUE(gpu.ok()) << gpu.status();
+  EXPECT_EQ(gpu->device, DeviceKind::kGpu);
+  EXPECT_EQ(gpu->first_gpu, 3);
+  EXPECT_THAT(std::string(with(R"(,"device":"tpu")").status().message()),
+              HasSubstr("device is \"tpu\": it must be one of"));
+}
+
+TEST(WorkerConfig, WhatADeviceCannotDoIsRefused) {
+  const auto message = [](const std::string& more) {
+    return Message(std::string("{") + kMinimal + more + "}");
+  };
+  EXPECT_THAT(message(R"(,"engine":{"kvCacheType":"fp8"})"), HasSubstr("engine.kv_cache_type is"));
+  EXPECT_THAT(message(R"(,"device":"gpu","engine":{"kvCacheType":"q8"})"),
+              HasSubstr("engine.kv_cache_type (on a GPU) is \"q8\""));
+  EXPECT_THAT(message(R"(,"device":"gpu","engine":{"arithmetic":"exact"})"),
+              HasSubstr("engine.arithmetic (on a GPU) is \"exact\""));
+  EXPECT_THAT(message(R"(,"device":"gpu","engine":{"kernelTier":"avx2"})"),
+              HasSubstr("engine.kernel_tier is \"avx2\": a GPU has one"));
+  EXPECT_THAT(message(R"(,"device":"gpu","tensorParallel":2)"),
+              HasSubstr("the group has 2 ranks: groups of several ranks on GPUs"));
+}
+
 TEST(WorkerConfig, RefusesPlainTextOutsideTheMachine) {
   EXPECT_THAT(Message(R"({"modelName":"m","modelPath":"/m","listenAddress":"0.0.0.0:7070"})"),
               HasSubstr("listen_address is 0.0.0.0:7070, which leaves this machine"));
