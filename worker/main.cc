@@ -17,6 +17,7 @@
 #include "worker/api/load_model.h"
 #include "worker/api/worker_process.h"
 #include "worker/config/worker_config.h"
+#include "worker/device/gpu.h"
 #include "worker/strike/strike.h"
 
 namespace rempart::worker {
@@ -28,7 +29,8 @@ constexpr char kUsage[] =
     "       rempart-worker strike kill ID | freeze SECONDS ID | cut SECONDS [NETWORK...]\n"
     "FILE is JSON as proto/worker/v1/config.proto describes it. `rempart drill` uses strike.\n"
     "Exit status: 0 ended as asked, 1 failed while running, 2 wrong flags or configuration,\n"
-    "3 no valid model, 4 not enough memory, 5 address in use or not permitted.\n";
+    "3 no valid model, 4 not enough memory, 5 address in use or not permitted, 6 no GPU to\n"
+    "compute on.\n";
 
 int RunProbe(const std::vector<std::string>& arguments) {
   if (arguments.size() != 4 || arguments[1] != "--address" ||
@@ -84,7 +86,10 @@ int Run(const std::string& config) {
       _exit(kExitOk);
     }
   }).detach();
-  return RunWorker(*settings, LoadModelFile, stop);
+  const ModelLoader load = [](const WorkerSettings& wanted, WorkerStatus& status) {
+    return LoadModelFile(wanted, OpenGpu, status);
+  };
+  return RunWorker(*settings, load, stop);
 }
 
 int Main(const std::vector<std::string>& arguments) {

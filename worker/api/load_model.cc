@@ -15,6 +15,7 @@
 #include "absl/time/clock.h"
 #include "common/log.h"
 #include "common/status_macros.h"
+#include "worker/api/load_on_device.h"
 #include "worker/api/model_text.h"
 #include "worker/api/source_check.h"
 #include "worker/device/cpu_count.h"
@@ -33,7 +34,7 @@ constexpr int32_t kDefaultContext = 8192;
 // Code, stacks and buffers beside the model.
 constexpr int64_t kReserve = 64 * kMiB;
 
-// What one rank computes with.
+// What one rank computes with on CPU, or loads with for a GPU.
 struct RankPart {
   explicit RankPart(int threads) : pool({.threads = threads}) {}
 
@@ -48,6 +49,7 @@ struct ModelFile {
   const kernels::Ops* ops = nullptr;
   TransformerOptions options;
   std::vector<std::unique_ptr<RankPart>> parts;  // by rank of this pod
+  std::vector<DevicePart> gpus;                  // the same; empty on CPU
 };
 
 // A rank's share of the model; the check that runs later has another.
@@ -180,7 +182,7 @@ RankPosition PositionInGroup(const WorkerSettings& settings, int index) {
 
 absl::Status BindParts(const WorkerSettings& settings, ModelFile& model, WorkerStatus& status) {
   PackOptions pack;
-  pack.pack = !model.options.exact;
+  pack.pack = !model.options.exact && model.gpus.empty();
   pack.on_progress = [&](int64_t done, int64_t total) { status.SetLoaded(done, total); };
   if (model.cache) {
     pack.cache = &*model.cache;
@@ -195,7 +197,9 @@ absl::Status BindParts(const WorkerSettings& settings, ModelFile& model, WorkerS
     status.AddBytesRead(part.weights.bytes_read);
   }
   const Weights& weights = model.parts[0]->weights;
-  status.AddStartPart(weights.from_cache ? "map" : "repack", absl::Now() - begin);
+  const char* const how = !model.gpus.empty() ? "bind" : weights.from_cache ? "map" : "repack";
+  status.AddStartPart(how, absl::Now() - begin);
+  if (!model.gpus.empty()) return absl::OkStatus();
   const int64_t bytes = status.snapshot().weight_bytes_read;
   status.SetLoaded(bytes, bytes);
   // Only rows of the embedding and small vectors are read from the file from here on.
@@ -205,17 +209,32 @@ absl::Status BindParts(const WorkerSettings& settings, ModelFile& model, WorkerS
   return absl::OkStatus();
 }
 
-absl::Status Prepare(const WorkerSettings& settings, ModelFile& model, EngineOptions& engine,
-                     WorkerStatus& status) {
+// The weights go to the GPUs, each with as many KV blocks as it has room for.
+absl::Status PrepareOnGpus(const WorkerSettings& settings, ModelFile& model, EngineOptions& engine,
+                           WorkerStatus& status) {
+  RETURN_IF_ERROR(BindParts(settings, model, status));
+  const absl::Time begin = absl::Now();
+  const DeviceModelOptions options = DeviceOptions(settings.engine, engine.context_length);
+  int64_t blocks = std::numeric_limits<int32_t>::max();
+  for (size_t i = 0; i < model.parts.size(); ++i) {
+    RETURN_IF_ERROR(LoadOnDevice(
+        model.source.config, model.parts[i]->weights, options,
+        [&](int64_t done, int64_t total) { status.SetLoaded(done, total); }, model.gpus[i]));
+    blocks = std::min(blocks, model.gpus[i].transformer->plan().kv_blocks);
+  }
+  engine.blocks_total = static_cast<int32_t>(blocks);
+  status.AddStartPart("upload", absl::Now() - begin);
+  // Nothing is read from them any more.
+  for (const MappedFile& file : model.source.files) file.DropResidentPages();
+  return absl::OkStatus();
+}
+
+absl::Status PrepareOnCpu(const WorkerSettings& settings, ModelFile& model, EngineOptions& engine,
+                          WorkerStatus& status) {
   const EngineSettings& wanted = settings.engine;
   const ModelConfig& config = model.source.config;
   const RankPosition first = PositionInGroup(settings, 0);
-  status.SetShape(AllowedTensorParallel(config), static_cast<int>(config.layers.size()));
-  RETURN_IF_ERROR(CheckTensorParallel(config, first.size));
-  RETURN_IF_ERROR(CheckPipelineParallel(config, first.stages));
-  ASSIGN_OR_RETURN(engine.context_length, ContextLength(wanted, model.source.config));
   const kernels::DType kv_type = KvType(wanted.kv_cache_type);
-  ChooseRopes(engine.context_length, model.source.config);
   const int64_t weight_bytes =
       settings.ranks_per_pod * WeightBytes(model.source.tensors, config, first);
   TransformerOptions& options = model.options;
@@ -227,12 +246,26 @@ absl::Status Prepare(const WorkerSettings& settings, ModelFile& model, EngineOpt
   options.max_step_tokens = wanted.max_step_tokens;
   options.max_step_logits = wanted.max_sequences;
   engine.blocks_total = static_cast<int32_t>(options.kv_blocks);
+  return BindParts(settings, model, status);
+}
+
+absl::Status Prepare(const WorkerSettings& settings, ModelFile& model, EngineOptions& engine,
+                     WorkerStatus& status) {
+  const EngineSettings& wanted = settings.engine;
+  ModelConfig& config = model.source.config;
+  const RankPosition first = PositionInGroup(settings, 0);
+  status.SetShape(AllowedTensorParallel(config), static_cast<int>(config.layers.size()));
+  RETURN_IF_ERROR(CheckTensorParallel(config, first.size));
+  RETURN_IF_ERROR(CheckPipelineParallel(config, first.stages));
+  ASSIGN_OR_RETURN(engine.context_length, ContextLength(wanted, config));
+  ChooseRopes(engine.context_length, config);
   engine.limits.max_step_tokens = wanted.max_step_tokens;
   engine.limits.max_sequences = wanted.max_sequences;
   engine.prefix_cache = wanted.prefix_cache;
   engine.max_step_time = absl::Milliseconds(wanted.max_step_milliseconds);
   engine.limits.block_size = static_cast<int32_t>(kernels::kKvBlockTokens);
-  return BindParts(settings, model, status);
+  return model.gpus.empty() ? PrepareOnCpu(settings, model, engine, status)
+                            : PrepareOnGpus(settings, model, engine, status);
 }
 
 void OpenCache(const std::string& folder, ModelFile& model) {
@@ -281,21 +314,35 @@ class Beside {
   std::jthread thread_;
 };
 
-}  // namespace
-
-absl::StatusOr<LoadedModel> LoadModelFile(const WorkerSettings& settings, WorkerStatus& status) {
-  const std::string& path = settings.model_path;
-  const absl::Time begin = absl::Now();
-  auto model = std::make_shared<ModelFile>();
-  ASSIGN_OR_RETURN(model->ops, ChooseOps(settings.engine.kernel_tier));
-  const int threads = settings.engine.threads > 0 ? settings.engine.threads : UsableCpuCount();
+// What the ranks of this pod compute with, before there is a model.
+absl::Status OpenParts(const WorkerSettings& settings, const GpuOpener& open_gpu, ModelFile& model,
+                       WorkerStatus& status) {
+  ASSIGN_OR_RETURN(model.ops, ChooseOps(settings.engine.kernel_tier));
+  int threads = settings.engine.threads > 0 ? settings.engine.threads : UsableCpuCount();
+  if (settings.device == DeviceKind::kGpu) {
+    const absl::Time begin = absl::Now();
+    ASSIGN_OR_RETURN(model.gpus, OpenGpus(settings, open_gpu));
+    status.AddStartPart("device", absl::Now() - begin);
+    threads = 1;  // the CPU computes nothing
+  }
   for (int32_t rank = 0; rank < settings.ranks_per_pod; ++rank) {
-    model->parts.push_back(
+    model.parts.push_back(
         std::make_unique<RankPart>(std::max(1, threads / settings.ranks_per_pod)));
   }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<LoadedModel> LoadModelFile(const WorkerSettings& settings, const GpuOpener& open_gpu,
+                                          WorkerStatus& status) {
+  const std::string& path = settings.model_path;
+  auto model = std::make_shared<ModelFile>();
+  RETURN_IF_ERROR(OpenParts(settings, open_gpu, *model, status));
+  const absl::Time begin = absl::Now();
   ASSIGN_OR_RETURN(model->source, OpenModel(path));
   const ModelSource& source = model->source;
-  OpenCache(settings.repack_cache_folder, *model);
+  if (model->gpus.empty()) OpenCache(settings.repack_cache_folder, *model);
   status.AddStartPart("open", absl::Now() - begin);
 
   std::unique_ptr<ModelText> text;
@@ -330,15 +377,16 @@ absl::StatusOr<LoadedModel> LoadModelFile(const WorkerSettings& settings, Worker
       return CheckLater(path, *model, digest, stop, status);
     };
   }
+  loaded.kernel_tier = model->gpus.empty() ? model->ops->name : model->gpus[0].device->ops().name;
   for (size_t part = 0; part < model->parts.size(); ++part) {
-    loaded.ranks.push_back(std::make_unique<RankOfFile>(model, part));
+    loaded.ranks.push_back(model->gpus.empty() ? std::make_unique<RankOfFile>(model, part)
+                                               : MakeRankOnDevice(std::move(model->gpus[part])));
   }
   loaded.layers = static_cast<int64_t>(source.config.layers.size());
   loaded.hidden = source.config.hidden;
   const std::shared_ptr<const ModelText> shared = std::move(text);
   loaded.vocabulary = std::make_unique<SharedVocabulary>(shared);
   loaded.encoder = std::make_unique<SharedEncoder>(shared);
-  loaded.kernel_tier = model->ops->name;
   return loaded;
 }
 

@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 // From a model file or folder and the settings to a model that can serve: checks that all fits in
 // memory before anything is allocated, and says the numbers when it does not. The file is hashed
-// before the model serves where the settings name its digest, and while it serves otherwise.
+// before the model serves where the settings name its digest, and while it serves otherwise. GPUs,
+// where the settings ask for them, are opened before anything is read.
 #pragma once
 
 #include "worker/api/worker_process.h"
 #include "worker/api/worker_status.h"
 #include "worker/config/worker_config.h"
+#include "worker/device/gpu.h"
 
 namespace rempart::worker {
 
-absl::StatusOr<LoadedModel> LoadModelFile(const WorkerSettings& settings, WorkerStatus& status);
+absl::StatusOr<LoadedModel> LoadModelFile(const WorkerSettings& settings, const GpuOpener& open_gpu,
+                                          WorkerStatus& status);
 
 }  // namespace rempart::worker

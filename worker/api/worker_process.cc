@@ -27,6 +27,7 @@
 #include "worker/api/health_server.h"
 #include "worker/api/join_client.h"
 #include "worker/api/worker_metrics.h"
+#include "worker/device/device.h"
 #include "worker/device/memory_limit.h"
 
 namespace rempart::worker {
@@ -54,6 +55,7 @@ struct FailureKind {
 };
 
 FailureKind KindOf(const absl::Status& status) {
+  if (IsDeviceUnavailable(status)) return {"DeviceUnavailable", kExitDevice};
   switch (status.code()) {
     case absl::StatusCode::kNotFound:
       return {"WeightsNotFound", kExitModel};

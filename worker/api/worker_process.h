@@ -31,6 +31,7 @@ enum ExitCode : int {
   kExitModel = 3,
   kExitMemory = 4,
   kExitAddress = 5,
+  kExitDevice = 6,
 };
 
 // A model that can serve: computing, naming and encoding tokens.
@@ -49,7 +50,8 @@ struct LoadedModel {
 
 // NotFound: no such file. InvalidArgument: not a valid model file. Unimplemented: an architecture
 // that is not served. ResourceExhausted: not enough memory. FailedPrecondition: a setting that this
-// model cannot honour. May call the status's setters.
+// model cannot honour. DeviceUnavailable (worker/device/device.h): no GPU to compute on. May call
+// the status's setters.
 using ModelLoader = std::function<absl::StatusOr<LoadedModel>(const WorkerSettings& settings,
                                                               WorkerStatus& status)>;
 

@@ -18,6 +18,7 @@
 #include "tests/worker/api/attach_bench.h"
 #include "tests/worker/api/fake_encoder.h"
 #include "worker/api/health_server.h"
+#include "worker/device/device.h"
 
 namespace rempart::worker {
 namespace {
@@ -297,6 +298,8 @@ TEST_F(WorkerProcessTest, ExitsWithTheKindOfFailure) {
   EXPECT_EQ(exit_code(absl::UnimplementedError("family mamba")), kExitModel);
   EXPECT_EQ(exit_code(absl::ResourceExhaustedError("needs 9 GiB")), kExitMemory);
   EXPECT_EQ(exit_code(absl::FailedPreconditionError("context too long")), kExitConfig);
+  EXPECT_EQ(exit_code(DeviceUnavailable("no driver")), kExitDevice);
+  EXPECT_EQ(exit_code(absl::UnavailableError("cannot read")), kExitRuntime);
 }
 
 TEST_F(WorkerProcessTest, AFirstTokenThatFailsIsAFailureToStart) {

@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: Apache-2.0
+// Serving with device gpu, from the file to the engine's tokens, over the emulated device: what the
+// CPU answers, and what is refused.
+#include "worker/api/load_on_device.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/clock.h"
+#include "worker/api/load_model.h"
+#include "worker/device/emulated_device.h"
+#include "worker/engine/engine.h"
+
+namespace rempart::worker {
+namespace {
+
+namespace fs = std::filesystem;
+using ::testing::Contains;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+constexpr int64_t kMiB = 1 << 20;
+constexpr int kTokens = 8;  // of each answer
+constexpr char kFamilies[] = "tests/goldens/families/";
+
+// What BF16 may change of a log-probability of these models.
+constexpr float kRounding = 0.1f;
+
+using Answer = std::vector<SampledLogprob>;  // token by token
+
+// -100 for one that is not among the best.
+float LogprobOf(const SampledLogprob& sampled, int32_t token_id) {
+  for (const TokenLogprob& top : sampled.top) {
+    if (top.token_id == token_id) return top.logprob;
+  }
+  return -100.0f;
+}
+
+// Enough of a tokenizer; requests are given in tokens.
+constexpr char kTokenizer[] = R"({
+  "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "added_tokens": [],
+  "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+                    "use_regex": true},
+  "post_processor": null,
+  "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true,
+              "use_regex": true},
+  "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+            "vocab": {"<s>": 0, "h": 1, "i": 2, "hi": 3}, "merges": ["h i"]}})";
+
+// Breaks when told to, as a GPU that has fallen off its bus: for good.
+class FragileDevice : public EmulatedDevice {
+ public:
+  FragileDevice(int64_t memory_bytes, int64_t* taken)
+      : EmulatedDevice(memory_bytes), taken_(taken) {}
+  absl::StatusOr<void*> Allocate(int64_t bytes) override {
+    *taken_ += bytes;
+    return EmulatedDevice::Allocate(bytes);
+  }
+  absl::Status Check() override {
+    return broken ? absl::InternalError("unspecified launch failure") : absl::OkStatus();
+  }
+  absl::Status Finish() override { return Check(); }
+  bool broken = false;
+
+ private:
+  int64_t* const taken_;
+};
+
+class LoadOnDeviceTest : public testing::Test {
+ protected:
+  LoadOnDeviceTest() {
+    static int next = 0;
+    root_ = absl::StrCat("/tmp/rempart_on_device_", getpid(), "_", ++next, "/");
+    settings_.model_path = root_;
+    settings_.engine.threads = 1;
+    settings_.engine.max_sequences = 4;
+    settings_.engine.max_step_tokens = 16;
+    settings_.engine.context_length = 96;
+    settings_.engine.exact_arithmetic = true;  // on CPU
+    settings_.engine.kv_cache_type = "f32";
+    UseFamily("llama3");
+  }
+  ~LoadOnDeviceTest() override { fs::remove_all(root_); }
+
+  void UseFamily(const std::string& name) {
+    fs::remove_all(root_);
+    fs::create_directories(root_);
+    fs::copy(kFamilies + name + "/config.json", root_);
+    fs::copy(kFamilies + name + "/model.safetensors", root_);
+    std::ofstream(root_ + "tokenizer.json") << kTokenizer;
+  }
+
+  absl::StatusOr<LoadedModel> LoadOnCpu() {
+    return LoadModelFile(
+        settings_, [](int) { return absl::InternalError("no GPU was asked for"); }, status_);
+  }
+  absl::StatusOr<LoadedModel> LoadOnGpu(int64_t memory_bytes = int64_t{2} << 30) {
+    WorkerSettings settings = settings_;
+    settings.device = DeviceKind::kGpu;
+    settings.engine.exact_arithmetic = false;
+    settings.engine.kv_cache_type = kv_cache_type_;
+    settings.engine.kv_cache_bytes = kv_cache_bytes_;
+    const GpuOpener open = [&](int index) -> absl::StatusOr<std::unique_ptr<Device>> {
+      opened_.push_back(index);
+      auto device = std::make_unique<FragileDevice>(memory_bytes, &taken_);
+      device_ = device.get();
+      return device;
+    };
+    return LoadModelFile(settings, open, status_);
+  }
+
+  // Greedy answers, by request, to three that overlap: one is longer than a step, one of one token.
+  std::map<uint64_t, Answer> Serve(LoadedModel& model) {
+    std::map<uint64_t, Answer> answers;
+    EXPECT_TRUE(model.ranks[0]->Begin(nullptr, model.engine.blocks_total).ok());
+    ManualClock clock;
+    const auto collect = [&](const StepResult& result) {
+      for (const SequenceDelta& delta : result.deltas) {
+        EXPECT_FALSE(delta.failure.has_value());
+        Answer& answer = answers[delta.request_id];
+        answer.insert(answer.end(), delta.logprobs.begin(), delta.logprobs.end());
+      }
+    };
+    Engine engine(model.engine, model.ranks[0].get(), model.vocabulary.get(), &clock, collect);
+    for (uint64_t id = 1; id <= 3; ++id) {
+      SequenceRequest request;
+      request.request_id = id;
+      const int lengths[] = {26, 1, 9};
+      for (int i = 0; i < lengths[id - 1]; ++i) {
+        request.prompt_ids.push_back(static_cast<int32_t>((id * 91 + i * 37) % 320));
+      }
+      request.max_tokens = kTokens;
+      request.sampling.temperature = 0;
+      request.sampling.ignore_eos = true;
+      request.sampling.top_logprobs = 20;
+      engine.Submit(std::move(request));
+      engine.Step();
+    }
+    while (engine.Step()) {
+    }
+    return answers;
+  }
+  std::vector<std::string> Parts() const {
+    std::vector<std::string> names;
+    for (const StartPart& part : status_.snapshot().start_parts) names.push_back(part.name);
+    return names;
+  }
+
+  std::string root_;
+  WorkerSettings settings_;
+  std::string kv_cache_type_ = "auto";
+  int64_t kv_cache_bytes_ = kMiB;
+  WorkerStatus status_;
+  std::vector<int> opened_;
+  int64_t taken_ = 0;                // bytes, of all devices
+  FragileDevice* device_ = nullptr;  // of the last load
+};
+
+class LoadOnDeviceFamilies : public LoadOnDeviceTest,
+                             public testing::WithParamInterface<const char*> {};
+
+// The CPU computes in F32 here, the GPU with BF16 activations, and random weights make flat logits:
+// a token may differ where the CPU's own two best are as close as that rounding. Then the answers
+// part.
+TEST_P(LoadOnDeviceFamilies, ServesTheTokensOfTheCpu) {
+  UseFamily(GetParam());
+  auto cpu = LoadOnCpu();
+  ASSERT_TRUE(cpu.ok()) << cpu.status();
+  auto gpu = LoadOnGpu();
+  ASSERT_TRUE(gpu.ok()) << gpu.status();
+  const std::map<uint64_t, Answer> expected = Serve(*cpu);
+  std::map<uint64_t, Answer> actual = Serve(*gpu);
+  ASSERT_EQ(expected.size(), 3u);
+  int equal = 0;
+  for (const auto& [id, answer] : expected) {
+    ASSERT_EQ(answer.size(), static_cast<size_t>(kTokens));
+    ASSERT_EQ(actual[id].size(), static_cast<size_t>(kTokens));
+    for (int i = 0; i < kTokens; ++i) {
+      const TokenLogprob best = answer[i].chosen;
+      const TokenLogprob got = actual[id][i].chosen;
+      EXPECT_NEAR(got.logprob, best.logprob, kRounding) << "request " << id << ", token " << i;
+      if (got.token_id != best.token_id) {
+        EXPECT_LT(best.logprob - LogprobOf(answer[i], got.token_id), kRounding)
+            << "request " << id << ", token " << i;
+        break;
+      }
+      ++equal;
+    }
+  }
+  EXPECT_GE(equal, 2 * kTokens);
+  EXPECT_GT(device_->graphs(), 0) << "decodes run as graphs";
+}
+
+INSTANTIATE_TEST_SUITE_P(All, LoadOnDeviceFamilies,
+                         testing::Values("gemma3", "llama3", "phi3", "qwen2"),
+                         [](const auto& info) { return std::string(info.param); });
+
+TEST_F(LoadOnDeviceTest, SaysWhatItRunsOnAndWhatTheStartWasMadeOf) {
+  settings_.first_gpu = 5;
+  const auto model = LoadOnGpu();
+  ASSERT_TRUE(model.ok()) << model.status();
+  EXPECT_THAT(opened_, ElementsAre(5));
+  EXPECT_EQ(model->kernel_tier, "cuda-emulated");
+  for (const char* part : {"device", "open", "tokenizer", "bind", "upload"}) {
+    EXPECT_THAT(Parts(), Contains(part));
+  }
+  EXPECT_THAT(Parts(), Not(Contains("repack"))) << "the CPU's copies would never be read";
+  const StatusSnapshot loaded = status_.snapshot();
+  EXPECT_GT(loaded.bytes_done, 600'000) << "of a file of 660 KB";
+  EXPECT_LE(loaded.bytes_done, loaded.bytes_total);
+  EXPECT_TRUE(model->check_later({}).ok());
+  EXPECT_THAT(status_.snapshot().digest, HasSubstr("sha256:"));
+  // 3 layers of 2 KV heads of 16 elements: K and V of 16 tokens in BF16 are 6 KiB.
+  EXPECT_EQ(model->engine.blocks_total, kv_cache_bytes_ / (6 * 1024));
+}
+
+TEST_F(LoadOnDeviceTest, AnFp8CacheHoldsTwiceAsMuch) {
+  kv_cache_type_ = "fp8";
+  auto model = LoadOnGpu();
+  ASSERT_TRUE(model.ok()) << model.status();
+  EXPECT_EQ(model->engine.blocks_total, kv_cache_bytes_ / (3 * 1024));
+  EXPECT_EQ(Serve(*model).size(), 3u);
+}
+
+TEST_F(LoadOnDeviceTest, AMissingGpuIsSaidBeforeAnythingIsRead) {
+  settings_.device = DeviceKind::kGpu;
+  settings_.model_path = "/nowhere.gguf";
+  const auto refused = LoadModelFile(
+      settings_, [](int) { return DeviceUnavailable("no driver"); }, status_);
+  EXPECT_TRUE(IsDeviceUnavailable(refused.status())) << refused.status();
+}
+
+TEST_F(LoadOnDeviceTest, WhatDoesNotFitIsRefusedWithTheNumbers) {
+  kv_cache_bytes_ = 0;
+  const auto refused = LoadOnGpu(int64_t{1} << 30);  // all of it is held in reserve
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted);
+  const std::string message(refused.status().message());
+  EXPECT_THAT(message, HasSubstr("the GPU has 1024 MiB free, and needs 1 for weights, "));
+  EXPECT_THAT(message, HasSubstr(" for workspaces, 1024 in reserve and 1 for the KV cache of one "
+                                 "sequence of 96 tokens"));
+  EXPECT_THAT(message, HasSubstr("lower engine.contextLength"));
+  EXPECT_EQ(taken_, 0) << "before any is taken";
+}
+
+TEST_F(LoadOnDeviceTest, AModelThatAGpuCannotComputeIsRefused) {
+  UseFamily("llama_bias");
+  const auto refused = LoadOnGpu();
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kUnimplemented);
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("use spec.device cpu"));
+}
+
+TEST_F(LoadOnDeviceTest, ARankTakesNoMoreBlocksThanItsGpuHas) {
+  const auto model = LoadOnGpu();
+  ASSERT_TRUE(model.ok()) << model.status();
+  RankModel& rank = *model->ranks[0];
+  EXPECT_TRUE(rank.Begin(nullptr, model->engine.blocks_total).ok());
+  EXPECT_EQ(rank.Begin(nullptr, model->engine.blocks_total + 1).code(),
+            absl::StatusCode::kResourceExhausted);
+}
+
+TEST_F(LoadOnDeviceTest, ABatchThatIsWrongFailsAndADeviceThatBreaksEndsTheProcess) {
+  const auto model = LoadOnGpu();
+  ASSERT_TRUE(model.ok()) << model.status();
+  RankModel& rank = *model->ranks[0];
+  std::vector<float> logits(rank.vocabulary_size());
+  const std::vector<int32_t> ids = {3}, table = {0}, no_table = {-1};
+  StepBatch batch;
+  batch.slices.push_back({ids, 0, no_table, true});
+  EXPECT_EQ(rank.Forward(batch, absl::MakeSpan(logits)).code(), absl::StatusCode::kInvalidArgument);
+  batch.slices[0].block_table = table;
+  EXPECT_TRUE(rank.Forward(batch, absl::MakeSpan(logits)).ok());
+  EXPECT_EXIT(
+      {
+        device_->broken = true;
+        (void)rank.Forward(batch, absl::MakeSpan(logits));
+      },
+      testing::ExitedWithCode(kExitRuntime), "unspecified launch failure");
+}
+
+}  // namespace
+}  // namespace rempart::worker
