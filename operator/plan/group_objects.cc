@@ -98,7 +98,7 @@ void FillContainer(const Observed& observed, const GroupPlan& group,
               absl::StrCat("metadata.labels['", kPodIndexLabel, "']"));
   AddPort(container, "attach", kAttachPort);
   if (group.pod_count > 1) AddPort(container, "data", kDataPort);
-  const auto& resources = group.spec.resources();
+  const auto resources = PodResources(group.spec);
   *container.mutable_resources()->mutable_requests() = resources.requests();
   *container.mutable_resources()->mutable_limits() = resources.limits();
   AddMount(container, "config", "/etc/rempart/config");
@@ -183,6 +183,12 @@ void FillPod(const Observed& observed, const GroupPlan& group, k8s::v1::PodSpec&
     within.set_key(kJurisdictionLabel);
     within.set_operator_("In");
     for (const std::string& country : jurisdictions) within.add_values(country);
+  }
+  if (group.spec.device() == "gpu") {
+    k8s::v1::Toleration& toleration = *pod.add_tolerations();
+    toleration.set_key(kGpuTaint);
+    toleration.set_operator_("Exists");
+    toleration.set_effect("NoSchedule");
   }
   pod.set_automount_service_account_token(false);
   pod.set_enable_service_links(false);

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "operator/plan/group_objects.h"
@@ -12,6 +13,7 @@ namespace {
 
 // The folder of a pod under which its weights are mounted.
 constexpr char kMount[] = "/models";
+constexpr char kGpuPrefix[] = "nvidia.com/";
 
 void FillEngine(const serving::v1alpha1::EngineSpec& spec, worker::v1::EngineConfig& engine) {
   engine.set_context_length(spec.context_length());
@@ -49,6 +51,29 @@ void FillWeights(const ParsedSource& source, GroupPlan& group) {
 }
 
 }  // namespace
+
+std::string GpuResource(const serving::v1alpha1::ModelSpec& spec) {
+  for (const auto* quantities : {&spec.resources().limits(), &spec.resources().requests()}) {
+    // A map of protobuf has no order; the first name by the alphabet is the same each time.
+    std::string first;
+    for (const auto& [resource, quantity] : *quantities) {
+      const bool is_gpu = absl::StartsWith(resource, kGpuPrefix);
+      if (is_gpu && (first.empty() || resource < first)) first = resource;
+    }
+    if (!first.empty()) return first;
+  }
+  return absl::StrCat(kGpuPrefix, "gpu");
+}
+
+serving::v1alpha1::Resources PodResources(const serving::v1alpha1::ModelSpec& spec) {
+  serving::v1alpha1::Resources resources = spec.resources();
+  if (spec.device() != "gpu") return resources;
+  // Kubernetes wants both of an extended resource, and both equal.
+  const std::string gpus = absl::StrCat(RanksPerPod(spec));
+  (*resources.mutable_requests())[GpuResource(spec)] = gpus;
+  (*resources.mutable_limits())[GpuResource(spec)] = gpus;
+  return resources;
+}
 
 int32_t RanksPerPod(const serving::v1alpha1::ModelSpec& spec) {
   const int32_t tensor = std::max(spec.parallelism().tensor(), 1);
@@ -97,6 +122,7 @@ std::vector<GroupPlan> MakeGroups(const Observed& observed,
     config.set_pipeline_parallel(spec.parallelism().pipeline());
   }
   config.set_ranks_per_pod(group.ranks_per_pod);
+  if (spec.device() == "gpu") config.set_device("gpu");
   FillEngine(spec.engine(), *config.mutable_engine());
   config.set_model_digest(spec.source().digest());
   if (observed.settings.local) {

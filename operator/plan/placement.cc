@@ -28,6 +28,7 @@ std::string Forbidden(const PlacementRequest& request, const NodeObservation& no
   }
   for (const TaintObservation& taint : node.taints) {
     if (taint.effect == "PreferNoSchedule") continue;
+    if (taint.effect == "NoSchedule" && request.tolerated_taints.count(taint.key) > 0) continue;
     return absl::StrCat("has the taint ", taint.key, ":", taint.effect);
   }
   for (const auto& [key, value] : request.node_selector) {

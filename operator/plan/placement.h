@@ -20,6 +20,9 @@ namespace rempart::op {
 inline constexpr char kPlacementGate[] = "rempart.dev/placement";
 inline constexpr char kJurisdictionLabel[] = "rempart.dev/jurisdiction";
 inline constexpr char kHostnameLabel[] = "kubernetes.io/hostname";
+// With which clusters keep nodes with GPUs for pods that want one; those of device: gpu tolerate
+// it.
+inline constexpr char kGpuTaint[] = "nvidia.com/gpu";
 
 struct PlacementRequest {
   std::vector<std::string> pods;  // that need a node
@@ -30,7 +33,8 @@ struct PlacementRequest {
   // Nodes of the group's other pods, which stay.
   std::set<std::string> kept_nodes;
   std::set<std::string> excluded_nodes;
-  std::set<std::string> suspect_nodes;  // used last
+  std::set<std::string> suspect_nodes;          // used last
+  std::set<std::string> tolerated_taints = {};  // keys, with the effect NoSchedule
 };
 
 struct PlacementAnswer {

@@ -97,6 +97,13 @@ struct Plan {
 
 Plan MakePlan(const Observed& observed);
 
+// What a pod with device: gpu asks for, one of it for each rank: "nvidia.com/gpu", or the resource
+// of nvidia.com/ that spec.resources names (a MIG slice).
+std::string GpuResource(const serving::v1alpha1::ModelSpec& spec);
+
+// What each pod of a group asks for and may use: spec.resources, and its GPUs.
+serving::v1alpha1::Resources PodResources(const serving::v1alpha1::ModelSpec& spec);
+
 // Of one group.
 int32_t RanksPerPod(const serving::v1alpha1::ModelSpec& spec);
 int32_t PodCount(const serving::v1alpha1::ModelSpec& spec);

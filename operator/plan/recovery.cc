@@ -224,7 +224,7 @@ bool MayActNow(const Observed& observed, const GroupMemory& memory) {
 
 PlacementRequest RequestOf(const GroupPlan& group) {
   PlacementRequest request;
-  const auto& resources = group.spec.resources();
+  const auto resources = PodResources(group.spec);
   request.each = ParseAmountsOf(resources.limits());
   for (const auto& [resource, amount] : ParseAmountsOf(resources.requests())) {
     request.each[resource] = amount;
@@ -235,6 +235,7 @@ PlacementRequest RequestOf(const GroupPlan& group) {
   request.topology_key = placement.topology_key();
   request.excluded_nodes = {group.excluded_nodes.begin(), group.excluded_nodes.end()};
   request.suspect_nodes = {group.suspect_nodes.begin(), group.suspect_nodes.end()};
+  if (group.spec.device() == "gpu") request.tolerated_taints = {kGpuTaint};
   return request;
 }
 

@@ -53,9 +53,9 @@ struct Candidate {
 };
 
 bool IsRefusedByWorker(const WorkerProgress& progress) {
-  static const std::set<std::string> kFinal = {"InvalidConfig",           "InvalidModelFile",
-                                               "UnsupportedArchitecture", "WeightsNotFound",
-                                               "InsufficientMemory",      "InvalidParallelism"};
+  static const std::set<std::string> kFinal = {
+      "InvalidConfig",      "InvalidModelFile",   "UnsupportedArchitecture", "WeightsNotFound",
+      "InsufficientMemory", "InvalidParallelism", "DeviceUnavailable"};
   return progress.phase == WorkerPhase::kFailed && kFinal.count(progress.reason) > 0;
 }
 

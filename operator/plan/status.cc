@@ -30,7 +30,10 @@ struct Trouble {
 };
 
 std::string ConditionOf(const std::string& reason) {
-  if (reason == "InsufficientMemory" || reason == "InvalidParallelism") return "Fits";
+  if (reason == "InsufficientMemory" || reason == "InvalidParallelism" ||
+      reason == "DeviceUnavailable") {
+    return "Fits";
+  }
   if (reason == "WeightsNotFound" || reason == "InvalidModelFile" ||
       reason == "UnsupportedArchitecture") {
     return "WeightsAvailable";

@@ -44,10 +44,50 @@ std::optional<Refusal> ParsePvc(absl::string_view rest, ParsedSource& source) {
   return std::nullopt;
 }
 
-std::optional<Refusal> UnsupportedFields(const ModelSpec& spec) {
-  if (spec.device() == "gpu") {
-    return NotSupported("device", "gpu cannot be computed on yet; set device: cpu");
+// What the two devices do not share.
+std::optional<Refusal> NotOfDevice(const ModelSpec& spec) {
+  const std::string& cache = spec.engine().kv_cache_type();
+  if (spec.device() != "gpu") {
+    if (cache != "fp8") return std::nullopt;
+    return NotSupported("engine.kvCacheType", "fp8 is of device: gpu; on CPU use q8 or auto");
   }
+  if (cache == "f16" || cache == "f32" || cache == "q8") {
+    return NotSupported("engine.kvCacheType",
+                        absl::StrCat(cache, " is of device: cpu; on a GPU use auto, bf16 or fp8"));
+  }
+  if (spec.engine().arithmetic() == "exact") {
+    return NotSupported("engine.arithmetic", "exact is of device: cpu; on a GPU use fast");
+  }
+  const int32_t ranks =
+      std::max(spec.parallelism().tensor(), 1) * std::max(spec.parallelism().pipeline(), 1);
+  if (ranks > 1) {
+    return NotSupported("parallelism",
+                        absl::StrCat("device: gpu serves groups of one rank, not of ", ranks,
+                                     "; leave parallelism out, or set device: cpu"));
+  }
+  return std::nullopt;
+}
+
+// A GPU for each rank: no more, which would stand idle, and no fewer.
+std::optional<Refusal> WrongGpus(const ModelSpec& spec) {
+  if (spec.device() != "gpu") return std::nullopt;
+  const std::string resource = GpuResource(spec);
+  const int32_t ranks = RanksPerPod(spec);
+  const auto wrong = [&](absl::string_view list, const auto& quantities) {
+    const auto named = quantities.find(resource);
+    if (named == quantities.end() || named->second == absl::StrCat(ranks)) return std::string();
+    return absl::StrCat("spec.resources.", list, " asks for ", named->second, " ", resource,
+                        ", but a pod of this Model has ", ranks, ranks == 1 ? " rank" : " ranks",
+                        " with a GPU each: set it to ", ranks, ", or leave it out");
+  };
+  std::string words = wrong("requests", spec.resources().requests());
+  if (words.empty()) words = wrong("limits", spec.resources().limits());
+  if (words.empty()) return std::nullopt;
+  return Refusal{"InvalidResources", words};
+}
+
+std::optional<Refusal> UnsupportedFields(const ModelSpec& spec) {
+  if (auto refusal = NotOfDevice(spec)) return refusal;
   if (spec.has_autoscaling()) {
     return NotSupported("autoscaling", "set replicas instead of autoscaling");
   }
@@ -146,6 +186,7 @@ std::optional<Refusal> Validate(const Observed& observed, ParsedSource& source) 
   }
   if (auto refusal = UnsupportedFields(model.spec())) return refusal;
   if (auto refusal = WrongShape(model.spec())) return refusal;
+  if (auto refusal = WrongGpus(model.spec())) return refusal;
   if (auto refusal = ParseSource(observed.settings, model.spec(), source)) return refusal;
   return NameClash(observed);
 }

@@ -92,7 +92,7 @@ TEST(MakePlan, AnEditReachesAGroupThatDoesNotServeAtOnce) {
 TEST(MakePlan, ARefusedEditStopsNothingThatServes) {
   Observed observed = OneModel();
   observed.groups = {Serving(observed, 0)};
-  observed.model.mutable_spec()->set_device("gpu");
+  observed.model.mutable_spec()->mutable_autoscaling()->set_max(2);
   const Plan plan = MakePlan(observed);
   EXPECT_THAT(plan.groups, IsEmpty());
   EXPECT_THAT(plan.removed_groups, IsEmpty());
@@ -109,8 +109,6 @@ struct RefusedRow {
 
 TEST(MakePlan, RefusesWhatThisVersionDoesNotDo) {
   const std::vector<RefusedRow> rows = {
-      {"gpu", [](Observed& o) { o.model.mutable_spec()->set_device("gpu"); }, "NotSupported",
-       "set device: cpu"},
       {"autoscaling",
        [](Observed& o) { o.model.mutable_spec()->mutable_autoscaling()->set_max(2); },
        "NotSupported", "set replicas instead of autoscaling"},

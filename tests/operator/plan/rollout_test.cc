@@ -177,7 +177,7 @@ TEST(Rollout, SurgeStartsOneMoreGroupFirstAndEndsItLast) {
 
 TEST(Rollout, ARefusedEditLeavesTheLastGoodConfigurationRunning) {
   Observed observed = Settled(1);
-  observed.model.mutable_spec()->set_device("gpu");
+  observed.model.mutable_spec()->mutable_autoscaling()->set_max(2);
   const Plan plan = MakePlan(observed);
   ASSERT_EQ(plan.groups.size(), 1u);
   EXPECT_EQ(plan.groups[0].config_hash, observed.groups[0].config_hash);

@@ -32,7 +32,8 @@ TEST(Status, TheWorkersFailureFalsifiesTheConditionItBelongsTo) {
        std::vector<FailureRow>{{"InvalidModelFile", "WeightsAvailable"},
                                {"WeightsNotFound", "WeightsAvailable"},
                                {"UnsupportedArchitecture", "WeightsAvailable"},
-                               {"InsufficientMemory", "Fits"}}) {
+                               {"InsufficientMemory", "Fits"},
+                               {"DeviceUnavailable", "Fits"}}) {
     Observed observed = OneModel();
     observed.groups = {Failing(row.reason, "say what to do")};
     const Plan plan = MakePlan(observed);

@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+// What device: gpu means to a plan: which manifests are accepted, what their pods ask for, and
+// where they may go. Nodes have GPUs by saying so, as a device plugin does for them.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "operator/plan/group_objects.h"
+#include "operator/plan/placement.h"
+#include "tests/operator/plan/observations.h"
+
+namespace rempart::op {
+namespace {
+
+using serving::v1alpha1::ModelSpec;
+using ::testing::Contains;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::Key;
+using ::testing::Not;
+using ::testing::Pair;
+using ::testing::UnorderedElementsAre;
+
+Observed OneModelOnGpu() {
+  Observed observed = OneModel();
+  observed.model.mutable_spec()->set_device("gpu");
+  return observed;
+}
+
+// A node with GPUs, of which some are in use, kept for pods that want one.
+NodeObservation GpuNode(const std::string& name, int64_t gpus, int64_t used) {
+  NodeObservation node = Nodes(1)[0];
+  node.name = name;
+  node.allocatable["nvidia.com/gpu"] = gpus;
+  node.requested["nvidia.com/gpu"] = used;
+  node.taints = {{"nvidia.com/gpu", "", "NoSchedule"}};
+  return node;
+}
+
+k8s::v1::PodSpec PodOf(const Observed& observed) {
+  const GroupPlan group = MakePlan(observed).groups.at(0);
+  return MakeGroupObjects(observed, group).stateful_set.spec().template_().spec();
+}
+
+struct Row {
+  std::string what;
+  void (*edit)(ModelSpec&);
+  std::string reason;  // empty: accepted
+  std::string words;
+};
+
+TEST(Gpu, WhatIsAcceptedAndWhatIsRefused) {
+  const std::vector<Row> rows = {
+      {"one rank", [](ModelSpec&) {}, "", ""},
+      {"one rank that says so", [](ModelSpec& s) { s.mutable_parallelism()->set_tensor(1); }, "",
+       ""},
+      {"several groups", [](ModelSpec& s) { s.set_replicas(4); }, "", ""},
+      {"a cache in fp8", [](ModelSpec& s) { s.mutable_engine()->set_kv_cache_type("fp8"); }, "",
+       ""},
+      {"a cache in bf16", [](ModelSpec& s) { s.mutable_engine()->set_kv_cache_type("bf16"); }, "",
+       ""},
+      {"as many GPUs as ranks",
+       [](ModelSpec& s) { (*s.mutable_resources()->mutable_limits())["nvidia.com/gpu"] = "1"; }, "",
+       ""},
+      {"ranks that share layers", [](ModelSpec& s) { s.mutable_parallelism()->set_tensor(2); },
+       "NotSupported",
+       "spec.parallelism is not supported by this version: device: gpu serves "
+       "groups of one rank, not of 2"},
+      {"stages", [](ModelSpec& s) { s.mutable_parallelism()->set_pipeline(3); }, "NotSupported",
+       "groups of one rank, not of 3"},
+      {"a cache of the CPU's", [](ModelSpec& s) { s.mutable_engine()->set_kv_cache_type("q8"); },
+       "NotSupported", "q8 is of device: cpu; on a GPU use auto, bf16 or fp8"},
+      {"arithmetic of the CPU's", [](ModelSpec& s) { s.mutable_engine()->set_arithmetic("exact"); },
+       "NotSupported", "exact is of device: cpu"},
+      {"a GPU's cache on CPU",
+       [](ModelSpec& s) {
+         s.set_device("cpu");
+         s.mutable_engine()->set_kv_cache_type("fp8");
+       },
+       "NotSupported", "fp8 is of device: gpu"},
+      {"a GPU that would stand idle",
+       [](ModelSpec& s) { (*s.mutable_resources()->mutable_limits())["nvidia.com/gpu"] = "2"; },
+       "InvalidResources",
+       "spec.resources.limits asks for 2 nvidia.com/gpu, but a pod of this "
+       "Model has 1 rank with a GPU each: set it to 1, or leave it out"},
+      {"a rank without a GPU",
+       [](ModelSpec& s) { (*s.mutable_resources()->mutable_requests())["nvidia.com/gpu"] = "0"; },
+       "InvalidResources", "spec.resources.requests asks for 0 nvidia.com/gpu"},
+  };
+  for (const Row& row : rows) {
+    Observed observed = OneModelOnGpu();
+    row.edit(*observed.model.mutable_spec());
+    const Plan plan = MakePlan(observed);
+    const auto& accepted = ConditionOf(plan, "Accepted");
+    EXPECT_EQ(accepted.status(), row.reason.empty() ? "True" : "False") << row.what;
+    EXPECT_EQ(accepted.reason(), row.reason.empty() ? "Valid" : row.reason) << row.what;
+    EXPECT_THAT(accepted.message(), HasSubstr(row.words)) << row.what;
+    EXPECT_EQ(plan.groups.empty(), !row.reason.empty()) << row.what;
+  }
+}
+
+TEST(Gpu, TheWorkerIsToldAndThePodAsksForOneGpuOfEachRank) {
+  Observed observed = OneModelOnGpu();
+  (*observed.model.mutable_spec()->mutable_resources()->mutable_requests())["cpu"] = "2";
+  EXPECT_EQ(MakePlan(observed).groups.at(0).config.device(), "gpu");
+  const k8s::v1::PodSpec pod = PodOf(observed);
+  EXPECT_THAT(pod.containers(0).resources().requests(),
+              UnorderedElementsAre(Pair("cpu", "2"), Pair("nvidia.com/gpu", "1")));
+  EXPECT_THAT(pod.containers(0).resources().limits(),
+              UnorderedElementsAre(Pair("nvidia.com/gpu", "1")));
+  ASSERT_EQ(pod.tolerations_size(), 1);
+  EXPECT_EQ(pod.tolerations(0).key(), "nvidia.com/gpu");
+  EXPECT_EQ(pod.tolerations(0).operator_(), "Exists");
+  EXPECT_EQ(pod.tolerations(0).effect(), "NoSchedule");
+}
+
+TEST(Gpu, ASliceThatTheManifestNamesTakesThePlaceOfAWholeGpu) {
+  Observed observed = OneModelOnGpu();
+  auto& limits = *observed.model.mutable_spec()->mutable_resources()->mutable_limits();
+  limits["nvidia.com/mig-3g.40gb"] = "1";
+  for (const auto& amounts : {PodOf(observed).containers(0).resources().requests(),
+                              PodOf(observed).containers(0).resources().limits()}) {
+    EXPECT_THAT(amounts, UnorderedElementsAre(Pair("nvidia.com/mig-3g.40gb", "1")));
+  }
+  limits["nvidia.com/mig-3g.40gb"] = "2";
+  EXPECT_THAT(MakePlan(observed).status.message(), HasSubstr("2 nvidia.com/mig-3g.40gb"));
+}
+
+TEST(Gpu, APodOnCpuAsksForNoneAndStaysOffNodesThatAreKept) {
+  const Observed observed = OneModel();
+  EXPECT_EQ(MakePlan(observed).groups.at(0).config.device(), "");
+  const k8s::v1::PodSpec pod = PodOf(observed);
+  EXPECT_THAT(pod.containers(0).resources().requests(), Not(Contains(Key("nvidia.com/gpu"))));
+  EXPECT_EQ(pod.tolerations_size(), 0);
+}
+
+TEST(Gpu, AnotherDeviceIsAnotherConfiguration) {
+  EXPECT_NE(MakePlan(OneModel()).groups.at(0).config_hash,
+            MakePlan(OneModelOnGpu()).groups.at(0).config_hash);
+}
+
+TEST(Gpu, AGroupLeavesACordonedNodeForOneWithAFreeGpu) {
+  Observed observed = OneModelOnGpu();
+  observed.model.mutable_spec()->mutable_rollout()->set_drain_seconds(0);
+  observed.groups = {Serving(observed, 0)};
+  observed.nodes = {GpuNode("node-0", 1, 1), Nodes(2)[1], GpuNode("node-2", 8, 8)};
+  observed.nodes[0].cordoned = true;
+  const Plan waits = MakePlan(observed);
+  EXPECT_THAT(waits.deletions, IsEmpty());
+  const auto& degraded = ConditionOf(waits, "Degraded");
+  EXPECT_EQ(degraded.reason(), "NodeCordoned");
+  EXPECT_THAT(degraded.message(), HasSubstr("1 place with 1 nvidia.com/gpu cannot be had"));
+  for (const char* node : {"node-1", "node-2"}) {
+    EXPECT_THAT(degraded.message(),
+                HasSubstr(absl::StrCat(node, ": 0 nvidia.com/gpu free, 1 nvidia.com/gpu missing")));
+  }
+  observed.nodes.push_back(GpuNode("node-3", 8, 7));
+  const Plan moves = MakePlan(observed);
+  ASSERT_EQ(moves.deletions.size(), 1u);
+  EXPECT_EQ(moves.deletions[0].pod, "smollm2-0-0");
+}
+
+TEST(Gpu, ATaintIsToleratedOnlyAsFarAsThePodToleratesIt) {
+  PlacementRequest request;
+  request.pods = {"a-0"};
+  request.each = {{"nvidia.com/gpu", 1}};
+  EXPECT_THAT(PlaceGroup(request, {GpuNode("gpus", 8, 0)}).missing,
+              HasSubstr("has the taint nvidia.com/gpu:NoSchedule"));
+  request.tolerated_taints = {kGpuTaint};
+  EXPECT_THAT(PlaceGroup(request, {GpuNode("gpus", 8, 0)}).nodes, ElementsAre(Pair("a-0", "gpus")));
+  NodeObservation emptied = GpuNode("gpus", 8, 0);
+  emptied.taints = {{"nvidia.com/gpu", "", "NoExecute"}};
+  EXPECT_THAT(PlaceGroup(request, {emptied}).missing, HasSubstr("nvidia.com/gpu:NoExecute"));
+  emptied.taints = {{"dedicated", "", "NoSchedule"}};
+  EXPECT_THAT(PlaceGroup(request, {emptied}).missing, HasSubstr("dedicated:NoSchedule"));
+}
+
+TEST(Gpu, AWorkerThatFindsNoGpuFalsifiesFitsInItsOwnWords) {
+  Observed observed = OneModelOnGpu();
+  GroupObservation group = Serving(observed, 0);
+  group.progress.phase = WorkerPhase::kFailed;
+  group.progress.reason = "DeviceUnavailable";
+  group.progress.message = "GPU 0 cannot be used: no NVIDIA GPU";
+  group.pods[0].ready = false;
+  observed.groups = {group};
+  const Plan plan = MakePlan(observed);
+  EXPECT_EQ(ConditionOf(plan, "Fits").status(), "False");
+  EXPECT_EQ(ConditionOf(plan, "Fits").reason(), "DeviceUnavailable");
+  EXPECT_EQ(plan.status.message(), "GPU 0 cannot be used: no NVIDIA GPU");
+}
+
+// As when a Model is moved to GPUs, and the cluster's worker image was built without CUDA.
+TEST(Gpu, AnEditToADeviceThatIsNotThereIsTakenBack) {
+  Observed observed = Settled(1);
+  const std::string before = observed.groups[0].config_hash;
+  observed.model.mutable_spec()->set_device("gpu");
+  observed.model.mutable_metadata()->set_generation(4);
+  const Plan edited = MakePlan(observed);
+  EXPECT_NE(edited.groups.at(0).config_hash, before);
+  *observed.model.mutable_status() = edited.status;
+  GroupObservation& group = observed.groups[0];
+  group.config_hash = group.set_config_hash = edited.groups.at(0).config_hash;
+  for (PodObservation& pod : group.pods) pod.config_hash = group.config_hash;
+  group.pods[0].ready = false;
+  group.progress.phase = WorkerPhase::kFailed;
+  group.progress.config_hash = group.config_hash;
+  group.progress.reason = "DeviceUnavailable";
+  group.progress.message = "this worker was built without CUDA";
+  const Plan plan = MakePlan(observed);
+  EXPECT_EQ(plan.groups.at(0).config_hash, before);
+  EXPECT_THAT(plan.status.rollout().message(), HasSubstr("built without CUDA"));
+}
+
+}  // namespace
+}  // namespace rempart::op
