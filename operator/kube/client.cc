@@ -154,9 +154,10 @@ absl::StatusOr<std::string> Client::Get(const ResourceType& type, const ObjectKe
   return Send({.path = ObjectPath(type, key)});
 }
 
-absl::StatusOr<RawList> Client::List(const ResourceType& type, absl::string_view ns,
-                                     absl::string_view label_selector) const {
-  RawList list;
+absl::StatusOr<std::string> Client::List(const ResourceType& type, absl::string_view ns,
+                                         absl::string_view label_selector,
+                                         const OnItem& on_item) const {
+  std::string version;
   std::string next;
   do {
     std::string path = absl::StrCat(type.Path(ns), "?limit=", kPageSize);
@@ -170,12 +171,14 @@ absl::StatusOr<RawList> Client::List(const ResourceType& type, absl::string_view
       return absl::UnavailableError(absl::StrCat("the list of ", type.plural, " is not JSON"));
     }
     if (page["items"].get(items) == simdjson::SUCCESS) {
-      for (const simdjson::dom::element item : items) list.items.push_back(simdjson::minify(item));
+      for (const simdjson::dom::element item : items) {
+        RETURN_IF_ERROR(on_item(simdjson::minify(item)));
+      }
     }
-    list.resource_version = TextAt(page, "/metadata/resourceVersion");
+    version = TextAt(page, "/metadata/resourceVersion");
     next = TextAt(page, "/metadata/continue");
   } while (!next.empty());
-  return list;
+  return version;
 }
 
 absl::Status Client::Watch(const ResourceType& type, const WatchOptions& options,

@@ -43,10 +43,8 @@ struct WatchEvent {
 // One line of a watch. The error of an ERROR event, or InvalidArgument for what is none.
 absl::StatusOr<WatchEvent> ParseWatchLine(absl::string_view line);
 
-struct RawList {
-  std::vector<std::string> items;
-  std::string resource_version;
-};
+// Takes one object of a list, as JSON; an error ends the list.
+using OnItem = std::function<absl::Status(absl::string_view json)>;
 
 struct WatchOptions {
   std::string ns = {};
@@ -62,9 +60,10 @@ class Client {
   explicit Client(Transport* transport) : transport_(transport) {}
 
   absl::StatusOr<std::string> Get(const ResourceType& type, const ObjectKey& key) const;
-  // All pages; a list that expires between pages is OutOfRange.
-  absl::StatusOr<RawList> List(const ResourceType& type, absl::string_view ns,
-                               absl::string_view label_selector) const;
+  // All pages, one in memory at a time; a list that expires between pages is OutOfRange. Returns
+  // the version of the list.
+  absl::StatusOr<std::string> List(const ResourceType& type, absl::string_view ns,
+                                   absl::string_view label_selector, const OnItem& on_item) const;
   // Until the server ends the stream, `on_event` returns false, or a stop: all OK.
   absl::Status Watch(const ResourceType& type, const WatchOptions& options,
                      const std::function<bool(WatchEvent)>& on_event, std::stop_token stop) const;
@@ -105,12 +104,11 @@ class Api {
   absl::StatusOr<T> Get(const ObjectKey& key) const { return Parse(client_->Get(type_, key)); }
   absl::StatusOr<std::vector<T>> List(absl::string_view ns,
                                       absl::string_view label_selector = "") const {
-    ASSIGN_OR_RETURN(RawList raw, client_->List(type_, ns, label_selector));
     std::vector<T> items;
-    for (const std::string& json : raw.items) {
-      ASSIGN_OR_RETURN(T item, Parse(json));
-      items.push_back(std::move(item));
-    }
+    const auto version = client_->List(type_, ns, label_selector, [&](absl::string_view json) {
+      return FromJson(json, items.emplace_back());
+    });
+    RETURN_IF_ERROR(version.status());
     return items;
   }
   absl::StatusOr<T> Create(const T& object) const {

@@ -28,7 +28,7 @@ class Informer {
       : trim_(std::move(trim)),
         store_(std::move(words)),
         reflector_(client, ResourceOf<T>::Type(), std::move(options),
-                   {.replace = [this](const auto& items) { return Replace(items); },
+                   {.replace = [this](const auto& pull) { return Replace(pull); },
                     .change = [this](const WatchEvent& event) { return Change(event); },
                     .resync = [this] { TellAll(); }}) {}
 
@@ -45,15 +45,16 @@ class Informer {
   // More deletions than this between two lists, and the oldest are forgotten.
   static constexpr size_t kMaxDeletedVersions = 4096;
 
-  absl::Status Replace(const std::vector<std::string>& items) {
+  // Trims each object as it comes: all of them whole would take several times the memory.
+  absl::Status Replace(const std::function<absl::Status(const OnItem&)>& pull) {
     std::vector<T> list;
-    list.reserve(items.size());
-    for (const std::string& json : items) {
+    RETURN_IF_ERROR(pull([&](absl::string_view json) -> absl::Status {
       T object;
       RETURN_IF_ERROR(FromJson(json, object));
       if (trim_) trim_(object);
       list.push_back(std::move(object));
-    }
+      return absl::OkStatus();
+    }));
     deleted_versions_.clear();
     for (const auto& changed : store_.Replace(std::move(list))) Tell(*changed);
     return absl::OkStatus();

@@ -34,9 +34,12 @@ Reflector::Reflector(const Client* client, ResourceType type, ReflectorOptions o
       jitter_(std::random_device{}()) {}
 
 absl::Status Reflector::List() {
-  ASSIGN_OR_RETURN(RawList list, client_->List(type_, options_.ns, options_.label_selector));
-  RETURN_IF_ERROR(sink_.replace(list.items));
-  resource_version_ = list.resource_version;
+  std::string version;
+  RETURN_IF_ERROR(sink_.replace([&](const OnItem& on_item) -> absl::Status {
+    ASSIGN_OR_RETURN(version, client_->List(type_, options_.ns, options_.label_selector, on_item));
+    return absl::OkStatus();
+  }));
+  resource_version_ = version;
   last_resync_ = absl::Now();
   ++lists_;
   synced_ = true;

@@ -39,7 +39,8 @@ struct ReflectorOptions {
 
 // Where objects go, as JSON. An error means that the object could not be read.
 struct ReflectorSink {
-  std::function<absl::Status(const std::vector<std::string>& items)> replace;
+  // `list` hands over a whole list, object by object; when it fails, what was there stays.
+  std::function<absl::Status(const std::function<absl::Status(const OnItem&)>& list)> replace;
   std::function<absl::Status(const WatchEvent& event)> change;
   std::function<void()> resync;
 };

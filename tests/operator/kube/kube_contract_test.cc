@@ -36,6 +36,8 @@ std::vector<std::string> Backends() {
   return backends;
 }
 
+absl::Status IgnoreItem(absl::string_view) { return absl::OkStatus(); }
+
 class KubeContract : public testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
@@ -130,6 +132,29 @@ TEST_P(KubeContract, AListOfSeveralPagesIsWhole) {
   const auto list = api.List(ns_, "test=contract");
   ASSERT_TRUE(list.ok()) << list.status();
   EXPECT_EQ(list->size(), static_cast<size_t>(kCount));
+
+  // Each page is handed over before the next is asked for: no more is in memory.
+  const int64_t before = client_->calls();
+  std::vector<int64_t> calls;
+  const auto version = client_->List(api.type(), ns_, "test=contract", [&](absl::string_view) {
+    calls.push_back(client_->calls() - before);
+    return absl::OkStatus();
+  });
+  ASSERT_TRUE(version.ok()) << version.status();
+  ASSERT_EQ(calls.size(), static_cast<size_t>(kCount));
+  EXPECT_EQ(calls[499], 1);
+  EXPECT_EQ(calls[500], 2);
+}
+
+TEST_P(KubeContract, AnItemThatIsRefusedEndsTheList) {
+  const Api<ConfigMap> api(client_.get());
+  for (const char* name : {"a", "b", "c"}) ASSERT_TRUE(api.Create(NewConfigMap(name)).ok());
+  int items = 0;
+  const auto version = client_->List(api.type(), ns_, "test=contract", [&](absl::string_view) {
+    return ++items == 2 ? absl::InvalidArgumentError("unreadable") : absl::OkStatus();
+  });
+  EXPECT_TRUE(absl::IsInvalidArgument(version.status())) << version.status();
+  EXPECT_EQ(items, 2);
 }
 
 TEST_P(KubeContract, ApplyCreatesThenChangesAndEqualIntentChangesNothing) {
@@ -260,13 +285,13 @@ std::vector<std::string> WatchSome(const Client& client, WatchOptions options, s
 TEST_P(KubeContract, AWatchTellsEveryChangeSinceTheList) {
   const Api<ConfigMap> api(client_.get());
   ASSERT_TRUE(api.Create(NewConfigMap("before")).ok());
-  const auto list = client_->List(api.type(), ns_, "test=contract");
-  ASSERT_TRUE(list.ok()) << list.status();
+  const auto version = client_->List(api.type(), ns_, "test=contract", IgnoreItem);
+  ASSERT_TRUE(version.ok()) << version.status();
   ASSERT_TRUE(api.Create(NewConfigMap("a")).ok());
   ASSERT_TRUE(api.Apply(NewConfigMap("a", "2"), kOwner).ok());
   ASSERT_TRUE(api.Delete({ns_, "a"}).ok());
   ASSERT_TRUE(api.Create(NewConfigMap("b")).ok());
-  const WatchOptions options = {ns_, "test=contract", list->resource_version};
+  const WatchOptions options = {ns_, "test=contract", *version};
   EXPECT_EQ(WatchSome(*client_, options, 4),
             (std::vector<std::string>{"ADDED a", "MODIFIED a", "DELETED a", "ADDED b"}));
 }
@@ -274,15 +299,15 @@ TEST_P(KubeContract, AWatchTellsEveryChangeSinceTheList) {
 TEST_P(KubeContract, WhatLeavesTheSelectionIsToldAsDeleted) {
   const Api<ConfigMap> api(client_.get());
   ASSERT_TRUE(api.Create(NewConfigMap("a")).ok());
-  const auto list = client_->List(api.type(), ns_, "test=contract");
-  ASSERT_TRUE(list.ok()) << list.status();
+  const auto version = client_->List(api.type(), ns_, "test=contract", IgnoreItem);
+  ASSERT_TRUE(version.ok()) << version.status();
   for (const char* label : {"else", "contract"}) {
     ConfigMap patch;
     *patch.mutable_metadata() = NewConfigMap("a").metadata();
     (*patch.mutable_metadata()->mutable_labels())["test"] = label;
     ASSERT_TRUE(api.MergePatch(patch).ok());
   }
-  const WatchOptions options = {ns_, "test=contract", list->resource_version};
+  const WatchOptions options = {ns_, "test=contract", *version};
   EXPECT_EQ(WatchSome(*client_, options, 2), (std::vector<std::string>{"DELETED a", "ADDED a"}));
 }
 
@@ -296,11 +321,11 @@ TEST_P(KubeContract, AWatchFromAForgottenVersionIsOutOfRange) {
 }
 
 TEST_P(KubeContract, AWatchEndsInTimeAndAtAStop) {
-  const auto list = client_->List(ResourceOf<ConfigMap>::Type(), ns_, "");
-  ASSERT_TRUE(list.ok()) << list.status();
+  const auto version = client_->List(ResourceOf<ConfigMap>::Type(), ns_, "", IgnoreItem);
+  ASSERT_TRUE(version.ok()) << version.status();
   const auto watch = [&](int seconds, std::stop_token stop) {
     return client_->Watch(
-        ResourceOf<ConfigMap>::Type(), {ns_, "test=contract", list->resource_version, seconds},
+        ResourceOf<ConfigMap>::Type(), {ns_, "test=contract", *version, seconds},
         [](const WatchEvent&) { return true; }, stop);
   };
   EXPECT_TRUE(watch(1, {}).ok());
