@@ -39,7 +39,7 @@ class CudaDevice : public Device {
  public:
   explicit CudaDevice(const CudaDeviceInfo& info) : info_(info) {}
   ~CudaDevice() override {
-    cudaSetDevice(info_.ordinal);
+    Select();
     cudaStreamSynchronize(stream_);
     blas_.reset();
     cudaFree(blas_workspace_);
@@ -48,7 +48,7 @@ class CudaDevice : public Device {
   }
 
   absl::Status Open(const CudaDeviceOptions& options) {
-    RETURN_IF_ERROR(ToStatus(cudaSetDevice(info_.ordinal), "cudaSetDevice"));
+    RETURN_IF_ERROR(ToStatus(Select(), "cudaSetDevice"));
     RETURN_IF_ERROR(
         ToStatus(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate"));
     // Machine code is loaded when a kernel is first launched; ask for one now.
@@ -80,16 +80,22 @@ class CudaDevice : public Device {
         " SMs), ",
         blas_ != nullptr ? "cuBLASLt " + blas_->Version() : "without cuBLASLt: " + blas_absence_);
   }
-  const kernels::DeviceOps& ops() const override { return kernels::cuda::Table(); }
+  // Whoever asks for the table launches from it at once.
+  const kernels::DeviceOps& ops() const override {
+    Select();
+    return kernels::cuda::Table();
+  }
   kernels::DeviceStream stream() const override { return stream_; }
 
   absl::StatusOr<DeviceMemory> Memory() const override {
+    Select();
     size_t free = 0, total = 0;
     RETURN_IF_ERROR(ToStatus(cudaMemGetInfo(&free, &total), "cudaMemGetInfo"));
     return DeviceMemory{static_cast<int64_t>(total), static_cast<int64_t>(free)};
   }
 
   absl::StatusOr<void*> Allocate(int64_t bytes) override {
+    Select();
     void* memory = nullptr;
     const cudaError_t error = cudaMalloc(&memory, static_cast<size_t>(std::max<int64_t>(bytes, 1)));
     if (error != cudaSuccess) {
@@ -104,9 +110,13 @@ class CudaDevice : public Device {
     RETURN_IF_ERROR(Finish());
     return memory;
   }
-  void Free(void* memory) override { cudaFree(memory); }
+  void Free(void* memory) override {
+    Select();
+    cudaFree(memory);
+  }
 
   absl::StatusOr<void*> AllocatePinned(int64_t bytes) override {
+    Select();
     void* memory = nullptr;
     RETURN_IF_ERROR(
         ToStatus(cudaMallocHost(&memory, static_cast<size_t>(std::max<int64_t>(bytes, 1))),
@@ -114,18 +124,24 @@ class CudaDevice : public Device {
     std::memset(memory, 0, static_cast<size_t>(bytes));
     return memory;
   }
-  void FreePinned(void* memory) override { cudaFreeHost(memory); }
+  void FreePinned(void* memory) override {
+    Select();
+    cudaFreeHost(memory);
+  }
 
   void CopyIn(void* device, const void* host, int64_t bytes) override {
+    Select();
     Keep(
         cudaMemcpyAsync(device, host, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream_));
   }
   void CopyOut(void* host, const void* device, int64_t bytes) override {
+    Select();
     Keep(
         cudaMemcpyAsync(host, device, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, stream_));
   }
 
   absl::Status Matmul(const kernels::DeviceMatmulArgs& args) override {
+    Select();
     if (args.num_tokens < kBlasTokens) {
       ops().matvec(args, stream_);
     } else if (!MultiplyByBlas(args)) {
@@ -136,6 +152,7 @@ class CudaDevice : public Device {
 
   absl::StatusOr<std::unique_ptr<DeviceGraph>> Record(
       absl::FunctionRef<absl::Status()> record) override {
+    Select();
     RETURN_IF_ERROR(ToStatus(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal),
                              "cudaStreamBeginCapture"));
     const absl::Status recorded = record();
@@ -153,20 +170,27 @@ class CudaDevice : public Device {
     return std::make_unique<CudaGraph>(ready);
   }
   absl::Status Start(DeviceGraph& graph) override {
+    Select();
     return ToStatus(cudaGraphLaunch(static_cast<CudaGraph&>(graph).graph, stream_),
                     "cudaGraphLaunch");
   }
 
   absl::Status Check() override {
+    Select();
     Keep(cudaPeekAtLastError());
     return ToStatus(error_, "GPU");
   }
   absl::Status Finish() override {
+    Select();
     Keep(cudaStreamSynchronize(stream_));
     return Check();
   }
 
  private:
+  // CUDA keeps one current GPU for each thread, and several ranks may share a process: so every
+  // call names its own. Naming the one that is current already costs no more than a look.
+  cudaError_t Select() const { return cudaSetDevice(info_.ordinal); }
+
   // The first error stays.
   void Keep(cudaError_t error) {
     if (error_ == cudaSuccess) error_ = error;
