@@ -152,6 +152,11 @@ class Server {
     }
     auto group = std::make_unique<Group>();
     for (int32_t pod = 0; pod < pods; ++pod) {
+      // Processes of one machine see the same GPUs.
+      if (plan.config.device() == "gpu") {
+        plan.config.set_first_gpu(gpus_taken_);
+        gpus_taken_ += plan.ranks_per_pod;
+      }
       RETURN_IF_ERROR(
           AddPod(pod == 0 ? number : absl::StrCat(number, "-", pod), pod, plan.config, *group));
     }
@@ -250,9 +255,12 @@ class Server {
     return kGoOn;
   }
 
-  // A process that cannot run as it was asked to ends everything; any other is started again.
+  // A process that cannot run as it was asked to ends everything; any other is started again. A GPU
+  // that is not there does not come back by trying, however well it once served.
   int Report(const Child& child, const Child::Ending& ending, bool is_first) {
-    if (is_first && ending.exit_status >= kExitConfig && ending.exit_status <= kExitAddress) {
+    const bool refuses =
+        is_first && ending.exit_status >= kExitConfig && ending.exit_status <= kExitAddress;
+    if (refuses || ending.exit_status == kExitDevice) {
       std::fputs(child.LastWords().c_str(), stderr);
       Say(child.name(), " could not start (", ending.words, ")");
       return ending.exit_status;
@@ -380,6 +388,7 @@ class Server {
   std::unique_ptr<grpc::Server> control_;
   std::vector<std::unique_ptr<Group>> groups_;
   std::unique_ptr<Child> router_;
+  int32_t gpus_taken_ = 0;
   std::string drawn_key_;
   absl::Time begun_ = absl::Now();
   bool told_ = false;

@@ -30,6 +30,7 @@ enum ExitCode : int {
   kExitModel = 3,
   kExitMemory = 4,
   kExitAddress = 5,
+  kExitDevice = 6,
 };
 
 // Says to the main thread that a worker has told something new.

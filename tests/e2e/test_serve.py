@@ -95,6 +95,14 @@ def test_model_files_that_cannot_be_served(tmp_path):
         assert path.name in done.stderr
 
 
+def test_a_gpu_that_is_not_there_ends_it_at_once():
+    text = manifest().replace("spec:", "spec:\n  device: gpu", 1)
+    done = run("serve", "-f", "-", "--dev", "--port", str(free_port()), stdin=text)
+    assert done.returncode == 6, done.stderr
+    assert "GPU 0 cannot be used" in done.stderr and "set device: cpu" in done.stderr
+    assert "starting it again" not in done.stderr
+
+
 def test_a_port_in_use(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
