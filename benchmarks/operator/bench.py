@@ -113,21 +113,34 @@ class Bench:
                 say(f"  {what}: {progress()}")
             time.sleep(0.05)
 
+    def kubectl(self, *words: str, text: str = "") -> None:
+        """Again until it succeeds, for two minutes; what it said last is part of the error."""
+        admin = self.plane.kubeconfig("admin", self.plane.tokens["admin"])
+        said = ""
+
+        def succeeds() -> bool:
+            nonlocal said
+            done = subprocess.run([KUBE_BIN / "kubectl", f"--kubeconfig={admin}", "--namespace=rempart", *words], input=text,
+                                  capture_output=True, text=True)
+            said = done.stderr
+            return done.returncode == 0
+        try:
+            self.plane.wait_until(120, f"kubectl {' '.join(words)}", succeeds)
+        except RuntimeError as error:
+            raise RuntimeError(f"{error}: {said}") from error
+
     def prepare(self) -> None:
         """Schemas and rights as the chart has them; what was installed on no cluster, kwok plays."""
         say("starting etcd, the API server, controllers, the scheduler and kwok")
         self.plane.start()
         self.client = kube.Kube(self.plane.port, str(self.plane.authority()), self.plane.tokens["admin"])
-        admin = self.plane.kubeconfig("admin", self.plane.tokens["admin"])
         workload.create_namespaces(self.client, self.args.models)
         workload.create_nodes(self.client, self.args.models)
         rights = subprocess.run([KUBE_BIN / "helm", "template", "rempart", ROOT / "charts/rempart", "--namespace=rempart",
                                  "--show-only=templates/rbac.yaml"], check=True, capture_output=True, text=True).stdout
-        kubectl = [KUBE_BIN / "kubectl", f"--kubeconfig={admin}", "--namespace=rempart", "apply", "--server-side", "-f"]
-        subprocess.run([*kubectl, "-"], input=rights, check=True, capture_output=True, text=True)
-        subprocess.run([*kubectl, ROOT / "charts/rempart/crds"], check=True, capture_output=True)
-        subprocess.run([KUBE_BIN / "kubectl", f"--kubeconfig={admin}", "wait", "--for=condition=Established", "--timeout=60s",
-                        "crd/models.serving.rempart.dev"], check=True, capture_output=True)
+        self.kubectl("apply", "--server-side", "-f", "-", text=rights)
+        self.kubectl("apply", "--server-side", "-f", str(ROOT / "charts/rempart/crds"))
+        self.kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd/models.serving.rempart.dev")
         token = self.client.send("POST", "/api/v1/namespaces/rempart/serviceaccounts/rempart-operator/token",
                                  {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 86400}})
         self.operator = Operator(self.plane, self.plane.kubeconfig("operator", token["status"]["token"]))
