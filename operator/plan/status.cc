@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "operator/plan/group_objects.h"
 #include "operator/plan/group_plan.h"
 #include "operator/plan/rollout.h"
@@ -255,7 +256,9 @@ void FillTensorSizes(const Observed& observed, Plan& plan) {
                                             sizes.begin() + std::min(sizes.size(), kMost));
     }
   }
-  if (status.tensor_sizes_size() > 0) status.set_tensor_sizes_source(uri);
+  if (status.tensor_sizes_size() == 0) return;
+  status.set_tensor_sizes_source(uri);
+  status.set_tensor_sizes_text(absl::StrJoin(status.tensor_sizes(), ", "));
 }
 
 }  // namespace

@@ -47,8 +47,11 @@ TEST(Crdgen, AnEditToRanksThatDoNotDivideIsRefusedWithThoseThatDo) {
   ASSERT_EQ(rules.size(), 1u);
   EXPECT_THAT(rules[0]["rule"].as<std::string>(), testing::HasSubstr("oldSelf"));
   EXPECT_THAT(rules[0]["message"].as<std::string>(), testing::HasSubstr("status.tensorSizes"));
+  EXPECT_THAT(rules[0]["messageExpression"].as<std::string>(),
+              testing::HasSubstr("self.status.tensorSizesText"));
   // The API server refuses a schema whose message is made of numbers.
-  EXPECT_FALSE(rules[0]["messageExpression"]);
+  EXPECT_THAT(rules[0]["messageExpression"].as<std::string>(),
+              testing::Not(testing::HasSubstr("string(")));
 }
 
 TEST(Crdgen, MergesConditionsByTypeAndServedNamesAsASet) {

@@ -122,6 +122,7 @@ TEST(Status, TellsWhatDividesTheModelForAsLongAsItsSourceIsTheSame) {
   observed.groups[0].progress.tensor_sizes = {1, 3, 9};
   EXPECT_THAT(TensorSizes(observed), ElementsAre(1, 3, 9));
   EXPECT_EQ(MakePlan(observed).status.tensor_sizes_source(), "pvc://models/a/smollm2.gguf");
+  EXPECT_EQ(MakePlan(observed).status.tensor_sizes_text(), "1, 3, 9");
 
   *observed.model.mutable_status() = MakePlan(observed).status;
   observed.groups[0].progress.tensor_sizes = {};  // its stream is down
