@@ -63,12 +63,12 @@ def manifest(name: str, file: str, tensor: int, context_length: int = 1024) -> d
                  engine={"contextLength": context_length, "maxSequences": 8, "threads": 1, "arithmetic": "exact"})
 
 
-def single_answers(kube, client: openai.OpenAI, file: str) -> list[str]:
+def single_answers(kube, client: openai.OpenAI, file: str, chat: bool = True) -> list[str]:
     """What one rank says to the questions."""
     kube.apply(manifest("single", file, 1))
     try:
         eventually("one rank serves", lambda: is_ready(kube, "single"), 300)
-        return [ask(client, "test-single", i) for i in range(len(QUESTIONS))]
+        return [ask(client, "test-single", i, chat=chat) for i in range(len(QUESTIONS))]
     finally:
         kube.delete("model", "single")
 
@@ -80,6 +80,7 @@ class Group:
         self.lengths = itertools.count(1025)
         self.pods, self.leader, self.follower, self.far_node = [], "", "", "node-1"
         self.watch: Watch | None = None
+        self.chat = True  # whether it has a chat template
         self.struck = 0.0  # when the fault of the moment began
 
     def serve(self):

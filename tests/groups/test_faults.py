@@ -34,7 +34,8 @@ def measure(group: Group, fault: Fault) -> dict:
     processes = {pod: worker_pid(pod) for pod in group.pods}
     read = {pod: weight_bytes_read(pid) for pod, pid in processes.items()}
     came_back = False
-    with Traffic(group.client, group.served, group.expected, resends=fault.cuts_connections) as traffic:
+    with Traffic(group.client, group.served, group.expected, resends=fault.cuts_connections,
+                 chat=group.chat) as traffic:
         assert traffic.wait_for(3, 120), f"no answers before the fault: {traffic.outcome.lost}"
         began = struck = group.struck = time.monotonic()
         try:
@@ -82,7 +83,8 @@ def test_fault(smollm, fault):
 def test_gemma_over_pods(kube, namespace, client, tensor):
     """One KV head for all ranks: it is held by each of them."""
     group = Group(kube, client, NAMESPACE, f"gemma-{tensor}", GEMMA, tensor)
-    group.expected = single_answers(kube, client, GEMMA)
+    group.chat = False
+    group.expected = single_answers(kube, client, GEMMA, group.chat)
     group.serve()
     try:
         assert len(group.pods) == tensor

@@ -15,16 +15,19 @@ MAX_TOKENS = 48
 MAX_RESENT = 2
 
 
-def ask(client: openai.OpenAI, served: str, number: int, on_chunk=lambda: None) -> str:
-    """The whole answer to question `number`, with its own seed and a temperature: replays must continue the same stream."""
-    chunks = client.chat.completions.create(
-        model=served, messages=[{"role": "user", "content": QUESTIONS[number]}], max_tokens=MAX_TOKENS, seed=1000 + number,
-        temperature=0.7, stream=True)
+def ask(client: openai.OpenAI, served: str, number: int, on_chunk=lambda: None, chat: bool = True) -> str:
+    """The whole answer to question `number`, with its own seed and a temperature: replays must continue the same stream. A model
+    without a chat template completes the question instead."""
+    how = {"model": served, "max_tokens": MAX_TOKENS, "seed": 1000 + number, "temperature": 0.7, "stream": True}
+    if chat:
+        chunks = client.chat.completions.create(messages=[{"role": "user", "content": QUESTIONS[number]}], **how)
+    else:
+        chunks = client.completions.create(prompt=QUESTIONS[number], **how)
     text, finish = "", None
     for chunk in chunks:
         on_chunk()
         for choice in chunk.choices:
-            text += choice.delta.content or ""
+            text += (choice.delta.content if chat else choice.text) or ""
             finish = choice.finish_reason or finish
     if finish not in ("stop", "length"):
         raise ConnectionError(f"ended without a finish reason: {finish}")
@@ -49,9 +52,11 @@ class Traffic:
     """Streams answers on `clients` threads until told to stop. Whatever a client program would see counts; with `resends`, a
     request whose connection broke is lost only when it was sent again in vain."""
 
-    def __init__(self, client: openai.OpenAI, served: str, expected: list[str], clients: int = 3, resends: bool = False):
+    def __init__(self, client: openai.OpenAI, served: str, expected: list[str], clients: int = 3, resends: bool = False,
+                 chat: bool = True):
         self.client, self.served, self.expected = client, served, expected
         self.resends = MAX_RESENT if resends else 0
+        self.chat = chat
         self.outcome, self.mu, self.stopping = Outcome(), threading.Lock(), threading.Event()
         self.threads = [threading.Thread(target=self._run, args=(i,), daemon=True) for i in range(clients)]
 
@@ -62,7 +67,7 @@ class Traffic:
     def _answer(self, number: int) -> str:
         for again in range(self.resends + 1):
             try:
-                return ask(self.client, self.served, number, self._chunk)
+                return ask(self.client, self.served, number, self._chunk, self.chat)
             except openai.APIStatusError:
                 raise
             except Exception:  # the connection broke
