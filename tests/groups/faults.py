@@ -29,13 +29,14 @@ def worker_pid(pod: str) -> int:
     raise LookupError(f"no process of pod {pod}")
 
 
-def router_pids() -> list[int]:
-    """The processes that serve; each has a supervisor, whose end is the end of its container."""
+def router_pids(supervisors: bool) -> list[int]:
+    """Of each router the supervisor, whose end is the end of its container, or the process that serves."""
     pids = []
     for folder in pathlib.Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            command = (folder / "cmdline").read_bytes()
-            if command.startswith(b"rempart-router\0--config\0/etc/rempart") and b"\0--listeners\0" in command:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            ours = words[0].endswith(b"rempart-router") and any(word.startswith(b"/etc/rempart") for word in words)
+            if ours and (b"--listeners" not in words) == supervisors:
                 pids.append(int(folder.name))
     return sorted(pids)
 
@@ -70,8 +71,7 @@ def pods_on(env, *nodes: str) -> list[str]:
 
 @dataclasses.dataclass
 class Fault:
-    """One row of the table: `strike` breaks something and names the pods that are to be blamed; `mend` undoes it. Seconds count from
-    the call of `strike`, or from the later moment that it puts into `env.struck`."""
+    """One row of the table: `strike` breaks something and names the pods that are to be blamed; `mend` undoes it."""
     name: str
     strike: typing.Callable
     mend: typing.Callable = lambda env: None
@@ -145,29 +145,18 @@ def empty_disk(env):
         subprocess.run([str(ROOT / "dev" / "cluster"), "load", str(image)], check=True, capture_output=True)
 
 
-def alive(pid: int) -> bool:
-    return pathlib.Path(f"/proc/{pid}").exists()
-
-
 def fill_disk(env) -> list[str]:
     """The node has a disk of its own (REMPART_NODE_DISK_MIB); its kubelet must evict, and the group must leave it. Before it evicts
-    it throws away images, so what that frees is taken, too. Until then the group serves and nobody waits: the kubelet's time to
-    decide is not the group's, so the fault begins when the kubelet ends the rank."""
+    it throws away images, so what that frees is taken, too."""
     assert os.path.ismount(STATE / env.far_node), f"{env.far_node} has no disk of its own: start the cluster anew"
-    struck, deadline = pods_on(env, env.far_node), time.monotonic() + 180
-    ranks = [worker_pid(pod) for pod in struck]
-    filled = 0.0
-    while all(map(alive, ranks)):
-        assert time.monotonic() < deadline, f"the kubelet of {env.far_node} evicts nobody"
-        if time.monotonic() > filled + 1:
-            left = os.statvfs(STATE / env.far_node)
-            more = left.f_bavail * left.f_frsize - (4 << 20)
-            if more > 0:
-                size = filler(env).stat().st_size if filler(env).exists() else 0
-                subprocess.run(["fallocate", "-l", str(size + more), str(filler(env))], check=True)
-            filled = time.monotonic()
-        time.sleep(0.05)
-    env.struck = time.monotonic()
+    struck, deadline = pods_on(env, env.far_node), time.monotonic() + 120
+    while set(struck) & set(pods_on(env, env.far_node)) and time.monotonic() < deadline:
+        left = os.statvfs(STATE / env.far_node)
+        more = left.f_bavail * left.f_frsize - (4 << 20)
+        if more > 0:
+            size = filler(env).stat().st_size if filler(env).exists() else 0
+            subprocess.run(["fallocate", "-l", str(size + more), str(filler(env))], check=True)
+        time.sleep(1)
     return struck
 
 
@@ -187,7 +176,13 @@ def end_router(env) -> list[str]:
 
 def kill_router(env) -> list[str]:
     """A client's connection dies with its router; the requests that were on it are the client's to send again."""
-    os.kill(router_pids()[0], signal.SIGKILL)
+    os.kill(router_pids(supervisors=True)[0], signal.SIGKILL)
+    return []
+
+
+def crash_router(env) -> list[str]:
+    """As a fault of its own would end it: the process that serves, not its supervisor."""
+    os.kill(router_pids(supervisors=False)[0], signal.SIGKILL)
     return []
 
 
@@ -219,6 +214,8 @@ TABLE = [
     Fault("kill the operator in a rollout", kill_operator_mid_rollout, blame=None),
     Fault("end a router", end_router, blame=None, ends_epoch=False, survivors=True, hold_seconds=15),
     Fault("kill -9 a router", kill_router, blame=None, ends_epoch=False, survivors=True, hold_seconds=10, cuts_connections=True),
+    Fault("crash a router's serving process", crash_router, blame=None, ends_epoch=False, survivors=True, hold_seconds=10,
+          cuts_connections=True),
     Fault("kill the API server", kill_api_server, lambda env: cluster_up(env.nodes), blame=None, ends_epoch=False,
           survivors=True, hold_seconds=20),
     Fault("crash-loop a rank", crash_loop, survivors=True),

@@ -81,7 +81,6 @@ class Group:
         self.pods, self.leader, self.follower, self.far_node = [], "", "", "node-1"
         self.watch: Watch | None = None
         self.chat = True  # whether it has a chat template
-        self.struck = 0.0  # when the fault of the moment began
 
     def serve(self):
         self.kube.apply(manifest(self.name, self.file, self.tensor))

@@ -37,10 +37,9 @@ def measure(group: Group, fault: Fault) -> dict:
     with Traffic(group.client, group.served, group.expected, resends=fault.cuts_connections,
                  chat=group.chat) as traffic:
         assert traffic.wait_for(3, 120), f"no answers before the fault: {traffic.outcome.lost}"
-        began = struck = group.struck = time.monotonic()
+        struck = time.monotonic()
         try:
             blamed = fault.strike(group)
-            struck = group.struck
             if fault.ends_epoch:
                 group.await_epoch_after(epoch, 240)
             came_back = traffic.wait_for(6, 240)
@@ -53,7 +52,6 @@ def measure(group: Group, fault: Fault) -> dict:
     row = {"model": group.name, "fault": fault.name, "detect_seconds": round(blame[0], 2) if blame else None,
            "recover_seconds": round(outcome.longest_gap(struck), 2), "lost_requests": len(outcome.lost),
            "wrong_tokens": len(outcome.wrong), "completed": outcome.completed, "resent": outcome.resent,
-           "led_up_seconds": round(struck - began, 2),
            "blamed": blame[1] if blame else ""}
     survivors = [pod for pod in processes if pod not in blamed] if fault.survivors else []
     after = {pod: (worker_pid(pod), weight_bytes_read(worker_pid(pod))) for pod in survivors}
