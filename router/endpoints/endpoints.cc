@@ -18,6 +18,9 @@ constexpr absl::Duration kMaxBackOff = absl::Seconds(2);
 constexpr absl::Duration kSilence = absl::Seconds(5);
 // The same when the operator, too, says that the group does not serve: its leader hangs.
 constexpr absl::Duration kSilenceOfLost = absl::Seconds(2);
+// What a group must have served since it lost requests before it counts as steady: longer than a
+// rank in a crash loop stays up.
+constexpr absl::Duration kSteadyAfter = absl::Seconds(5);
 // A stream may take this long until Welcome.
 constexpr absl::Duration kConnectTimeout = absl::Seconds(20);
 
@@ -61,6 +64,7 @@ void Endpoints::SetTopology(const Topology& topology, absl::Time now) {
 
 void Endpoints::Tick(absl::Time now) {
   now_ = now;
+  bool gained = false;
   for (auto it = groups_.begin(); it != groups_.end();) {
     Group& group = it->second;
     if (!group.in_topology && group.request_ids.empty()) {
@@ -75,7 +79,9 @@ void Endpoints::Tick(absl::Time now) {
     }
     const bool wanted = group.in_topology && group.entry.ready;
     if (group.stream == nullptr && wanted && now >= group.next_dial) Dial(group, now);
+    if (!group.view.steady && now >= group.steady_at) group.view.steady = gained = true;
   }
+  if (gained) handlers_.on_capacity();
 }
 
 void Endpoints::Dial(Group& group, absl::Time now) {
@@ -118,14 +124,18 @@ void Endpoints::HandleWelcome(Group& group, const v1::Welcome& welcome) {
   LogInfo("endpoints", "attached",
           {{"group", group.entry.group_name}, {"address", group.entry.address}});
   group.view.connected = true;
-  group.view.ready = true;  // a worker that loads does not welcome
+  MarkReady(group);  // a worker that loads does not welcome
   group.back_off = absl::ZeroDuration();
   handlers_.on_capacity();
 }
 
 void Endpoints::HandleLoad(Group& group, const v1::Load& load) {
   const bool took = group.view.ready && !group.view.draining;
-  group.view.ready = load.state() == v1::Load::READY;
+  if (load.state() == v1::Load::READY) {
+    MarkReady(group);
+  } else {
+    group.view.ready = false;
+  }
   group.worker_draining = load.state() == v1::Load::DRAINING;
   group.view.draining = group.worker_draining || group.entry.draining || !group.in_topology;
   group.view.running = load.running();
@@ -134,6 +144,16 @@ void Endpoints::HandleLoad(Group& group, const v1::Load& load) {
   const uint64_t seen = std::min<uint64_t>(load.starts_seen(), group.starts_sent);
   group.view.starts_unseen = static_cast<int32_t>(group.starts_sent - seen);
   if (!took && group.view.ready && !group.view.draining) handlers_.on_capacity();
+}
+
+void Endpoints::MarkReady(Group& group) {
+  group.view.ready = true;
+  if (group.steady_at == absl::InfiniteFuture()) group.steady_at = now_ + kSteadyAfter;
+}
+
+void Endpoints::MarkUnsteady(Group& group) {
+  group.steady_at = absl::InfiniteFuture();
+  group.view.steady = false;
 }
 
 void Endpoints::Lose(Group& group, absl::Time now, absl::string_view reason) {
@@ -150,13 +170,14 @@ void Endpoints::Lose(Group& group, absl::Time now, absl::string_view reason) {
     boost::asio::post(
         shard_, [old = std::shared_ptr<AttachStream>(std::move(group.stream))] { old->Close(); });
   }
+  const std::set<uint64_t> lost = std::exchange(group.request_ids, {});
   group.view = {};
   group.view.group_name = group.entry.group_name;
+  if (!lost.empty() || group.steady_at > now) MarkUnsteady(group);
   group.worker_draining = false;
   group.starts_sent = 0;
   group.back_off = std::clamp(group.back_off * 2, kFirstBackOff, kMaxBackOff);
   group.next_dial = now + group.back_off;
-  const std::set<uint64_t> lost = std::exchange(group.request_ids, {});
   if (!lost.empty()) handlers_.on_lost(group.entry.group_name, lost);
 }
 
@@ -208,7 +229,9 @@ void Endpoints::MarkDraining(const std::string& group_name) {
 
 void Endpoints::MarkLost(const std::string& group_name) {
   Group* group = Find(group_name);
-  if (group != nullptr) group->view.ready = false;
+  if (group == nullptr) return;
+  group->view.ready = false;
+  MarkUnsteady(*group);
 }
 
 int32_t Endpoints::ready_count() const {

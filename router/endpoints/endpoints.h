@@ -4,6 +4,7 @@
 // 1. A group is sent nothing before its Welcome, and nothing new while it drains.
 // 2. A group that left the topology keeps its stream until its last request has ended.
 // 3. on_lost names a group at most once per Welcome; its requests are the caller's to move.
+// 4. A group that has lost requests is steady again once it has been ready for five seconds.
 #pragma once
 
 #include <boost/asio/io_context.hpp>
@@ -75,6 +76,7 @@ class Endpoints {
     absl::Time next_dial = absl::InfinitePast();
     absl::Time last_frame = absl::InfinitePast();
     absl::Duration back_off = absl::ZeroDuration();
+    absl::Time steady_at = absl::InfinitePast();  // in the infinite future: lost, and not ready yet
     uint64_t incarnation = 0;  // of the stream; frames of older ones are not ours
   };
 
@@ -82,6 +84,8 @@ class Endpoints {
   void HandleFrame(Group& group, const worker::v1::FromWorker& frame);
   void HandleWelcome(Group& group, const worker::v1::Welcome& welcome);
   void HandleLoad(Group& group, const worker::v1::Load& load);
+  void MarkReady(Group& group);
+  void MarkUnsteady(Group& group);
   void Lose(Group& group, absl::Time now, absl::string_view reason);
   Group* Find(const std::string& group_name);
 

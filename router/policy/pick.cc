@@ -12,6 +12,7 @@ Decision Pick(const EndpointSnapshot& snapshot, const RequestTraits& traits) {
   for (size_t i = 0; i < snapshot.groups.size(); ++i) {
     const GroupView& group = snapshot.groups[i];
     if (!group.connected || !group.ready || group.draining) continue;
+    if (traits.last_chance && !group.steady) continue;
     const bool failed_before =
         std::find(traits.avoid.begin(), traits.avoid.end(), group.group_name) != traits.avoid.end();
     const int64_t sequences = int64_t{group.running} + group.waiting + group.starts_unseen;

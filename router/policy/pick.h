@@ -20,6 +20,8 @@ struct GroupView {
   int64_t queued_prefill_tokens = 0;
   // Sent by this shard and not yet in the figures above.
   int32_t starts_unseen = 0;
+  // It has never lost requests, or has served for a while since it did.
+  bool steady = true;
 };
 
 struct EndpointSnapshot {
@@ -29,6 +31,8 @@ struct EndpointSnapshot {
 struct RequestTraits {
   // Groups that already failed this request; taken only when there is no other.
   std::vector<std::string> avoid;
+  // Another loss would end it: it waits for a steady group.
+  bool last_chance = false;
 };
 
 // Index of the chosen group; nullopt: none can take a request now.
@@ -37,7 +41,8 @@ struct Decision {
 };
 
 // The least loaded group: fewest sequences running, waiting or on their way, then fewest prompt
-// tokens queued, then the first. A group that failed this request is the last resort.
+// tokens queued, then the first. A group that failed this request is the last resort, and one that
+// is not steady gets no request on its last chance.
 Decision Pick(const EndpointSnapshot& snapshot, const RequestTraits& traits);
 
 }  // namespace rempart::router

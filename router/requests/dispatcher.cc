@@ -162,6 +162,7 @@ void Dispatcher::Move(uint64_t ticket_id, ApiError otherwise) {
                                        "cannot be continued elsewhere."));
   }
   if (++ticket.moves > kMaxMoves) return Fail(ticket_id, std::move(otherwise));
+  ticket.traits.last_chance = ticket.moves == kMaxMoves;
   ++moves_total_;
   LogInfo("dispatcher", "request moves",
           {{"request", ticket_id},

@@ -3,8 +3,8 @@
 // while none is ready, moved when a group is lost. Owned and called by the shard's thread.
 // 1. A ticket ends once: by its last finish, by on_error, or by Cancel; nothing comes after.
 // 2. At most max_held tickets wait, none longer than held_timeout.
-// 3. A ticket moves at most twice; what was delivered is never delivered again. With n > 1 it moves
-//    only while nothing was delivered.
+// 3. A ticket moves at most twice, the second time only to a group that is steady; what was
+//    delivered is never delivered again. With n > 1 it moves only while nothing was delivered.
 #pragma once
 
 #include <boost/asio/io_context.hpp>

@@ -11,10 +11,14 @@ struct Row {
   std::vector<GroupView> groups;
   std::vector<std::string> avoid;
   int expected;  // -1: none
+  bool last_chance = false;
 };
 
 GroupView Ready(const char* name, int running, int waiting = 0, int unseen = 0, int tokens = 0) {
   return {name, true, true, false, running, waiting, tokens, unseen};
+}
+GroupView Unsteady(const char* name, int running) {
+  return {name, true, true, false, running, 0, 0, 0, false};
 }
 GroupView Draining(const char* name) { return {name, true, true, true, 0, 0, 0, 0}; }
 GroupView Loading(const char* name) { return {name, true, false, false, 0, 0, 0, 0}; }
@@ -39,9 +43,13 @@ TEST(Pick, Table) {
       {"a group that failed the request is avoided", {Ready("a", 0), Ready("b", 7)}, {"a"}, 1},
       {"but is better than none", {Ready("a", 0), Draining("b")}, {"a"}, 0},
       {"of two that failed, the less loaded", {Ready("a", 4), Ready("b", 2)}, {"a", "b"}, 1},
+      {"one that is not steady is as good", {Unsteady("a", 2), Ready("b", 4)}, {}, 0},
+      {"but not for a last chance", {Unsteady("a", 2), Ready("b", 4)}, {}, 1, true},
+      {"even if the steady one failed it", {Unsteady("a", 2), Ready("b", 4)}, {"b"}, 1, true},
+      {"a last chance waits for a steady group", {Unsteady("a", 0)}, {}, -1, true},
   };
   for (const Row& row : rows) {
-    const Decision decision = Pick({row.groups}, {row.avoid});
+    const Decision decision = Pick({row.groups}, {row.avoid, row.last_chance});
     const int chosen = decision.group_index ? static_cast<int>(*decision.group_index) : -1;
     EXPECT_EQ(chosen, row.expected) << row.behaviour;
   }

@@ -5,6 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <fstream>
 #include <set>
 
@@ -19,6 +20,16 @@ namespace {
 using ::testing::HasSubstr;
 // SHA-256 of "abc" (FIPS 180-2).
 constexpr char kAbc[] = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+
+// Stands still until moved; any thread.
+class StoppedClock : public Clock {
+ public:
+  absl::Time Now() const override { return absl::FromUnixSeconds(seconds_); }
+  void AdvanceSeconds(int64_t by) { seconds_ += by; }
+
+ private:
+  std::atomic<int64_t> seconds_ = 1'700'000'000;
+};
 
 class RouterProcessTest : public ::testing::Test {
  protected:
@@ -46,7 +57,7 @@ class RouterProcessTest : public ::testing::Test {
   }
   void Start(const std::vector<const FakeWorker*>& workers) {
     WriteTopology(workers);
-    auto process = RouterProcess::Start(settings_, &clock_);
+    auto process = RouterProcess::Start(settings_, clock_);
     ASSERT_TRUE(process.ok()) << process.status();
     process_ = *std::move(process);
     ASSERT_TRUE(Eventually([&] { return Ask(Get("/readyz")).status == 200; }));
@@ -68,7 +79,9 @@ class RouterProcessTest : public ::testing::Test {
     return client.Read();
   }
 
-  SystemClock clock_;
+  SystemClock system_clock_;
+  StoppedClock stopped_clock_;
+  const Clock* clock_ = &system_clock_;
   RouterSettings settings_;
   std::string topology_file_;
   std::unique_ptr<RouterProcess> process_;
@@ -265,6 +278,31 @@ TEST_F(RouterProcessTest, AHeldReplayIsForgottenWhenItsClientLeaves) {
   EXPECT_EQ(worker.starts().size(), 2u);
 }
 
+TEST_F(RouterProcessTest, TheLastReplayWaitsUntilTheGroupIsSteady) {
+  clock_ = &stopped_clock_;
+  FakeWorker worker("tiny-0");
+  Start({&worker});
+  HttpClient client(process_->port());
+  client.Send(Chat("lose 1", R"(,"stream":true)"));
+  const auto held = [&] { return Level("rempart_router_requests_held") == 1; };
+  for (size_t losses = 1; losses <= 2; ++losses) {
+    EXPECT_TRUE(Eventually([&] { return worker.starts().size() == losses && held(); }));
+    worker.SayReady();
+  }
+  // Others are served meanwhile.
+  EXPECT_EQ(Ask(Chat("count 1")).status, 200);
+  EXPECT_TRUE(Eventually(held));
+  stopped_clock_.AdvanceSeconds(4);
+  EXPECT_EQ(Ask(Chat("count 1")).status, 200);
+  EXPECT_TRUE(held());
+  EXPECT_EQ(worker.starts().size(), 4u);
+  worker.Heal();
+  stopped_clock_.AdvanceSeconds(1);
+  EXPECT_TRUE(Eventually([&] { return worker.starts().size() == 5u; }));
+  EXPECT_EQ(worker.starts().back().resume_tokens_size(), 2);
+  EXPECT_TRUE(client.WaitFor("data: [DONE]"));
+}
+
 TEST_F(RouterProcessTest, ADrainingGroupPassesItsRequestsOn) {
   FakeWorker first("tiny-0"), second("tiny-1");
   second.Heal();
@@ -381,7 +419,7 @@ TEST_F(RouterProcessTest, APortInUseIsSaidSo) {
   FakeWorker worker("tiny-0");
   Start({&worker});
   settings_.http_address = absl::StrCat("127.0.0.1:", process_->port());
-  const auto second = RouterProcess::Start(settings_, &clock_);
+  const auto second = RouterProcess::Start(settings_, clock_);
   ASSERT_EQ(second.status().code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(second.status().message(), HasSubstr("httpAddress"));
 }
@@ -390,7 +428,7 @@ TEST_F(RouterProcessTest, TwoShardsServeOnePort) {
   settings_.shards = 2;
   FakeWorker worker("tiny-0");
   WriteTopology({&worker});
-  auto process = RouterProcess::Start(settings_, &clock_);
+  auto process = RouterProcess::Start(settings_, clock_);
   ASSERT_TRUE(process.ok()) << process.status();
   process_ = *std::move(process);
   // The sum over the shards.
