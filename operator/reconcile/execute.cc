@@ -92,13 +92,18 @@ Executor::Executor(const Client* client, const Informers* informers, NodeLedger*
       clock_(clock),
       own_namespace_(std::move(own_namespace)) {}
 
+Executor::AppliedOfModel& Executor::Known(const ObjectKey& model) {
+  MutexLock lock(&mu_);
+  return applied_[model];
+}
+
 template <typename T>
 bool Executor::IsApplied(const T* there, const T& intent, const Applied& last,
-                         const std::string& digest) {
+                         const std::string& digest, bool& lagged) const {
   const bool by_us = last.digest == digest;
   if (there == nullptr) {
     const bool is_behind = by_us && clock_->Now() - last.at < kLag;
-    lagged_ |= is_behind;
+    lagged |= is_behind;
     return is_behind;
   }
   const k8s::v1::ObjectMeta& metadata = there->metadata();
@@ -120,9 +125,10 @@ absl::Status Executor::Apply(const Model& owner, const Store<T>& store, T intent
   const Api<T> api(client_);
   const ObjectKey key = KeyOf(intent);
   const std::string digest = IntentDigest(intent);
-  Applied& last = applied_[KeyOf(owner)][absl::StrCat(api.type().kind, " ", key.name)];
+  AppliedOfModel& known = Known(KeyOf(owner));
+  Applied& last = known.objects[absl::StrCat(api.type().kind, " ", key.name)];
   const auto there = store.Get(key);
-  if (IsApplied(there.get(), intent, last, digest)) return absl::OkStatus();
+  if (IsApplied(there.get(), intent, last, digest, known.lagged)) return absl::OkStatus();
   if (there == nullptr) {
     // A stranger's object of this name is not in the store, and must not be taken over.
     const absl::StatusOr<T> found = api.Get(key);
@@ -139,12 +145,15 @@ absl::Status Executor::Apply(const Model& owner, const Store<T>& store, T intent
   return absl::OkStatus();
 }
 
-void Executor::Forget(const ObjectKey& model) { applied_.erase(model); }
+void Executor::Forget(const ObjectKey& model) {
+  MutexLock lock(&mu_);
+  applied_.erase(model);
+}
 
 template <typename T>
 absl::Status Executor::Remove(const Model& owner, const Store<T>& store, const ObjectKey& key) {
   const Api<T> api(client_);
-  applied_[KeyOf(owner)].erase(absl::StrCat(api.type().kind, " ", key.name));
+  Known(KeyOf(owner)).objects.erase(absl::StrCat(api.type().kind, " ", key.name));
   const auto there = store.Get(key);
   if (there == nullptr || !IsOwnedBy(there->metadata(), owner) ||
       !there->metadata().deletion_timestamp().empty()) {
@@ -183,6 +192,7 @@ absl::Status Executor::ApplyGroup(const Observed& observed, const GroupPlan& gro
 absl::Status Executor::CopyWorkerTls(const Model& model) {
   const std::string& ns = model.metadata().namespace_();
   if (own_namespace_.empty() || ns == own_namespace_) return absl::OkStatus();
+  MutexLock lock(&tls_mu_);
   std::map<std::string, absl::Time>& owners = tls_owners_[ns];
   const auto known = owners.find(model.metadata().uid());
   if (known != owners.end() && clock_->Now() - known->second < kTrustCopy) {
@@ -233,12 +243,11 @@ absl::Status Executor::ApplyOfModel(const Observed& observed, const Plan& plan) 
 }
 
 // Names the pod's node and lifts our gate, in one patch; gates of others stay.
-absl::Status Executor::Release(const std::string& ns, const PodRelease& release) {
-  const ObjectKey key{ns, release.pod};
+absl::StatusOr<bool> Executor::LiftGate(const ObjectKey& key, const PodRelease& release) {
   const auto pod = informers_->pods.store().Get(key);
   const auto node = informers_->nodes.store().Get({"", release.node});
   if (pod == nullptr || node == nullptr || pod->metadata().uid() != release.uid) {
-    return absl::OkStatus();  // the next plan sees it
+    return false;
   }
   k8s::v1::Pod patch;
   patch.mutable_metadata()->set_uid(release.uid);
@@ -253,9 +262,18 @@ absl::Status Executor::Release(const std::string& ns, const PodRelease& release)
     json = absl::StrReplaceAll(json, {{"\"spec\":{", "\"spec\":{\"schedulingGates\":null,"}});
   }
   const absl::Status status = Api<k8s::v1::Pod>(client_).MergePatchText(key, json).status();
-  if (absl::IsNotFound(status) || absl::IsAborted(status)) return absl::OkStatus();
+  if (absl::IsNotFound(status) || absl::IsAborted(status)) return false;
   RETURN_IF_ERROR(status);
-  ledger_->Promise(key, release.uid, release.node, release.requests);
+  return true;
+}
+
+absl::Status Executor::Release(const std::string& ns, const PodRelease& release) {
+  const ObjectKey key{ns, release.pod};
+  const absl::StatusOr<bool> lifted = LiftGate(key, release);
+  if (!lifted.ok() || !*lifted) {
+    ledger_->Withdraw(key, release.uid);
+    return lifted.status();
+  }
   LogInfo("plan", "pod released", {{"pod", key.ToString()}, {"node", release.node}});
   return absl::OkStatus();
 }
@@ -294,7 +312,8 @@ absl::Status Executor::WriteStatus(const Observed& observed, const Plan& plan) {
 
 absl::StatusOr<absl::Duration> Executor::Execute(const Observed& observed, const Plan& plan) {
   absl::Status result;
-  lagged_ = false;
+  AppliedOfModel& known = Known(KeyOf(observed.model));
+  known.lagged = false;
   const auto keep = [&](const absl::Status& status) {
     if (!status.ok()) result.Update(status);
     return status.ok();
@@ -320,7 +339,13 @@ absl::StatusOr<absl::Duration> Executor::Execute(const Observed& observed, const
   RETURN_IF_ERROR(result);
   const absl::Duration again =
       plan.requeue_seconds == 0 ? absl::InfiniteDuration() : absl::Seconds(plan.requeue_seconds);
-  return lagged_ ? std::min(again, kLag) : again;
+  return known.lagged ? std::min(again, kLag) : again;
+}
+
+void PromiseReleases(const std::string& ns, const Plan& plan, NodeLedger& ledger) {
+  for (const PodRelease& release : plan.releases) {
+    ledger.Promise({ns, release.pod}, release.uid, release.node, release.requests);
+  }
 }
 
 }  // namespace rempart::op

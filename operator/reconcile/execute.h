@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Carries a Plan out on the Kubernetes API: applies what is planned, deletes what is not, writes
-// the status, records events. One thread calls it.
+// the status, records events. Several threads call it, each for another Model.
 //
 // What is in the cluster already as the plan states it is not written again, whoever wrote it
 // (operator/reconcile/intent.h). A store may lag behind what this process has just written: what it
@@ -11,9 +11,11 @@
 #include <map>
 #include <string>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/clock.h"
+#include "common/mutex.h"
 #include "operator/kube/client.h"
 #include "operator/kube/events.h"
 #include "operator/plan/group_objects.h"
@@ -31,7 +33,8 @@ class Executor {
            JoinRegistry* joins, EventRecorder* events, const Clock* clock,
            std::string own_namespace);
 
-  // When to look again though nothing changes; infinite: only after a change.
+  // When to look again though nothing changes; infinite: only after a change. What the plan
+  // releases has been promised its node in the ledger (PromiseReleases).
   absl::StatusOr<absl::Duration> Execute(const Observed& observed, const Plan& plan);
   // The Model is gone.
   void Forget(const ObjectKey& model);
@@ -43,20 +46,28 @@ class Executor {
     std::string content_version;   // moves only when somebody changes what we apply
     absl::Time at = absl::InfinitePast();
   };
-  using AppliedOfModel = std::map<std::string, Applied>;  // by kind and name
+  // A Model is with one thread at a time, and so is this.
+  struct AppliedOfModel {
+    std::map<std::string, Applied> objects;  // by kind and name
+    bool lagged = false;                     // in this Execute: a store was behind our writes
+  };
 
+  AppliedOfModel& Known(const ObjectKey& model);
   absl::Status ApplyGroup(const Observed& observed, const GroupPlan& group);
   absl::Status ApplyOfModel(const Observed& observed, const Plan& plan);
   // Of a StatefulSet that an earlier version made: the API server takes OnDelete only together with
   // the removal of what RollingUpdate had.
   absl::Status TakeOverReplacing(const k8s::v1::StatefulSet& intent);
   absl::Status Release(const std::string& ns, const PodRelease& release);
+  // False: there is nothing to release; the next plan sees what there is.
+  absl::StatusOr<bool> LiftGate(const ObjectKey& key, const PodRelease& release);
   absl::Status DeletePod(const std::string& ns, const PodDeletion& deletion);
   void RemoveGroup(const Observed& observed, const std::string& name, absl::Status& result);
   template <typename T>
   absl::Status Apply(const Model& owner, const Store<T>& store, T intent);
   template <typename T>
-  bool IsApplied(const T* there, const T& intent, const Applied& last, const std::string& digest);
+  bool IsApplied(const T* there, const T& intent, const Applied& last, const std::string& digest,
+                 bool& lagged) const;
   template <typename T>
   absl::Status Remove(const Model& owner, const Store<T>& store, const ObjectKey& key);
   // The workers' certificate, owned by all Models of the namespace: it goes with the last of them.
@@ -70,11 +81,15 @@ class Executor {
   EventRecorder* const events_;
   const Clock* const clock_;
   const std::string own_namespace_;
-  std::map<ObjectKey, AppliedOfModel> applied_;  // by Model
-  bool lagged_ = false;                          // in this Execute: a store was behind our writes
+  Mutex mu_;
+  std::map<ObjectKey, AppliedOfModel> applied_ ABSL_GUARDED_BY(mu_);  // by Model
+  Mutex tls_mu_;  // held while the API answers: one thread copies, the others find it done
   // Whom the copied certificate of a namespace belongs to, by uid, and when that was last written.
-  std::map<std::string, std::map<std::string, absl::Time>> tls_owners_;
+  std::map<std::string, std::map<std::string, absl::Time>> tls_owners_ ABSL_GUARDED_BY(tls_mu_);
 };
+
+// So that a plan made next, for another Model, does not give away the same room.
+void PromiseReleases(const std::string& ns, const Plan& plan, NodeLedger& ledger);
 
 // Whether two statuses differ in more than steps and ages, which change all the time.
 bool StatusDiffers(ModelStatus a, ModelStatus b);

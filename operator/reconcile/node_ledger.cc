@@ -77,6 +77,12 @@ void NodeLedger::Promise(const ObjectKey& pod, const std::string& uid, const std
   Set(pod, {uid, node, requests, true});
 }
 
+void NodeLedger::Withdraw(const ObjectKey& pod, const std::string& uid) {
+  MutexLock lock(&mu_);
+  const auto found = pods_.find(pod);
+  if (found != pods_.end() && found->second.promised && found->second.uid == uid) Erase(pod);
+}
+
 std::string NodeLedger::PromisedNode(const ObjectKey& pod, const std::string& uid) const {
   MutexLock lock(&mu_);
   const auto found = pods_.find(pod);

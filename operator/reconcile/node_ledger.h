@@ -24,6 +24,8 @@ class NodeLedger {
   // The pod has been released for the node; the promise holds until an event shows the pod there.
   void Promise(const ObjectKey& pod, const std::string& uid, const std::string& node,
                const Amounts& requests);
+  // The pod was not released after all.
+  void Withdraw(const ObjectKey& pod, const std::string& uid);
   // The node promised to this pod; empty: none.
   std::string PromisedNode(const ObjectKey& pod, const std::string& uid) const;
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "operator/reconcile/operator_process.h"
 
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <map>
 #include <memory>
@@ -10,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/health/health_server.h"
 #include "common/log.h"
+#include "common/mutex.h"
 #include "common/tls/tls.h"
 #include "operator/kube/controller.h"
 #include "operator/kube/leader.h"
@@ -28,6 +31,8 @@ namespace {
 constexpr char kVersion[] = REMPART_VERSION;
 constexpr absl::Duration kLook = absl::Milliseconds(50);
 constexpr int kMaxMessageBytes = 4 << 20;
+// A Model waits for the API server most of its time; more of them would only crowd it.
+constexpr size_t kReconcilers = 4;
 
 TlsConfig TlsFrom(const std::string& folder) {
   if (folder.empty()) return {};
@@ -239,30 +244,52 @@ class OperatorProcess {
     join_service_.Open();
     StartThread([this](std::stop_token stop) {
       WaitForStores(stop);
-      RunController(
-          queue_, [this](const ObjectKey& key) { return ReconcileModel(key); }, stop);
+      std::vector<std::jthread> reconcilers;  // joined at the end
+      for (std::atomic<int64_t>& busy_since_ms : busy_since_ms_) {
+        reconcilers.emplace_back([this, stop, &busy_since_ms] {
+          RunController(
+              queue_, [&](const ObjectKey& key) { return ReconcileModel(key, busy_since_ms); },
+              stop);
+        });
+      }
     });
   }
 
-  absl::StatusOr<absl::Duration> ReconcileModel(const ObjectKey& key) {
-    busy_since_ms_ = absl::ToUnixMillis(clock_->Now());
+  absl::StatusOr<absl::Duration> ReconcileModel(const ObjectKey& key,
+                                                std::atomic<int64_t>& busy_since_ms) {
+    busy_since_ms = absl::ToUnixMillis(clock_->Now());
     ++reconciles_;
     const absl::StatusOr<absl::Duration> again = PlanAndExecute(key);
     if (!again.ok()) ++reconcile_errors_;
-    busy_since_ms_ = 0;
+    busy_since_ms = 0;
     return again;
   }
 
-  absl::StatusOr<absl::Duration> PlanAndExecute(const ObjectKey& key) {
+  struct Intended {
+    Observed observed;
+    Plan plan;
+  };
+
+  // One at a time: what one plan promises, the next one sees. None when there is no such Model.
+  std::optional<Intended> MakePlanOf(const ObjectKey& key) {
+    MutexLock lock(&planning_);
     const absl::Time now = clock_->Now();
-    const std::optional<Observed> observed = Observe(
+    std::optional<Observed> observed = Observe(
         {&informers_, &joins_, &ledger_, now, now - listening_since_}, options_.settings, key);
+    if (!observed.has_value()) return std::nullopt;
+    Plan plan = MakePlan(*observed);
+    PromiseReleases(key.ns, plan, ledger_);
+    return Intended{*std::move(observed), std::move(plan)};
+  }
+
+  absl::StatusOr<absl::Duration> PlanAndExecute(const ObjectKey& key) {
+    const std::optional<Intended> intended = MakePlanOf(key);
     // A deleted Model takes everything with it: all that was made for it names it as owner.
-    if (!observed.has_value()) {
+    if (!intended.has_value()) {
       executor_.Forget(key);
       return absl::InfiniteDuration();
     }
-    return executor_.Execute(*observed, MakePlan(*observed));
+    return executor_.Execute(intended->observed, intended->plan);
   }
 
   void PublishTopology(std::stop_token stop) {
@@ -286,8 +313,10 @@ class OperatorProcess {
   }
 
   HealthReply Live() const {
-    const int64_t since = busy_since_ms_;
-    const int64_t busy = since == 0 ? 0 : absl::ToUnixMillis(clock_->Now()) - since;
+    int64_t busy = 0;
+    for (const int64_t since : busy_since_ms_) {
+      if (since != 0) busy = std::max(busy, absl::ToUnixMillis(clock_->Now()) - since);
+    }
     const bool stuck = busy > absl::ToInt64Milliseconds(absl::Minutes(10));
     return {stuck ? 503 : 200, absl::StrCat("{\"reconciling_ms\":", busy, "}\n")};
   }
@@ -353,7 +382,8 @@ class OperatorProcess {
   absl::Time listening_since_;                      // written before the reconciling thread begins
   std::atomic<int64_t> reconciles_ = 0;
   std::atomic<int64_t> reconcile_errors_ = 0;
-  std::atomic<int64_t> busy_since_ms_ = 0;
+  std::array<std::atomic<int64_t>, kReconcilers> busy_since_ms_ = {};  // of each; 0: idle
+  Mutex planning_;
 
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<HealthServer> health_;
