@@ -57,9 +57,9 @@ class Watch:
         return None
 
 
-def manifest(name: str, file: str, tensor: int, context_length: int = 1024) -> dict:
+def manifest(name: str, file: str, tensor: int, context_length: int = 1024, pipeline: int = 1) -> dict:
     return model(name, source={"uri": f"pvc://models/{file}"}, servedNames=[f"test-{name}"],
-                 parallelism={"tensor": tensor, "ranksPerPod": 1}, resources=RESOURCES,
+                 parallelism={"tensor": tensor, "pipeline": pipeline, "ranksPerPod": 1}, resources=RESOURCES,
                  engine={"contextLength": context_length, "maxSequences": 8, "threads": 1, "arithmetic": "exact"})
 
 
@@ -74,8 +74,9 @@ def single_answers(kube, client: openai.OpenAI, file: str, chat: bool = True) ->
 
 
 class Group:
-    def __init__(self, kube, client: openai.OpenAI, namespace: str, name: str, file: str, tensor: int):
-        self.kube, self.client, self.namespace, self.name, self.file, self.tensor = kube, client, namespace, name, file, tensor
+    def __init__(self, kube, client: openai.OpenAI, namespace: str, name: str, file: str, tensor: int, pipeline: int = 1):
+        self.kube, self.client, self.namespace, self.name, self.file = kube, client, namespace, name, file
+        self.tensor, self.pipeline, self.ranks = tensor, pipeline, tensor * pipeline
         self.served, self.nodes, self.expected = f"test-{name}", NODES, []
         self.lengths = itertools.count(1025)
         self.pods, self.leader, self.follower, self.far_node = [], "", "", "node-1"
@@ -83,7 +84,7 @@ class Group:
         self.chat = True  # whether it has a chat template
 
     def serve(self):
-        self.kube.apply(manifest(self.name, self.file, self.tensor))
+        self.kube.apply(manifest(self.name, self.file, self.tensor, pipeline=self.pipeline))
         self.watch = Watch(self.name)
         self.await_ready(300)
         self.find()
@@ -94,10 +95,10 @@ class Group:
         self.kube.delete("model", self.name)
 
     def edit_model(self):
-        self.kube.apply(manifest(self.name, self.file, self.tensor, next(self.lengths)))
+        self.kube.apply(manifest(self.name, self.file, self.tensor, next(self.lengths), self.pipeline))
 
     def await_ready(self, timeout_s: float):
-        eventually(f"{self.tensor} ranks serve", lambda: is_ready(self.kube, self.name), timeout_s)
+        eventually(f"{self.ranks} ranks serve", lambda: is_ready(self.kube, self.name), timeout_s)
 
     def status(self) -> dict:
         return (((self.kube.get("model", self.name) or {}).get("status") or {}).get("groups") or [{}])[0]
@@ -139,7 +140,7 @@ class Group:
         eventually("no node is tainted", lambda: not any(n["spec"].get("taints") for n in self.kube.list("nodes", "default")), 120)
         self.await_ready(300)
         self.renew_restarted()
-        wanted = min(self.tensor, self.nodes)
+        wanted = min(self.ranks, self.nodes)
         for _ in range(4):
             places = self.places()
             doubled = [pod for pod, node in places.items() if list(places.values()).count(node) > 1]

@@ -92,6 +92,19 @@ def test_gemma_over_pods(kube, namespace, client, tensor):
         group.close()
 
 
+def test_stages_over_pods(kube, namespace, client):
+    """Layers in three pods on three nodes, instead of shares of every layer."""
+    group = Group(kube, client, NAMESPACE, "stages", SMOLLM, 1, pipeline=3)
+    group.expected = single_answers(kube, client, SMOLLM)
+    group.serve()
+    try:
+        assert len(group.pods) == 3
+        measure(group, Fault("kill -9 a stage", lambda env: kill([env.follower], signal.SIGKILL), survivors=True))
+        measure(group, Fault("SIGSTOP a stage", lambda env: kill([env.follower], signal.SIGSTOP), survivors=True))
+    finally:
+        group.close()
+
+
 def test_ranks_that_do_not_divide_are_refused_with_those_that_do(kube, namespace):
     kube.apply(model("odd", parallelism={"tensor": 2, "ranksPerPod": 1}))
     try:

@@ -12,8 +12,10 @@
 #include <string>
 #include <thread>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "common/mutex.h"
 #include "operator/kube/client.h"
 #include "proto/group/v1/group.grpc.pb.h"
 #include "tests/operator/kube/eventually.h"
@@ -28,7 +30,7 @@ using k8s::v1::StatefulSet;
 
 constexpr char kNs[] = "ia";
 
-// Counts what the operator asks for.
+// Counts what the operator asks for, and can let a part of it wait.
 class CountedTransport : public Transport {
  public:
   explicit CountedTransport(Transport* to) : to_(to) {}
@@ -36,6 +38,7 @@ class CountedTransport : public Transport {
   absl::StatusOr<HttpResponse> Send(const HttpRequest& request) override {
     const bool is_lease = absl::StrContains(request.path, "/leases");
     if (request.method != "GET" && !is_lease) ++writes;
+    WaitWhileHeld(request);
     return to_->Send(request);
   }
   absl::StatusOr<HttpResponse> Stream(const HttpRequest& request,
@@ -44,10 +47,33 @@ class CountedTransport : public Transport {
     return to_->Stream(request, on_line, stop);
   }
 
+  // Writes to paths that end so wait until Release.
+  void Hold(const std::string& path_end) {
+    MutexLock lock(&mu_);
+    held_end_ = path_end;
+  }
+  void Release() {
+    MutexLock lock(&mu_);
+    held_end_.clear();
+  }
+
   std::atomic<int> writes = 0;
+  std::atomic<int> held = 0;  // that have come to wait
 
  private:
+  void WaitWhileHeld(const HttpRequest& request) {
+    const std::string path = request.path.substr(0, request.path.find('?'));
+    const auto may_go = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+      return request.method == "GET" || held_end_.empty() || !absl::EndsWith(path, held_end_);
+    };
+    MutexLock lock(&mu_);
+    if (!may_go()) ++held;
+    mu_.Await(absl::Condition(&may_go));
+  }
+
   Transport* const to_;
+  Mutex mu_;
+  std::string held_end_ ABSL_GUARDED_BY(mu_);
 };
 
 class OperatorProcessTest : public testing::Test {
@@ -61,6 +87,7 @@ class OperatorProcessTest : public testing::Test {
     EXPECT_TRUE(Api<k8s::v1::PersistentVolumeClaim>(&client_).Create(claim).ok());
   }
   ~OperatorProcessTest() override {
+    counted_.Release();
     StopOperator();
     std::filesystem::remove_all(folder_);
   }
@@ -87,15 +114,68 @@ class OperatorProcessTest : public testing::Test {
     EXPECT_EQ(exit_code_, kExitOk);
   }
 
-  void ApplyModel(const std::string& name, int replicas, const std::string& uri) {
+  Model MakeModel(const std::string& name, int replicas, const std::string& uri) {
     Model model;
     model.mutable_metadata()->set_namespace_(kNs);
     model.mutable_metadata()->set_name(name);
     model.mutable_spec()->mutable_source()->set_uri(uri);
     model.mutable_spec()->set_device("cpu");
     model.mutable_spec()->set_replicas(replicas);
+    return model;
+  }
+
+  void Apply(const Model& model) {
     const auto applied = Api<Model>(&client_).Apply(model, "kubectl");
     ASSERT_TRUE(applied.ok()) << applied.status();
+  }
+
+  void ApplyModel(const std::string& name, int replicas, const std::string& uri) {
+    Apply(MakeModel(name, replicas, uri));
+  }
+
+  // One group of two pods, each of which takes more than half a node of MakeNodes.
+  void ApplyPairOfPods(const std::string& name) {
+    Model model = MakeModel(name, 1, "pvc://models/a.gguf");
+    model.mutable_spec()->mutable_parallelism()->set_tensor(2);
+    model.mutable_spec()->mutable_parallelism()->set_ranks_per_pod(1);
+    (*model.mutable_spec()->mutable_resources()->mutable_requests())["memory"] = "600Mi";
+    Apply(model);
+  }
+
+  // Of 1 GiB each.
+  void MakeNodes(int count) {
+    for (int i = 0; i < count; ++i) {
+      const std::string name = absl::StrCat("node-", i);
+      k8s::v1::Node node;
+      node.mutable_metadata()->set_name(name);
+      (*node.mutable_metadata()->mutable_labels())["kubernetes.io/hostname"] = name;
+      ASSERT_TRUE(Api<k8s::v1::Node>(&client_).Create(node).ok());
+      k8s::v1::Node status = node;
+      (*status.mutable_status()->mutable_allocatable())["memory"] = "1Gi";
+      auto& ready = *status.mutable_status()->add_conditions();
+      ready.set_type("Ready");
+      ready.set_status("True");
+      ASSERT_TRUE(Api<k8s::v1::Node>(&client_).ApplyStatus(status, "kubelet").ok());
+    }
+  }
+
+  // As the StatefulSet controller makes it: behind its gate.
+  void MakePod(const std::string& set_name, int index) {
+    const auto set = Api<StatefulSet>(&client_).Get({kNs, set_name});
+    ASSERT_TRUE(set.ok()) << set.status();
+    k8s::v1::Pod pod;
+    *pod.mutable_metadata() = set->spec().template_().metadata();
+    pod.mutable_metadata()->set_namespace_(kNs);
+    pod.mutable_metadata()->set_name(absl::StrCat(set_name, "-", index));
+    *pod.mutable_spec() = set->spec().template_().spec();
+    ASSERT_TRUE(Api<k8s::v1::Pod>(&client_).Create(pod).ok());
+  }
+
+  // Empty: not released.
+  std::string NodeOf(const std::string& name) {
+    const auto pod = Api<k8s::v1::Pod>(&client_).Get({kNs, name});
+    if (!pod.ok() || pod->spec().scheduling_gates_size() > 0) return "";
+    return pod->spec().node_selector().at("kubernetes.io/hostname");
   }
 
   // "llama-0 llama-1 "
@@ -113,14 +193,15 @@ class OperatorProcessTest : public testing::Test {
            Names<ConfigMap>() == names;
   }
 
-  std::string Accepted(const std::string& name) {
+  std::string Condition(const std::string& name, const std::string& type) {
     const auto model = Api<Model>(&client_).Get({kNs, name});
     if (!model.ok()) return "";
     for (const auto& condition : model->status().conditions()) {
-      if (condition.type() == "Accepted") return condition.status();
+      if (condition.type() == type) return condition.status();
     }
     return "";
   }
+  std::string Accepted(const std::string& name) { return Condition(name, "Accepted"); }
 
   // Groups that its status tells of.
   int Existing(const std::string& name) {
@@ -185,54 +266,51 @@ TEST_F(OperatorProcessTest, ARefusedModelGetsNoGroupAndAnEditHealsIt) {
 
 // The StatefulSet controller of this test: pods behind their gate.
 TEST_F(OperatorProcessTest, PodsOfAGroupAreReleasedTogetherAndReplacedOnesToo) {
-  for (const char* name : {"node-a", "node-b"}) {
-    k8s::v1::Node node;
-    node.mutable_metadata()->set_name(name);
-    (*node.mutable_metadata()->mutable_labels())["kubernetes.io/hostname"] = name;
-    ASSERT_TRUE(Api<k8s::v1::Node>(&client_).Create(node).ok());
-    k8s::v1::Node status = node;
-    (*status.mutable_status()->mutable_allocatable())["memory"] = "1Gi";
-    auto& ready = *status.mutable_status()->add_conditions();
-    ready.set_type("Ready");
-    ready.set_status("True");
-    ASSERT_TRUE(Api<k8s::v1::Node>(&client_).ApplyStatus(status, "kubelet").ok());
-  }
+  MakeNodes(2);
   StartOperator();
-  Model model;
-  model.mutable_metadata()->set_namespace_(kNs);
-  model.mutable_metadata()->set_name("llama");
-  model.mutable_spec()->mutable_source()->set_uri(kUri);
-  model.mutable_spec()->set_replicas(1);
-  model.mutable_spec()->mutable_parallelism()->set_tensor(2);
-  model.mutable_spec()->mutable_parallelism()->set_ranks_per_pod(1);
-  (*model.mutable_spec()->mutable_resources()->mutable_requests())["memory"] = "600Mi";
-  ASSERT_TRUE(Api<Model>(&client_).Apply(model, "kubectl").ok());
+  ApplyPairOfPods("llama");
   ASSERT_TRUE(Eventually([&] { return HasGroups("llama-0 "); }));
   EXPECT_EQ(Names<k8s::v1::NetworkPolicy>(), "llama-0 ");
   EXPECT_EQ(Names<k8s::v1::PodDisruptionBudget>(), "llama ");
-  const auto set = Api<StatefulSet>(&client_).Get({kNs, "llama-0"});
-  const auto make_pod = [&](int index) {
-    k8s::v1::Pod pod;
-    *pod.mutable_metadata() = set->spec().template_().metadata();
-    pod.mutable_metadata()->set_namespace_(kNs);
-    pod.mutable_metadata()->set_name(absl::StrCat("llama-0-", index));
-    *pod.mutable_spec() = set->spec().template_().spec();
-    EXPECT_TRUE(Api<k8s::v1::Pod>(&client_).Create(pod).ok());
-  };
-  const auto node_of = [&](int index) {
-    const auto pod = Api<k8s::v1::Pod>(&client_).Get({kNs, absl::StrCat("llama-0-", index)});
-    if (!pod.ok() || pod->spec().scheduling_gates_size() > 0) return std::string();
-    return pod->spec().node_selector().at("kubernetes.io/hostname");
-  };
-  make_pod(0);
-  make_pod(1);
-  ASSERT_TRUE(Eventually([&] { return !node_of(0).empty() && !node_of(1).empty(); }));
-  EXPECT_NE(node_of(0), node_of(1));
-  const std::string before = node_of(1);
+  MakePod("llama-0", 0);
+  MakePod("llama-0", 1);
+  ASSERT_TRUE(
+      Eventually([&] { return !NodeOf("llama-0-0").empty() && !NodeOf("llama-0-1").empty(); }));
+  EXPECT_NE(NodeOf("llama-0-0"), NodeOf("llama-0-1"));
+  const std::string before = NodeOf("llama-0-1");
   ASSERT_TRUE(Api<k8s::v1::Pod>(&client_).Delete({kNs, "llama-0-1"}).ok());
-  make_pod(1);
-  ASSERT_TRUE(Eventually([&] { return !node_of(1).empty(); }));
-  EXPECT_EQ(node_of(1), before);  // the other node is full
+  MakePod("llama-0", 1);
+  ASSERT_TRUE(Eventually([&] { return !NodeOf("llama-0-1").empty(); }));
+  EXPECT_EQ(NodeOf("llama-0-1"), before);  // the other node is full
+}
+
+TEST_F(OperatorProcessTest, AModelIsNotHeldUpByTheCallsOfAnother) {
+  StartOperator();
+  counted_.Hold("/statefulsets/slow-0");
+  ApplyModel("slow", 1, kUri);
+  ASSERT_TRUE(Eventually([&] { return counted_.held > 0; }));
+  ApplyModel("quick", 1, kUri);
+  EXPECT_TRUE(Eventually([&] { return Existing("quick") == 1; }));
+  EXPECT_EQ(Names<StatefulSet>(), "quick-0 ");
+  counted_.Release();
+  EXPECT_TRUE(Eventually([&] { return HasGroups("quick-0 slow-0 "); }));
+}
+
+// While the release of one pod waits for its answer, its room is not given to another.
+TEST_F(OperatorProcessTest, RoomIsPromisedOnce) {
+  MakeNodes(3);
+  StartOperator();
+  ApplyPairOfPods("a");
+  ApplyPairOfPods("b");
+  ASSERT_TRUE(Eventually([&] { return HasGroups("a-0 b-0 "); }));
+  counted_.Hold("/pods/a-0-0");
+  for (const int index : {0, 1}) MakePod("a-0", index);
+  ASSERT_TRUE(Eventually([&] { return counted_.held > 0; }));
+  for (const int index : {0, 1}) MakePod("b-0", index);
+  EXPECT_TRUE(Eventually([&] { return Condition("b", "Fits") == "False"; }));
+  counted_.Release();
+  EXPECT_TRUE(Eventually([&] { return !NodeOf("a-0-0").empty() && !NodeOf("a-0-1").empty(); }));
+  for (const char* pod : {"b-0-0", "b-0-1"}) EXPECT_EQ(NodeOf(pod), "");
 }
 
 // What changed while no operator ran is carried out; what did not change is left as it is.
