@@ -127,6 +127,24 @@ TEST(Sampler, TheSameSeedAndPositionGiveTheSameNumberAndOthersDoNot) {
   EXPECT_NEAR(sum / 10'000, 0.5, 0.015);
 }
 
+// Vocabularies that are, and are not, whole vectors; the best and what is not a number anywhere.
+TEST(Sampler, TheBestTokenIsTheFirstOfTheLargestWhereverItIs) {
+  SamplerScratch scratch;
+  const SamplingParams greedy{.temperature = 0};
+  for (const size_t size : {1, 2, 15, 16, 17, 33, 64, 67}) {
+    for (size_t best = 0; best < size; ++best) {
+      std::vector<float> logits(size, -5.0f);
+      logits[best] = -1.0f;
+      logits[size - 1] = -1.0f;
+      const auto sampled = Sample(absl::MakeSpan(logits), greedy, {}, 0, scratch);
+      ASSERT_TRUE(sampled.ok()) << sampled.status();
+      EXPECT_EQ(sampled->token_id, static_cast<int32_t>(best));
+      logits[best] = std::numeric_limits<float>::quiet_NaN();
+      EXPECT_FALSE(Sample(absl::MakeSpan(logits), greedy, {}, 0, scratch).ok());
+    }
+  }
+}
+
 TEST(Sampler, RefusesLogitsThatAreNotNumbers) {
   SamplerScratch scratch;
   std::vector<float> logits = {1.0f, std::numeric_limits<float>::quiet_NaN(), 0.0f};
