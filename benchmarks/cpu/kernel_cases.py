@@ -9,6 +9,7 @@ from report import Case
 from servers import BINARIES, ROOT, THREADS
 
 OURS = BINARIES / "model_bench"
+BANDWIDTH = BINARIES / "bandwidth_bench"
 PREFILL = (128, 512, 4096)
 DECODE, DEPTHS = 64, (128, 4096)
 BATCHES = (4, 8, 16, 32)
@@ -35,6 +36,17 @@ def tiers() -> list:
     if os.environ.get("LLAMA_BENCH_AVX2"):
         pairs.append(("avx2", os.environ["LLAMA_BENCH_AVX2"]))
     return pairs
+
+
+def memory_share(model: str, path: pathlib.Path, rounds: int, wanted):
+    """What decoding one sequence reads of the weights in a second, against what as many threads that do nothing else can read."""
+    case = Case(f"{model}/best/{THREADS}t/decode_1_reads", "GB/s", "memory")
+    if not wanted(case.name):
+        return
+    for _ in range(rounds):
+        said = json.loads(output(OURS, path, THREADS, "best", 0, DECODE, 128, 1))
+        case.add(said["decode"] * said["decode_bytes"] / 1e9, json.loads(output(BANDWIDTH, THREADS))["gb_per_s"])
+    yield case.say()
 
 
 def scaling(model: str, path: pathlib.Path, rounds: int, wanted):
@@ -69,5 +81,7 @@ def run(models: dict, rounds: int, quick: bool, wanted):
                         case.add(ours(path, threads, tier, prefill, decode, depth), theirs(binary, path, threads, prefill, decode, depth))
                     yield case.say()
     if not quick:
+        for model, path in random.items():
+            yield from memory_share(model, path, rounds, wanted)
         for model, path in models.items():
             yield from scaling(model, path, rounds, wanted)

@@ -3,7 +3,7 @@
 // prompt of PREFILL tokens, and of DECODE tokens after a context of DEPTH, each after a warm-up, as
 // llama-bench counts them (-p, -n, -d). TIER is a kernel tier or "best"; a count of 0 leaves its
 // part out. BATCH sequences decode together, each with its own context; the rate is of them all.
-// Prints one JSON object.
+// Prints one JSON object; decode_bytes is what one token of one sequence reads of the weights.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -54,6 +54,16 @@ class Bench {
     bench->logits_.resize(batch * config.vocabulary);
     bench->batch_ = batch;
     return bench;
+  }
+
+  // Of the file, as it holds them: all but an embedding that is not the output as well.
+  int64_t DecodeBytes() const {
+    const bool tied = gguf_.tensors.count("output.weight") == 0;
+    int64_t bytes = 0;
+    for (const auto& [name, tensor] : gguf_.tensors) {
+      if (tied || name != "token_embd.weight") bytes += tensor.bytes;
+    }
+    return bytes;
   }
 
   // A prompt from position 0.
@@ -127,8 +137,9 @@ absl::Status Run(const std::string& path, int threads, const std::string& tier, 
     RETURN_IF_ERROR(bench->DecodeRate(std::min(counts.decode, 8), counts.depth).status());
     ASSIGN_OR_RETURN(decode_rate, bench->DecodeRate(counts.decode, counts.depth));
   }
-  std::printf("{\"tier\": \"%s\", \"prefill\": %.2f, \"decode\": %.2f}\n",
-              std::string(ops->name).c_str(), prefill_rate, decode_rate);
+  std::printf("{\"tier\": \"%s\", \"prefill\": %.2f, \"decode\": %.2f, \"decode_bytes\": %lld}\n",
+              std::string(ops->name).c_str(), prefill_rate, decode_rate,
+              static_cast<long long>(bench->DecodeBytes()));
   return absl::OkStatus();
 }
 
