@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -148,6 +149,11 @@ class CudaDevice : public Device {
       ops().matmul(args, stream_);
     }
     return absl::OkStatus();
+  }
+
+  void Launch(std::function<void()> launch) override {
+    Select();
+    launch();
   }
 
   absl::StatusOr<std::unique_ptr<DeviceGraph>> Record(

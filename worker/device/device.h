@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -54,6 +55,11 @@ class Device {
 
   // The fastest of the device's ways to multiply.
   virtual absl::Status Matmul(const kernels::DeviceMatmulArgs& args) = 0;
+
+  // Calls `launch`, which queues work of a library on stream(), with this device as the calling
+  // thread's current one. While a graph is recorded that work becomes a part of it: a device
+  // without streams keeps `launch` and calls it each time the graph is started.
+  virtual void Launch(std::function<void()> launch) = 0;
 
   // Runs `record`, which queues ops and copies, without executing them. Only what `record` queues
   // on this device is part of the graph; pointers are fixed, contents are not.

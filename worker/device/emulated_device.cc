@@ -100,6 +100,8 @@ absl::Status EmulatedDevice::Matmul(const kernels::DeviceMatmulArgs& args) {
   return absl::OkStatus();
 }
 
+void EmulatedDevice::Launch(std::function<void()> launch) { Queue(std::move(launch)); }
+
 absl::StatusOr<std::unique_ptr<DeviceGraph>> EmulatedDevice::Record(
     absl::FunctionRef<absl::Status()> record) {
   auto graph = std::make_unique<EmulatedGraph>();

@@ -29,6 +29,7 @@ class EmulatedDevice : public Device {
   void CopyIn(void* device, const void* host, int64_t bytes) override;
   void CopyOut(void* host, const void* device, int64_t bytes) override;
   absl::Status Matmul(const kernels::DeviceMatmulArgs& args) override;
+  void Launch(std::function<void()> launch) override;
   absl::StatusOr<std::unique_ptr<DeviceGraph>> Record(
       absl::FunctionRef<absl::Status()> record) override;
   absl::Status Start(DeviceGraph& graph) override;

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// What ranks say to each other from device memory to device memory, queued on their devices'
+// streams: NCCL (nccl_library.h), or the ranks' host communicator where the host can read a
+// device's memory (host_collectives.h).
+//
+// Invariants of every implementation:
+//  1. All ranks queue the same collectives in the same order with matching sizes. Results are
+//     bitwise equal on all ranks.
+//  2. Collectives only queue work, which may be recorded into a graph. Such a graph goes before its
+//     communicator does.
+//  3. Every call ends: with its result, or with an error once a deadline has passed, a rank has
+//     failed, or this one was aborted. What a device computed after an error is void; its memory
+//     and the weights in it stay.
+//  4. A communicator lives for one epoch of its group and is never used again after an error. An
+//     abort is of this rank alone: the epoch brings it to the others, through their Communicator.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <stop_token>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "worker/comm/communicator.h"
+#include "worker/device/device.h"
+
+namespace rempart::worker {
+
+enum class DeviceNumber : uint8_t { kF32, kBF16 };
+
+class DeviceCommunicator {
+ public:
+  virtual ~DeviceCommunicator() = default;
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+
+  // The thread that uses the device. values[i], of device memory, becomes the sum over all ranks.
+  virtual absl::Status AllReduceSum(void* values, int64_t count, DeviceNumber type) = 0;
+  // `all` [size, bytes] gets as row r what rank r has in `own` [bytes], which is no part of it.
+  virtual absl::Status AllGather(const void* own, void* all, int64_t bytes) = 0;
+  // As Device::Finish of this rank's device, but within the deadline.
+  virtual absl::Status Finish() = 0;
+
+  // Any thread, at any time; does not wait. What is queued ends soon after, with no result.
+  virtual void Abort(const absl::Status& why) = 0;
+  // Any thread: OK, or why every call fails.
+  virtual absl::Status status() const = 0;
+};
+
+struct DeviceCommunicatorOptions {
+  std::chrono::milliseconds connect_timeout{60'000};  // until all ranks have come
+  std::chrono::milliseconds timeout{30'000};          // of one Finish
+};
+
+// Which communicator: the one of this id, which rank 0 has made and brought to the others, among
+// the ranks of `group`.
+struct DevicePlace {
+  std::string id;
+  Communicator* group = nullptr;
+};
+
+// Where communicators come from. One for a process, any thread.
+class CollectiveLibrary {
+ public:
+  virtual ~CollectiveLibrary() = default;
+  // "NCCL 2.32.3".
+  virtual std::string Describe() const = 0;
+  // Rank 0, once for an epoch. Whoever knows it may join: it is a secret of the group.
+  virtual absl::StatusOr<std::string> NewId() = 0;
+  // Every rank, from a thread of its own, with the same id; returns once all have come, and one
+  // sum has passed them. DeadlineExceeded when they do not, Cancelled when `stop` was asked for.
+  virtual absl::StatusOr<std::unique_ptr<DeviceCommunicator>> Connect(
+      Device& device, const DevicePlace& place, const DeviceCommunicatorOptions& options,
+      const std::stop_token& stop) = 0;
+};
+
+}  // namespace rempart::worker

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "worker/comm/device_probe.h"
+
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
+
+namespace rempart::worker {
+
+absl::Status ProbeSum(Device& device, DeviceCommunicator& communicator) {
+  constexpr int64_t kCount = 64;
+  constexpr int64_t kBytes = kCount * sizeof(float);
+  ASSIGN_OR_RETURN(const DeviceBuffer values, DeviceBuffer::Make(device, kBytes));
+  ASSIGN_OR_RETURN(const PinnedBuffer host, PinnedBuffer::Make(device, kBytes));
+  auto* const numbers = host.as<float>();
+  const auto share = [](int rank, int64_t i) { return static_cast<float>((rank + 1) * (i + 1)); };
+  for (int64_t i = 0; i < kCount; ++i) numbers[i] = share(communicator.rank(), i);
+  device.CopyIn(values.as<void>(), numbers, kBytes);
+  RETURN_IF_ERROR(communicator.AllReduceSum(values.as<void>(), kCount, DeviceNumber::kF32));
+  device.CopyOut(numbers, values.as<void>(), kBytes);
+  RETURN_IF_ERROR(communicator.Finish());
+  for (int64_t i = 0; i < kCount; ++i) {
+    // Whole numbers below 2^24: exact in any order.
+    float expected = 0;
+    for (int rank = 0; rank < communicator.size(); ++rank) expected += share(rank, i);
+    if (numbers[i] == expected) continue;
+    return absl::InternalError(
+        absl::StrCat("the GPUs of the group add wrongly: ", numbers[i], " instead of ", expected));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace rempart::worker

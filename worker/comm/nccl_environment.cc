@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "worker/comm/nccl_environment.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <fstream>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/string_view.h"
+
+namespace rempart::worker {
+namespace {
+
+constexpr absl::string_view kPrefix = "NCCL_";
+
+// What a site may need to say of its network and its GPUs, and logs.
+constexpr std::array<absl::string_view, 33> kAllowed = {
+    "NCCL_ALGO",
+    "NCCL_BUFFSIZE",
+    "NCCL_CROSS_NIC",
+    "NCCL_CUMEM_ENABLE",
+    "NCCL_CUMEM_HOST_ENABLE",
+    "NCCL_DEBUG",
+    "NCCL_DEBUG_SUBSYS",
+    "NCCL_GRAPH_MIXING_SUPPORT",
+    "NCCL_IB_ADDR_FAMILY",
+    "NCCL_IB_AR_THRESHOLD",
+    "NCCL_IB_DISABLE",
+    "NCCL_IB_GID_INDEX",
+    "NCCL_IB_HCA",
+    "NCCL_IB_PCI_RELAXED_ORDERING",
+    "NCCL_IB_QPS_PER_CONNECTION",
+    "NCCL_IB_RETRY_CNT",
+    "NCCL_IB_ROCE_VERSION_NUM",
+    "NCCL_IB_SL",
+    "NCCL_IB_TC",
+    "NCCL_IB_TIMEOUT",
+    "NCCL_MAX_CTAS",
+    "NCCL_MIN_CTAS",
+    "NCCL_MNNVL_ENABLE",
+    "NCCL_MULTI_RANK_GPU_ENABLE",
+    "NCCL_NET_GDR_LEVEL",
+    "NCCL_NVLS_ENABLE",
+    "NCCL_P2P_DISABLE",
+    "NCCL_P2P_LEVEL",
+    "NCCL_PROTO",
+    "NCCL_RUNTIME_CONNECT",
+    "NCCL_SHM_DISABLE",
+    "NCCL_SOCKET_FAMILY",
+    "NCCL_SOCKET_IFNAME",
+};
+
+// Code that NCCL would load: https://docs.nvidia.com/deeplearning/nccl, "Environment variables",
+// and src/plugin/ of its source.
+constexpr std::array<const char*, 6> kPlugins = {
+    "NCCL_ENV_PLUGIN",      "NCCL_GIN_PLUGIN", "NCCL_NET_PLUGIN",
+    "NCCL_PROFILER_PLUGIN", "NCCL_RMA_PLUGIN", "NCCL_TUNER_PLUGIN",
+};
+
+absl::string_view NameOf(absl::string_view entry) { return entry.substr(0, entry.find('=')); }
+
+// As TurnOffNcclPlugins leaves it.
+bool IsPluginTurnedOff(absl::string_view entry) {
+  return std::any_of(kPlugins.begin(), kPlugins.end(), [&](absl::string_view plugin) {
+    return NameOf(entry) == plugin && absl::EndsWith(entry, "=none");
+  });
+}
+
+std::vector<std::string> LinesOf(const std::string& path) {
+  std::vector<std::string> lines;
+  std::ifstream file(path);
+  for (std::string line; std::getline(file, line);) lines.push_back(line);
+  return lines;
+}
+
+}  // namespace
+
+absl::Status CheckNcclSettings(const std::vector<NcclSettingsSource>& sources) {
+  std::vector<std::string> problems;
+  for (const NcclSettingsSource& source : sources) {
+    for (const std::string& entry : source.entries) {
+      const absl::string_view name = NameOf(entry);
+      if (!absl::StartsWith(name, kPrefix) || IsPluginTurnedOff(entry)) continue;
+      if (std::find(kAllowed.begin(), kAllowed.end(), name) != kAllowed.end()) continue;
+      problems.push_back(absl::StrCat(name, " is set in ", source.name,
+                                      absl::EndsWith(name, "_PLUGIN")
+                                          ? ", and would load code that is no part of this worker"
+                                          : ""));
+    }
+  }
+  if (problems.empty()) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(
+      absl::StrJoin(problems, "; "),
+      ": unset it. Of NCCL's variables these may be set: ", absl::StrJoin(kAllowed, ", ")));
+}
+
+std::vector<NcclSettingsSource> ReadNcclSettings() {
+  std::vector<NcclSettingsSource> sources(1);
+  sources[0].name = "the environment";
+  for (char** entry = environ; entry != nullptr && *entry != nullptr; ++entry) {
+    sources[0].entries.emplace_back(*entry);
+  }
+  std::vector<std::string> files = {"/etc/nccl.conf"};
+  if (const char* const home = std::getenv("HOME"); home != nullptr) {
+    files.push_back(absl::StrCat(home, "/.nccl.conf"));
+  }
+  for (const std::string& file : files) sources.push_back({file, LinesOf(file)});
+  return sources;
+}
+
+void TurnOffNcclPlugins() {
+  for (const char* const plugin : kPlugins) setenv(plugin, "none", 1);
+}
+
+}  // namespace rempart::worker

@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+// NCCL's environment. NCCL reads some hundred variables, and files that set them: some load code,
+// some name files or secrets, some make a group hang. A worker takes those on a list and refuses to
+// start with any other.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+
+namespace rempart::worker {
+
+// "NAME=value" entries, and where they are from: "the environment", "/etc/nccl.conf".
+struct NcclSettingsSource {
+  std::string name;
+  std::vector<std::string> entries;
+};
+
+// FailedPrecondition names each variable that begins with NCCL_ and is not on the list, where it
+// is set, and the list. Pure.
+absl::Status CheckNcclSettings(const std::vector<NcclSettingsSource>& sources);
+
+// The environment of this process and the files that NCCL would read.
+std::vector<NcclSettingsSource> ReadNcclSettings();
+
+// Turns off every kind of plug-in, also those that NCCL looks for unasked. Before there are other
+// threads, and before NCCL is loaded.
+void TurnOffNcclPlugins();
+
+}  // namespace rempart::worker
