@@ -33,10 +33,15 @@ void WorkQueue::AddUrgent(const ObjectKey& key) {
 
 void WorkQueue::Retry(const ObjectKey& key) {
   MutexLock lock(&mu_);
-  const int failures = entries_[key].failures++;
-  const absl::Duration pause = std::min(
-      options_.first_retry * (int64_t{1} << std::min(failures, 30)), options_.longest_retry);
-  AddLocked(key, clock_->Now() + pause);
+  Entry& entry = entries_[key];
+  const absl::Time now = clock_->Now();
+  const bool counts = entry.failures == 0 || now >= entry.counted_until;
+  if (counts) ++entry.failures;
+  const absl::Duration pause =
+      std::min(options_.first_retry * (int64_t{1} << std::min(entry.failures - 1, 30)),
+               options_.longest_retry);
+  if (counts) entry.counted_until = now + pause;
+  AddLocked(key, now + pause);
 }
 
 void WorkQueue::Forget(const ObjectKey& key) {

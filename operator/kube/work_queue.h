@@ -2,7 +2,8 @@
 // The keys that wait to be reconciled. Any thread.
 // 1. An equal key waits once; of two times the earlier wins.
 // 2. A key is never with two takers; added while it is, it comes again after Done.
-// 3. Retry waits longer each time, until Forget.
+// 3. Retry waits longer each time, until Forget; failures of a key that came before its time,
+//    because something changed, make it wait no longer than it would have.
 // 4. What a person waits for (AddUrgent) goes before whatever has become due within the last
 //    kHeadStart; nothing waits for ever behind it.
 #pragma once
@@ -54,6 +55,7 @@ class WorkQueue {
     std::optional<absl::Time> due;  // waits
     bool taken = false;
     int failures = 0;
+    absl::Time counted_until = absl::InfinitePast();  // failures before this count as one
     bool idle() const { return !due.has_value() && !taken && failures == 0; }
   };
 

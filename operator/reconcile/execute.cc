@@ -141,6 +141,7 @@ absl::Status Executor::Apply(const Model& owner, const Store<T>& store, T intent
   }
   (*intent.mutable_metadata()->mutable_annotations())[kIntentAnnotation] = digest;
   ASSIGN_OR_RETURN(T applied, api.Apply(intent, kFieldOwner));
+  known.progressed = true;
   last = {digest, applied.metadata().resource_version(), VersionOf(applied), clock_->Now()};
   return absl::OkStatus();
 }
@@ -313,7 +314,7 @@ absl::Status Executor::WriteStatus(const Observed& observed, const Plan& plan) {
 absl::StatusOr<absl::Duration> Executor::Execute(const Observed& observed, const Plan& plan) {
   absl::Status result;
   AppliedOfModel& known = Known(KeyOf(observed.model));
-  known.lagged = false;
+  known.lagged = known.progressed = false;
   const auto keep = [&](const absl::Status& status) {
     if (!status.ok()) result.Update(status);
     return status.ok();

@@ -36,6 +36,8 @@ class Executor {
   // When to look again though nothing changes; infinite: only after a change. What the plan
   // releases has been promised its node in the ledger (PromiseReleases).
   absl::StatusOr<absl::Duration> Execute(const Observed& observed, const Plan& plan);
+  // Whether the last Execute for the Model applied anything, though it may have failed later on.
+  bool HasProgressed(const ObjectKey& model) { return Known(model).progressed; }
   // The Model is gone.
   void Forget(const ObjectKey& model);
 
@@ -49,7 +51,9 @@ class Executor {
   // A Model is with one thread at a time, and so is this.
   struct AppliedOfModel {
     std::map<std::string, Applied> objects;  // by kind and name
-    bool lagged = false;                     // in this Execute: a store was behind our writes
+    // Of the last Execute: a store was behind our writes; something was applied.
+    bool lagged = false;
+    bool progressed = false;
   };
 
   AppliedOfModel& Known(const ObjectKey& model);

@@ -289,7 +289,11 @@ class OperatorProcess {
       executor_.Forget(key);
       return absl::InfiniteDuration();
     }
-    return executor_.Execute(intended->observed, intended->plan);
+    const absl::StatusOr<absl::Duration> again =
+        executor_.Execute(intended->observed, intended->plan);
+    // An API server that fails often gets a whole Model done step by step, without growing pauses.
+    if (!again.ok() && executor_.HasProgressed(key)) queue_.Forget(key);
+    return again;
   }
 
   void PublishTopology(std::stop_token stop) {

@@ -76,6 +76,23 @@ TEST_F(WorkQueueTest, AKeyThatWaitsBecomesUrgent) {
   EXPECT_EQ(queue_.TryTake(), kB);
 }
 
+// A server that fails often while objects come into being: every one of them brings the key again.
+TEST_F(WorkQueueTest, FailuresBeforeTheirTimeCountAsOne) {
+  queue_.Retry(kA);
+  for (int i = 0; i < 20; ++i) {
+    queue_.Add(kA);
+    ASSERT_EQ(queue_.TryTake(), kA);
+    queue_.Retry(kA);
+    queue_.Done(kA);
+  }
+  EXPECT_EQ(queue_.failures(kA), 1);
+  EXPECT_FALSE(queue_.TryTake().has_value());
+  clock_.Advance(absl::Milliseconds(50));
+  EXPECT_EQ(queue_.TryTake(), kA);
+  queue_.Retry(kA);
+  EXPECT_EQ(queue_.failures(kA), 2);
+}
+
 TEST_F(WorkQueueTest, RetriesWaitLongerEachTimeUntilForgotten) {
   absl::Duration before = absl::ZeroDuration();
   for (int i = 0; i < 8; ++i) {

@@ -68,7 +68,7 @@ class CountedTransport : public Transport {
     };
     MutexLock lock(&mu_);
     if (!may_go()) ++held;
-    mu_.Await(absl::Condition(&may_go));
+    mu_.AwaitWithTimeout(absl::Condition(&may_go), absl::InfiniteDuration());
   }
 
   Transport* const to_;
