@@ -25,7 +25,7 @@ start_control_plane() {
     --kubeconfig "$state/controller-manager.kubeconfig" --bind-address 127.0.0.1 --leader-elect=false \
     --use-service-account-credentials --service-account-private-key-file "$state/pki/service-accounts.key" \
     --root-ca-file "$state/pki/ca.crt" --cluster-cidr "$pod_range" --service-cluster-ip-range "$service_range" \
-    --node-monitor-grace-period 20s --allocate-node-cidrs=false
+    --allocate-node-cidrs=false
   start node-0 kube-scheduler "$bin/kube-scheduler" \
     --kubeconfig "$state/scheduler.kubeconfig" --bind-address 127.0.0.1 --leader-elect=false
 }

@@ -81,6 +81,8 @@ evictionPressureTransitionPeriod: 10s
 imageGCHighThresholdPercent: 100
 imageGCLowThresholdPercent: 99
 volumePluginDir: $folder/volume-plugins
+# Of its own: a kubelet removes the logs of pods that it does not know.
+podLogsDir: $folder/pod-logs
 syncFrequency: 10s
 fileCheckFrequency: 20s
 shutdownGracePeriod: 0s

@@ -20,8 +20,10 @@ namespace {
 
 using serving::v1alpha1::SuspectNode;
 
-// A pod younger than this was replaced by hand, or by a plan: its node is not to blame.
-constexpr int32_t kYoungSeconds = 10;
+// A pod that came after the end of an epoch, or so shortly before that the clocks and the seconds
+// of its creation cannot tell, replaces one that was deleted by hand, or by a plan: no node is to
+// blame.
+constexpr int32_t kReplacedMs = 3000;
 // A member silent for so long, while others of its group are heard, is replaced.
 constexpr int32_t kSilentMs = 5000;
 constexpr int32_t kHeardMs = 2500;
@@ -115,7 +117,8 @@ void CountEnding(const Observed& observed, const GroupObservation& group, GroupM
   for (const PodObservation& pod : group.pods) {
     const auto& blamed = ending.blamed_pods;
     if (std::find(blamed.begin(), blamed.end(), pod.name) == blamed.end()) continue;
-    by_hand |= pod.deleting || pod.gated || pod.age_seconds < kYoungSeconds;
+    const bool replaced = int64_t{1000} * pod.age_seconds < int64_t{ending.age_ms} + kReplacedMs;
+    by_hand |= pod.deleting || pod.gated || replaced;
     nodes.push_back(pod.node);
     blamed_members.push_back(BlamedInWords(observed, ending, pod));
   }

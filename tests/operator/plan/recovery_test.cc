@@ -91,6 +91,18 @@ TEST(Recovery, AReplacementByHandIsNoFailure) {
   EXPECT_EQ(MakePlan(observed).status.groups(0).failures(), 0);
 }
 
+TEST(Recovery, AYoungMemberThatBreaksIsNamedAsWell) {
+  Observed observed = ServingThree();
+  observed.groups[0].pods[1].age_seconds = 5;
+  End(7, "smollm2-0-1", observed);
+  observed.groups[0].members.ending.age_ms = 1000;
+  const Plan plan = MakePlan(observed);
+  EXPECT_EQ(plan.status.groups(0).last_failure(), "lost smollm2-0-1");
+  // It has come since: what broke was deleted before.
+  observed.groups[0].members.ending.age_ms = 6000;
+  EXPECT_EQ(MakePlan(observed).status.groups(0).failures(), 0);
+}
+
 TEST(Recovery, WhoIsToBlameMayBeLearnedAfterTheEnd) {
   Observed observed = ServingThree();
   End(7, "smollm2-0-2", observed);
