@@ -111,7 +111,7 @@ def test_ranks_that_do_not_divide_are_refused_with_those_that_do(kube, namespace
         def refused():
             for kind in ("Fits", "Accepted", "WeightsAvailable", "Ready"):
                 found = condition(kube.get("model", "odd"), kind)
-                if found.get("status") == "False" and "3" in found.get("message", "") and "divide" in found["message"]:
+                if "1, 3, 9 ranks only" in found.get("message", "") and found["status"] == "False":
                     return found
             return None
         eventually("a refusal with the list", refused, 180)
