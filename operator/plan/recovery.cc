@@ -219,6 +219,16 @@ Verdict JudgeMember(const Observed& observed, const GroupObservation& group,
   return {};
 }
 
+// A node that does not end what is deleted may be cut off before anybody calls it not ready: its
+// replacement should rather not go there again. One cut makes one suspicion, whoever noticed first.
+void SuspectOnce(const Observed& observed, const std::string& node, const std::string& why,
+                 Plan& plan) {
+  const auto& suspects = plan.status.suspect_nodes();
+  const bool known = std::any_of(suspects.begin(), suspects.end(),
+                                 [&](const SuspectNode& one) { return one.name() == node; });
+  if (!known) RaiseSuspicion(observed, node, why, plan);
+}
+
 bool MayActNow(const Observed& observed, const GroupMemory& memory) {
   if (memory.failures <= 1) return true;
   const int32_t pause = std::min(1 << std::min(memory.failures - 1, 10), kLongestPauseSeconds);
@@ -348,9 +358,9 @@ void ReplaceLost(const Observed& observed, const Memory& memory, Plan& plan) {
     for (const PodObservation& pod : seen->pods) {
       if (pod.deleting) {
         const Verdict verdict = JudgeLeaving(observed, *seen, pod);
-        if (!verdict.why.empty()) {
-          plan.deletions.push_back({pod.name, pod.uid, verdict.grace_seconds, verdict.why});
-        }
+        if (verdict.why.empty()) continue;
+        plan.deletions.push_back({pod.name, pod.uid, verdict.grace_seconds, verdict.why});
+        SuspectOnce(observed, pod.node, verdict.why, plan);
         continue;
       }
       if (pod.gated || past.exhausted() || IsReplacedAlready(plan, pod)) continue;

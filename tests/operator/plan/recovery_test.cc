@@ -143,6 +143,23 @@ TEST(Recovery, APodThatItsNodeDoesNotEndIsRemovedWithoutIt) {
   EXPECT_EQ(MakePlan(observed).deletions[0].grace_seconds, 0);
 }
 
+// Half the cluster is cut off: only one node of it was blamed, and none is called not ready yet.
+TEST(Recovery, ANodeThatDoesNotEndAPodIsSuspectedOnce) {
+  Observed observed = ServingThree();
+  auto& pod = observed.groups[0].pods[2];
+  pod.deleting = true;
+  pod.overdue_seconds = 4;
+  observed.groups[0].members.members[2].silent_ms = 9000;
+  for (int i = 0; i < 3; ++i) {
+    const Plan plan = MakePlan(observed);
+    ASSERT_EQ(plan.status.suspect_nodes_size(), 1);
+    EXPECT_EQ(plan.status.suspect_nodes(0).name(), pod.node);
+    EXPECT_EQ(plan.status.suspect_nodes(0).count(), 1);
+    EXPECT_FALSE(plan.status.suspect_nodes(0).excluded());
+    Written(plan, observed);
+  }
+}
+
 TEST(Recovery, ALostNodeCountsOnlyWhenItsMemberIsSilentToo) {
   Observed observed = ServingThree();
   observed.nodes[1].ready = false;
