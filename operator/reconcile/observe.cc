@@ -235,17 +235,45 @@ std::vector<std::string> ModelWords(const Model& model) {
 }
 
 // Ten thousand pods with all their probes and volumes would fill the operator's memory.
-void TrimPod(k8s::v1::Pod& pod) {
-  pod.mutable_spec()->clear_volumes();
-  pod.mutable_spec()->clear_affinity();
-  pod.mutable_spec()->clear_tolerations();
-  pod.mutable_spec()->clear_security_context();
-  for (auto& container : *pod.mutable_spec()->mutable_containers()) {
-    k8s::v1::ResourceRequirements kept;
-    kept.Swap(container.mutable_resources());
-    container.Clear();
-    container.mutable_resources()->Swap(&kept);
+void TrimContainers(google::protobuf::RepeatedPtrField<k8s::v1::Container>& containers) {
+  for (k8s::v1::Container& container : containers) {
+    k8s::v1::Container kept;
+    kept.mutable_resources()->mutable_requests()->swap(
+        *container.mutable_resources()->mutable_requests());
+    container.Swap(&kept);
   }
+}
+
+template <typename Map>
+void KeepOnly(const std::set<std::string>& keys, Map& map) {
+  Map kept;
+  for (const std::string& key : keys) {
+    if (const auto found = map.find(key); found != map.end()) kept[key] = found->second;
+  }
+  map.swap(kept);
+}
+
+void TrimPod(k8s::v1::Pod& pod) {
+  KeepOnly({kModelLabel, kGroupLabel}, *pod.mutable_metadata()->mutable_labels());
+  KeepOnly({kConfigAnnotation}, *pod.mutable_metadata()->mutable_annotations());
+  for (auto& owner : *pod.mutable_metadata()->mutable_owner_references()) {
+    owner.clear_api_version();
+    owner.clear_kind();
+    owner.clear_name();
+  }
+  k8s::v1::PodSpec& spec = *pod.mutable_spec();
+  spec.clear_volumes();
+  spec.clear_affinity();
+  spec.clear_tolerations();
+  spec.clear_security_context();
+  TrimContainers(*spec.mutable_containers());
+  TrimContainers(*spec.mutable_init_containers());
+  auto& conditions = *pod.mutable_status()->mutable_conditions();
+  conditions.erase(std::remove_if(conditions.begin(), conditions.end(),
+                                  [](const auto& one) {
+                                    return one.type() != "Ready" && one.type() != "PodScheduled";
+                                  }),
+                   conditions.end());
 }
 
 void TrimOtherPod(k8s::v1::Pod& pod) {
