@@ -53,11 +53,14 @@ class Watch(threading.Thread):
     def __init__(self, kube: Kube, path: str, on_event, metadata_only: bool = False):
         super().__init__(daemon=True)
         self.kube, self.path, self.on_event, self.metadata_only = kube, path, on_event, metadata_only
-        self.version, self.broken = "", None
-        items, self.version = kube.list(path, METADATA_ONLY.format(list="List") if metadata_only else "application/json")
-        for item in items:
-            on_event(time.monotonic(), "ADDED", item)
+        self.version, self.broken, self.heard = "", None, False
+        self.begin()
         self.start()
+
+    def begin(self) -> None:
+        items, self.version = self.kube.list(self.path, METADATA_ONLY.format(list="List") if self.metadata_only else "application/json")
+        for item in items:
+            self.on_event(time.monotonic(), "ADDED", item)
 
     def run(self) -> None:
         try:
@@ -76,9 +79,15 @@ class Watch(threading.Thread):
         for line in answer:
             at = time.monotonic()
             event = json.loads(line)
+            if event["type"] == "ERROR" and event["object"].get("code") == 410 and not self.heard:
+                # The server's own watch of a kind that is new begins later than the list.
+                time.sleep(0.2)
+                self.begin()
+                break
             if event["type"] == "ERROR":
                 raise RuntimeError(f"watch of {self.path}: {event['object']}")
             self.version = event["object"]["metadata"]["resourceVersion"]
+            self.heard = True
             if event["type"] != "BOOKMARK":
                 self.on_event(at, event["type"], event["object"])
         connection.close()
