@@ -253,14 +253,24 @@ void KeepOnly(const std::set<std::string>& keys, Map& map) {
   map.swap(kept);
 }
 
+// Ready says it in a word; PodScheduled is of interest while it is not so.
+void TrimConditions(google::protobuf::RepeatedPtrField<k8s::v1::PodCondition>& conditions) {
+  const auto is_dull = [](const k8s::v1::PodCondition& one) {
+    return one.type() != "Ready" && !(one.type() == "PodScheduled" && one.status() != "True");
+  };
+  conditions.erase(std::remove_if(conditions.begin(), conditions.end(), is_dull), conditions.end());
+  for (k8s::v1::PodCondition& condition : conditions) {
+    if (condition.type() != "Ready") continue;
+    condition.clear_reason();
+    condition.clear_message();
+    condition.clear_last_transition_time();
+  }
+}
+
 void TrimPod(k8s::v1::Pod& pod) {
   KeepOnly({kModelLabel, kGroupLabel}, *pod.mutable_metadata()->mutable_labels());
   KeepOnly({kConfigAnnotation}, *pod.mutable_metadata()->mutable_annotations());
-  for (auto& owner : *pod.mutable_metadata()->mutable_owner_references()) {
-    owner.clear_api_version();
-    owner.clear_kind();
-    owner.clear_name();
-  }
+  pod.mutable_metadata()->clear_owner_references();
   k8s::v1::PodSpec& spec = *pod.mutable_spec();
   spec.clear_volumes();
   spec.clear_affinity();
@@ -268,12 +278,9 @@ void TrimPod(k8s::v1::Pod& pod) {
   spec.clear_security_context();
   TrimContainers(*spec.mutable_containers());
   TrimContainers(*spec.mutable_init_containers());
-  auto& conditions = *pod.mutable_status()->mutable_conditions();
-  conditions.erase(std::remove_if(conditions.begin(), conditions.end(),
-                                  [](const auto& one) {
-                                    return one.type() != "Ready" && one.type() != "PodScheduled";
-                                  }),
-                   conditions.end());
+  // Once it has its node, the ledger looks no further.
+  if (!spec.node_name().empty()) spec.clear_node_selector();
+  TrimConditions(*pod.mutable_status()->mutable_conditions());
 }
 
 void TrimOtherPod(k8s::v1::Pod& pod) {
