@@ -13,7 +13,8 @@
 namespace rempart::op {
 namespace {
 
-constexpr int kPageSize = 500;
+// All kinds are listed at once, and a page is in memory several times while it is read.
+constexpr int kPageSize = 100;
 // Beyond the server's own end of a watch; a stream that is silent for longer is dead.
 constexpr int kWatchGraceSeconds = 30;
 

@@ -45,8 +45,8 @@ class Informer {
   // More deletions than this between two lists, and the oldest are forgotten.
   static constexpr size_t kMaxDeletedVersions = 4096;
 
-  // One object, trimmed. A message keeps the memory of what was cleared, and of every list that grew
-  // while it was read; a copy has only what there is, which with many objects is a fraction.
+  // One object, trimmed. A message keeps the memory of what was cleared, and of every list that
+  // grew while it was read; a copy has only what there is, which with many objects is a fraction.
   absl::StatusOr<T> Read(absl::string_view json) const {
     T object;
     RETURN_IF_ERROR(FromJson(json, object));

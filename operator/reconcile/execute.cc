@@ -24,6 +24,8 @@ constexpr char kWorkerTls[] = "rempart-worker-tls";
 constexpr absl::Duration kTrustCopy = absl::Hours(1);
 // What was created and is in no store after so long has been deleted since.
 constexpr absl::Duration kLag = absl::Seconds(2);
+// Between two writes of a Model's status that differ in details only.
+constexpr absl::Duration kStatusPause = absl::Seconds(1);
 
 bool IsOwnedBy(const k8s::v1::ObjectMeta& metadata, const Model& owner) {
   return std::any_of(metadata.owner_references().begin(), metadata.owner_references().end(),
@@ -78,6 +80,23 @@ void ClearVolatile(ModelStatus& status) {
 bool StatusDiffers(ModelStatus a, ModelStatus b) {
   ClearVolatile(a);
   ClearVolatile(b);
+  return !google::protobuf::util::MessageDifferencer::Equals(a, b);
+}
+
+bool StatusDiffersInSubstance(ModelStatus a, ModelStatus b) {
+  for (ModelStatus* status : {&a, &b}) {
+    status->clear_message();
+    status->clear_groups_summary();
+    status->clear_download();
+    for (auto& condition : *status->mutable_conditions()) condition.clear_message();
+    status->mutable_rollout()->clear_message();
+    for (auto& group : *status->mutable_groups()) {
+      group.clear_phase();
+      group.clear_members();
+      group.clear_waiting_for();
+      group.clear_fabric();
+    }
+  }
   return !google::protobuf::util::MessageDifferencer::Equals(a, b);
 }
 
@@ -296,19 +315,26 @@ void Executor::RemoveGroup(const Observed& observed, const std::string& name,
   result.Update(Remove(observed.model, informers_->policies.store(), key));
 }
 
-absl::Status Executor::WriteStatus(const Observed& observed, const Plan& plan) {
-  if (!StatusDiffers(observed.model.status(), plan.status)) return absl::OkStatus();
+absl::StatusOr<absl::Duration> Executor::WriteStatus(const Observed& observed, const Plan& plan) {
+  const ModelStatus& before = observed.model.status();
+  if (!StatusDiffers(before, plan.status)) return absl::ZeroDuration();
+  AppliedOfModel& known = Known(KeyOf(observed.model));
+  const absl::Duration left = known.status_at + kStatusPause - clock_->Now();
+  const bool can_wait = plan.events.empty() && !StatusDiffersInSubstance(before, plan.status);
+  // A clock that was set back must not silence it.
+  if (can_wait && left > absl::ZeroDuration() && left <= kStatusPause) return left;
   Model intent;
   intent.mutable_metadata()->set_name(observed.model.metadata().name());
   intent.mutable_metadata()->set_namespace_(observed.model.metadata().namespace_());
   *intent.mutable_status() = plan.status;
   const absl::Status status = Api<Model>(client_).ApplyStatus(intent, kStatusOwner).status();
-  if (absl::IsNotFound(status)) return absl::OkStatus();  // deleted meanwhile
+  if (absl::IsNotFound(status)) return absl::ZeroDuration();  // deleted meanwhile
   RETURN_IF_ERROR(status);
+  known.status_at = clock_->Now();
   for (const PlannedEvent& event : plan.events) {
     events_->Record({ReferenceTo(observed.model), event.type, event.reason, event.message});
   }
-  return absl::OkStatus();
+  return absl::ZeroDuration();
 }
 
 absl::StatusOr<absl::Duration> Executor::Execute(const Observed& observed, const Plan& plan) {
@@ -336,10 +362,12 @@ absl::StatusOr<absl::Duration> Executor::Execute(const Observed& observed, const
         {ReferenceTo(observed.model), "Warning", "CannotApply", std::string(result.message())});
   }
   // The status is written whatever went wrong, so that it stays true.
-  keep(WriteStatus(observed, plan));
+  const absl::StatusOr<absl::Duration> status_waits = WriteStatus(observed, plan);
+  keep(status_waits.status());
   RETURN_IF_ERROR(result);
-  const absl::Duration again =
+  absl::Duration again =
       plan.requeue_seconds == 0 ? absl::InfiniteDuration() : absl::Seconds(plan.requeue_seconds);
+  if (*status_waits > absl::ZeroDuration()) again = std::min(again, *status_waits);
   return known.lagged ? std::min(again, kLag) : again;
 }
 

@@ -54,6 +54,7 @@ class Executor {
     // Of the last Execute: a store was behind our writes; something was applied.
     bool lagged = false;
     bool progressed = false;
+    absl::Time status_at = absl::InfinitePast();  // of the last write of it
   };
 
   AppliedOfModel& Known(const ObjectKey& model);
@@ -76,7 +77,8 @@ class Executor {
   absl::Status Remove(const Model& owner, const Store<T>& store, const ObjectKey& key);
   // The workers' certificate, owned by all Models of the namespace: it goes with the last of them.
   absl::Status CopyWorkerTls(const Model& model);
-  absl::Status WriteStatus(const Observed& observed, const Plan& plan);
+  // How long the status has to wait; zero: it is as planned.
+  absl::StatusOr<absl::Duration> WriteStatus(const Observed& observed, const Plan& plan);
 
   const Client* const client_;
   const Informers* const informers_;
@@ -97,5 +99,8 @@ void PromiseReleases(const std::string& ns, const Plan& plan, NodeLedger& ledger
 
 // Whether two statuses differ in more than steps and ages, which change all the time.
 bool StatusDiffers(ModelStatus a, ModelStatus b);
+// Whether they differ in what a person or a later plan waits for: anything but the states of
+// members, counts and explanations, which change with every pod and are written once a second.
+bool StatusDiffersInSubstance(ModelStatus a, ModelStatus b);
 
 }  // namespace rempart::op

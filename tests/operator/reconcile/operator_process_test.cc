@@ -38,6 +38,7 @@ class CountedTransport : public Transport {
   absl::StatusOr<HttpResponse> Send(const HttpRequest& request) override {
     const bool is_lease = absl::StrContains(request.path, "/leases");
     if (request.method != "GET" && !is_lease) ++writes;
+    if (absl::StrContains(request.path, "/status?")) ++status_writes;
     WaitWhileHeld(request);
     return to_->Send(request);
   }
@@ -58,6 +59,7 @@ class CountedTransport : public Transport {
   }
 
   std::atomic<int> writes = 0;
+  std::atomic<int> status_writes = 0;
   std::atomic<int> held = 0;  // that have come to wait
 
  private:
@@ -311,6 +313,40 @@ TEST_F(OperatorProcessTest, RoomIsPromisedOnce) {
   counted_.Release();
   EXPECT_TRUE(Eventually([&] { return !NodeOf("a-0-0").empty() && !NodeOf("a-0-1").empty(); }));
   for (const char* pod : {"b-0-0", "b-0-1"}) EXPECT_EQ(NodeOf(pod), "");
+}
+
+TEST_F(OperatorProcessTest, StatesOfMembersAreWrittenOnceASecond) {
+  MakeNodes(2);
+  StartOperator();
+  ApplyPairOfPods("llama");
+  ASSERT_TRUE(Eventually([&] { return HasGroups("llama-0 "); }));
+  for (const int index : {0, 1}) MakePod("llama-0", index);
+  ASSERT_TRUE(
+      Eventually([&] { return !NodeOf("llama-0-0").empty() && !NodeOf("llama-0-1").empty(); }));
+  const auto member_state = [&] {
+    const auto model = Api<Model>(&client_).Get({kNs, "llama"});
+    const bool known = model.ok() && model->status().groups_size() == 1 &&
+                       model->status().groups(0).members_size() == 2;
+    return known ? model->status().groups(0).members(1).state() : "";
+  };
+  const auto set_phase = [&](const char* phase) {
+    k8s::v1::Pod pod;
+    pod.mutable_metadata()->set_namespace_(kNs);
+    pod.mutable_metadata()->set_name("llama-0-1");
+    pod.mutable_status()->set_phase(phase);
+    ASSERT_TRUE(Api<k8s::v1::Pod>(&client_).ApplyStatus(pod, "kubelet").ok());
+  };
+  set_phase("Pending");
+  ASSERT_TRUE(Eventually([&] { return member_state() == "Pending"; }));
+  const auto begin = std::chrono::steady_clock::now();
+  counted_.status_writes = 0;
+  for (int i = 0; i < 40; ++i) {
+    set_phase(i % 2 == 0 ? "Pending" : "Running");
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  EXPECT_TRUE(Eventually([&] { return member_state() == "Running"; }));
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
+  EXPECT_LE(counted_.status_writes, 2 + static_cast<int>(took.count()));
 }
 
 // What changed while no operator ran is carried out; what did not change is left as it is.
