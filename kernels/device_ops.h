@@ -55,9 +55,11 @@ bool DeviceReads(DType type);
 // Bytes of `data` for this format, rows and cols.
 int64_t DeviceMatrixBytes(const DeviceMatrix& matrix);
 
-// out[i, :] = scale * table[ids[i], :], F32. Ids outside the table give zeros.
+// out[i, :] = scale * table[ids[i] - first_id, :], F32. Ids outside the table give zeros: ranks
+// that hold a part of it each add up what they give.
 struct DeviceEmbedArgs {
   DeviceMatrix table;
+  int64_t first_id = 0;          // of the table's first row
   const int32_t* ids = nullptr;  // [num_tokens]
   float scale = 1.0f;
   float* out = nullptr;  // [num_tokens, cols]

@@ -17,7 +17,7 @@ REMPART_KERNEL EmbedKernel(DeviceEmbedArgs args) {
   WaitForPrevious();
   LetNextStart();
   const int64_t token = blockIdx.x;
-  const int64_t id = args.ids[token];
+  const int64_t id = args.ids[token] - args.first_id;
   const bool is_inside = id >= 0 && id < args.table.rows;
   for (int64_t at = static_cast<int64_t>(threadIdx.x) * 8; at < args.table.cols;
        at += static_cast<int64_t>(blockDim.x) * 8) {

@@ -44,8 +44,9 @@ MAY = {
     "worker/cache/": May(("worker/cache/", "common/"), ("abseil", "openssl")),
     "worker/comm/": May(("worker/comm/", "worker/device/", "common/"), ("abseil", "openssl")),
     # simdjson: config.json and the headers of safetensors files.
-    "worker/model/": May(("worker/model/", "worker/comm/communicator.h", "worker/device/",
-                          "kernels/", "common/"), ("abseil", "simdjson")),
+    "worker/model/": May(("worker/model/", "worker/comm/communicator.h",
+                          "worker/comm/device_communicator.h", "worker/device/", "kernels/",
+                          "common/"), ("abseil", "simdjson")),
     "worker/text/": May(("worker/text/", "common/"), ("abseil",)),
     "worker/engine/": May(("worker/engine/", "worker/cache/", "worker/model/step_batch.h",
                            "common/"), ("abseil",)),

@@ -23,8 +23,13 @@ int64_t GraphSize(int64_t slices) {
   return size;
 }
 
-DeviceWorkspace LayOutWorkspace(const ModelConfig& config, const DeviceModelOptions& options) {
+DeviceWorkspace LayOutWorkspace(const ModelConfig& config, const DeviceModelOptions& options,
+                                const RankPosition& of) {
+  const Partition partition = MakePartition(config, of, MatrixCut::kPairs);
+  const int64_t heads = partition.heads.count();
+  const int64_t ffn = partition.Own(partition.ffn).count();
   DeviceWorkspace space;
+  space.vocabulary = partition.vocabulary[1];
   space.slices = GraphSize(options.max_sequences);
   space.tokens = std::max(options.max_step_tokens, space.slices);
   space.table_stride = CeilDivide(options.context_length, kernels::kKvBlockTokens);
@@ -39,19 +44,21 @@ DeviceWorkspace LayOutWorkspace(const ModelConfig& config, const DeviceModelOpti
     offset = space.bytes;
     space.bytes += CeilDivide(bytes, 256) * 256;
   };
-  const int64_t queries = config.heads * config.head_dim;
-  const int64_t qkv = queries + 2 * config.kv_heads * config.head_dim;
+  const int64_t queries = heads * config.head_dim;
+  const int64_t qkv = queries + 2 * partition.kv_heads.count() * config.head_dim;
   take(space.residual, space.tokens * config.hidden * 4);
   take(space.normed, space.tokens * config.hidden * 2);
   take(space.qkv, space.tokens * qkv * 2);
   take(space.attended, space.tokens * queries * 2);
-  take(space.gate_up, space.tokens * 2 * config.ffn * 2);
-  take(space.activated, space.tokens * config.ffn * 2);
+  take(space.gate_up, space.tokens * 2 * ffn * 2);
+  take(space.activated, space.tokens * ffn * 2);
   take(space.branch, space.tokens * config.hidden * 2);
   take(space.last, space.slices * config.hidden * 2);
-  take(space.logits, space.slices * config.vocabulary * 4);
-  take(space.partial, 4 * kernels::DecodePartialFloats(space.slices, config.heads, config.head_dim,
-                                                       space.max_splits));
+  take(space.logits, space.slices * space.vocabulary * 4);
+  space.all_logits = space.logits;
+  if (of.size > 1) take(space.all_logits, of.size * space.slices * space.vocabulary * 4);
+  take(space.partial,
+       4 * kernels::DecodePartialFloats(space.slices, heads, config.head_dim, space.max_splits));
   // ids, positions, slice of token; starts, contexts, tables, rows of last tokens; tiles.
   take(space.inputs,
        4 * (3 * space.tokens + space.slices * (3 + space.table_stride) + 1 + 2 * space.max_tiles));
@@ -60,13 +67,13 @@ DeviceWorkspace LayOutWorkspace(const ModelConfig& config, const DeviceModelOpti
 
 absl::StatusOr<DeviceMemoryPlan> PlanDeviceMemory(const ModelConfig& config, int64_t weights_bytes,
                                                   const DeviceModelOptions& options,
-                                                  int64_t free_bytes) {
+                                                  int64_t free_bytes, const RankPosition& of) {
   DeviceMemoryPlan plan;
   plan.weights_bytes = weights_bytes;
-  plan.workspace = LayOutWorkspace(config, options);
-  plan.kv_block_bytes =
-      kernels::DeviceKvBlockBytes(options.kv_is_fp8, config.kv_heads, config.head_dim) *
-      static_cast<int64_t>(config.layers.size());
+  plan.workspace = LayOutWorkspace(config, options, of);
+  const int64_t kv_heads = MakePartition(config, of, MatrixCut::kPairs).kv_heads.count();
+  plan.kv_block_bytes = kernels::DeviceKvBlockBytes(options.kv_is_fp8, kv_heads, config.head_dim) *
+                        static_cast<int64_t>(config.layers.size());
   const int64_t left = free_bytes - weights_bytes - plan.workspace.bytes - options.reserve_bytes;
   const int64_t least =
       CeilDivide(options.context_length, kernels::kKvBlockTokens) * plan.kv_block_bytes;

@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "worker/model/model_config.h"
+#include "worker/model/partition.h"
 
 namespace rempart::worker {
 
@@ -25,8 +26,9 @@ struct DeviceModelOptions {
 
 // Where each array lies in the one workspace allocation; bytes from its beginning.
 struct DeviceWorkspace {
-  int64_t tokens = 0;  // rows of the arrays below: max_step_tokens, or the largest graph
-  int64_t slices = 0;  // rows of logits: max_sequences rounded up to a size of graphs
+  int64_t vocabulary = 0;  // of this rank, or of the rank that has most: columns of its logits
+  int64_t tokens = 0;      // rows of the arrays below: max_step_tokens, or the largest graph
+  int64_t slices = 0;      // rows of logits: max_sequences rounded up to a size of graphs
   int64_t table_stride = 0;
   int64_t split_tokens = 0;  // of decode attention
   int64_t max_splits = 0;
@@ -34,13 +36,17 @@ struct DeviceWorkspace {
   // Offsets.
   int64_t residual = 0, normed = 0, qkv = 0, attended = 0, gate_up = 0, activated = 0, branch = 0,
           last = 0, logits = 0, partial = 0, inputs = 0;
+  // Of one rank of several: the logits of all, [ranks, rows, vocabulary]. Else those above.
+  int64_t all_logits = 0;
   int64_t bytes = 0;
 };
 
 // Sizes of the decode batches that graphs are made for: powers of two.
 int64_t GraphSize(int64_t slices);
 
-DeviceWorkspace LayOutWorkspace(const ModelConfig& config, const DeviceModelOptions& options);
+// Of a rank of several, which has its share of the heads, the FFN and the vocabulary.
+DeviceWorkspace LayOutWorkspace(const ModelConfig& config, const DeviceModelOptions& options,
+                                const RankPosition& of = {});
 
 struct DeviceMemoryPlan {
   int64_t weights_bytes = 0;
@@ -49,10 +55,10 @@ struct DeviceMemoryPlan {
   int64_t kv_blocks = 0;
 };
 
-// ResourceExhausted when one sequence of full length does not fit into `free_bytes` beside the
-// rest; its message has the numbers, and what to change.
+// `weights_bytes` are those of the rank. ResourceExhausted when one sequence of full length does
+// not fit into `free_bytes` beside the rest; its message has the numbers, and what to change.
 absl::StatusOr<DeviceMemoryPlan> PlanDeviceMemory(const ModelConfig& config, int64_t weights_bytes,
                                                   const DeviceModelOptions& options,
-                                                  int64_t free_bytes);
+                                                  int64_t free_bytes, const RankPosition& of = {});
 
 }  // namespace rempart::worker

@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "absl/strings/str_cat.h"
+#include "common/check.h"
 #include "common/status_macros.h"
 
 namespace rempart::worker {
@@ -26,21 +27,29 @@ int64_t TokensOf(const SequenceSlice& slice) {
 absl::StatusOr<std::unique_ptr<DeviceTransformer>> DeviceTransformer::Create(
     Device& device, const ModelConfig& config, const Weights& weights,
     const DeviceModelOptions& options, const UploadProgress& on_progress) {
-  if (weights.partition.of.group_size() > 1) {
-    return absl::UnimplementedError(
-        "groups of several ranks on GPUs are not served yet: set spec.parallelism.tensor and "
-        "spec.parallelism.pipeline to 1, or spec.device to cpu");
-  }
-  std::unique_ptr<DeviceTransformer> made(new DeviceTransformer(device, config, options));
+  CHECK(weights.partition.of.size == 1 || weights.partition.cut == MatrixCut::kPairs);
+  std::unique_ptr<DeviceTransformer> made(
+      new DeviceTransformer(device, config, weights.partition, options));
   RETURN_IF_ERROR(made->Allocate(weights, on_progress));
   return made;
 }
+
+DeviceTransformer::DeviceTransformer(Device& device, const ModelConfig& config,
+                                     const Partition& partition, const DeviceModelOptions& options)
+    : device_(device),
+      config_(config),
+      partition_(partition),
+      options_(options),
+      heads_(partition.heads.count()),
+      kv_heads_(partition.kv_heads.count()),
+      ffn_(partition.Own(partition.ffn).count()) {}
 
 absl::Status DeviceTransformer::Allocate(const Weights& weights,
                                          const UploadProgress& on_progress) {
   ASSIGN_OR_RETURN(const int64_t weights_bytes, DeviceWeightsBytes(config_, weights, options_));
   ASSIGN_OR_RETURN(const DeviceMemory memory, device_.Memory());
-  ASSIGN_OR_RETURN(plan_, PlanDeviceMemory(config_, weights_bytes, options_, memory.free_bytes));
+  ASSIGN_OR_RETURN(
+      plan_, PlanDeviceMemory(config_, weights_bytes, options_, memory.free_bytes, partition_.of));
   ASSIGN_OR_RETURN(weights_, UploadWeights(device_, config_, weights, options_, on_progress));
   const DeviceWorkspace& space = plan_.workspace;
   ASSIGN_OR_RETURN(workspace_, DeviceBuffer::Make(device_, space.bytes));
@@ -52,10 +61,38 @@ absl::Status DeviceTransformer::Allocate(const Weights& weights,
   ASSIGN_OR_RETURN(copy_pairs_, DeviceBuffer::Make(device_, kMaxCopies * 8));
   ASSIGN_OR_RETURN(copy_staging_, PinnedBuffer::Make(device_, kMaxCopies * 8));
   ASSIGN_OR_RETURN(staging_, PinnedBuffer::Make(device_, space.bytes - space.inputs));
-  ASSIGN_OR_RETURN(logits_staging_,
-                   PinnedBuffer::Make(device_, space.slices * config_.vocabulary * 4));
+  if (gives_logits()) {
+    const int64_t logits = partition_.of.size * space.slices * space.vocabulary;
+    ASSIGN_OR_RETURN(logits_staging_, PinnedBuffer::Make(device_, logits * 4));
+  }
   PlaceInputs();
   return device_.Finish();
+}
+
+void DeviceTransformer::SetCommunicator(DeviceCommunicator* communicator) {
+  graphs_.clear();
+  communicator_ = communicator;
+}
+
+absl::Status DeviceTransformer::CheckCommunicator() const {
+  const RankPosition& of = partition_.of;
+  if (!is_one_of_several()) return absl::OkStatus();
+  if (communicator_ != nullptr && communicator_->rank() == of.rank &&
+      communicator_->size() == of.size) {
+    // A graph that holds collectives of a communicator that has ended must not start again.
+    return communicator_->status();
+  }
+  return absl::FailedPreconditionError(
+      absl::StrCat("rank ", of.rank, " of ", of.size, " has no communicator of its group"));
+}
+
+absl::Status DeviceTransformer::AddUp(void* values, int64_t count, DeviceNumber type) {
+  if (!is_one_of_several()) return absl::OkStatus();
+  return communicator_->AllReduceSum(values, count, type);
+}
+
+absl::Status DeviceTransformer::Finish() {
+  return is_one_of_several() ? communicator_->Finish() : device_.Finish();
 }
 
 void DeviceTransformer::PlaceInputs() {
@@ -122,7 +159,7 @@ absl::Status DeviceTransformer::Check(const StepBatch& batch, absl::Span<float> 
                      " copies; the limits are ", plan_.workspace.tokens, ", ",
                      options_.max_sequences, " and ", kMaxCopies));
   }
-  if (static_cast<int64_t>(logits.size()) < wanting * config_.vocabulary) {
+  if (gives_logits() && static_cast<int64_t>(logits.size()) < wanting * config_.vocabulary) {
     return absl::InvalidArgumentError("the logits have too little room");
   }
   return absl::OkStatus();
@@ -201,7 +238,7 @@ kernels::DeviceKv DeviceTransformer::KvOf(size_t layer) const {
   kv.data = kv_.as<uint8_t>() + static_cast<int64_t>(layer) * bytes;
   kv.block_stride_bytes = plan_.kv_block_bytes;
   kv.is_fp8 = options_.kv_is_fp8;
-  kv.kv_heads = config_.kv_heads;
+  kv.kv_heads = kv_heads_;
   kv.head_dim = config_.head_dim;
   return kv;
 }
@@ -239,6 +276,7 @@ absl::Status DeviceTransformer::QueueProduct(const Product& product, const uint1
                                              int64_t x_stride, void* y, int64_t y_stride,
                                              bool y_is_f32, int64_t tokens) {
   for (const ProductPart& part : product) {
+    if (part.matrix.rows == 0) continue;  // a rank may have none of a small vocabulary
     kernels::DeviceMatmulArgs args;
     args.w = part.matrix;
     args.x = x;
@@ -258,9 +296,9 @@ absl::Status DeviceTransformer::QueueAttention(const StepShape& shape, size_t la
   args.kv = KvOf(layer);
   args.batch = BatchOf(shape);
   args.q = At<uint16_t>(space.qkv);
-  args.q_stride = (config_.heads + 2 * config_.kv_heads) * config_.head_dim;
+  args.q_stride = (heads_ + 2 * kv_heads_) * config_.head_dim;
   args.out = At<uint16_t>(space.attended);
-  args.num_heads = config_.heads;
+  args.num_heads = heads_;
   args.scale = config_.attention_scale;
   args.softcap = config_.attention_softcap;
   args.window = config_.layers[layer].window;
@@ -282,8 +320,9 @@ absl::Status DeviceTransformer::QueueLayer(const StepShape& shape, size_t layer)
   const DeviceWorkspace& space = plan_.workspace;
   const DeviceLayer& weights = weights_.layers[layer];
   const RopeSpec& rope = config_.ropes[config_.layers[layer].rope];
-  const int64_t queries = config_.heads * config_.head_dim;
-  const int64_t qkv_width = queries + 2 * config_.kv_heads * config_.head_dim;
+  const int64_t queries = heads_ * config_.head_dim;
+  const int64_t qkv_width = queries + 2 * kv_heads_ * config_.head_dim;
+  const int64_t sums = shape.tokens * config_.hidden;
   auto* normed = At<uint16_t>(space.normed);
   auto* qkv = At<uint16_t>(space.qkv);
   auto* branch = At<uint16_t>(space.branch);
@@ -299,23 +338,25 @@ absl::Status DeviceTransformer::QueueLayer(const StepShape& shape, size_t layer)
   args.layout = rope.layout;
   args.angle_scale = rope.scale;
   args.eps = config_.norm_epsilon;
-  args.num_heads = config_.heads;
+  args.num_heads = heads_;
   args.kv = KvOf(layer);
   args.batch = BatchOf(shape);
   device_.ops().rope_store(args, device_.stream());
   RETURN_IF_ERROR(QueueAttention(shape, layer));
   RETURN_IF_ERROR(QueueProduct(weights.output, At<uint16_t>(space.attended), queries, branch,
                                config_.hidden, false, shape.tokens));
+  RETURN_IF_ERROR(AddUp(branch, sums, DeviceNumber::kBF16));
   QueueNorm(shape, branch, weights.post_attention_norm, weights.ffn_norm, normed, nullptr, 0);
   auto* gate_up = At<uint16_t>(space.gate_up);
   auto* activated = At<uint16_t>(space.activated);
-  RETURN_IF_ERROR(QueueProduct(weights.gate_up, normed, config_.hidden, gate_up, 2 * config_.ffn,
-                               false, shape.tokens));
-  device_.ops().activate(
-      {gate_up, activated, config_.activation == Activation::kGeluTanh, shape.tokens, config_.ffn},
-      device_.stream());
-  RETURN_IF_ERROR(QueueProduct(weights.down, activated, config_.ffn, branch, config_.hidden, false,
+  RETURN_IF_ERROR(QueueProduct(weights.gate_up, normed, config_.hidden, gate_up, 2 * ffn_, false,
                                shape.tokens));
+  device_.ops().activate(
+      {gate_up, activated, config_.activation == Activation::kGeluTanh, shape.tokens, ffn_},
+      device_.stream());
+  RETURN_IF_ERROR(
+      QueueProduct(weights.down, activated, ffn_, branch, config_.hidden, false, shape.tokens));
+  RETURN_IF_ERROR(AddUp(branch, sums, DeviceNumber::kBF16));
   // The next norm is the next layer's; after the last layer only the rows that want logits count.
   const bool is_last = layer + 1 == weights_.layers.size();
   if (!is_last) {
@@ -332,26 +373,31 @@ absl::Status DeviceTransformer::QueueStep(const StepShape& shape) {
   const DeviceWorkspace& space = plan_.workspace;
   kernels::DeviceEmbedArgs embed;
   embed.table = weights_.embedding;
+  embed.first_id = partition_.Own(partition_.vocabulary).begin;
   embed.ids = on_device_.ids;
   embed.scale = config_.embedding_scale;
   embed.out = At<float>(space.residual);
   embed.num_tokens = shape.tokens;
   device_.ops().embed(embed, device_.stream());
+  RETURN_IF_ERROR(AddUp(embed.out, shape.tokens * config_.hidden, DeviceNumber::kF32));
   QueueNorm(shape, nullptr, nullptr, weights_.layers[0].attention_norm, At<uint16_t>(space.normed),
             nullptr, 0);
   for (size_t layer = 0; layer < weights_.layers.size(); ++layer) {
     RETURN_IF_ERROR(QueueLayer(shape, layer));
   }
   if (shape.wanting == 0) return absl::OkStatus();
-  return QueueProduct(weights_.head, At<uint16_t>(space.last), config_.hidden,
-                      At<float>(space.logits), config_.vocabulary, true, shape.wanting);
+  RETURN_IF_ERROR(QueueProduct(weights_.head, At<uint16_t>(space.last), config_.hidden,
+                               At<float>(space.logits), space.vocabulary, true, shape.wanting));
+  if (!is_one_of_several()) return absl::OkStatus();
+  return communicator_->AllGather(At<float>(space.logits), At<float>(space.all_logits),
+                                  shape.wanting * space.vocabulary * 4);
 }
 
 absl::Status DeviceTransformer::QueueSample(const StepShape& shape) {
   kernels::SampleArgs args;
-  args.parts = At<float>(plan_.workspace.logits);
-  args.part_size = config_.vocabulary;
-  args.part_stride = shape.wanting * config_.vocabulary;
+  args.parts = At<float>(plan_.workspace.all_logits);
+  args.part_size = plan_.workspace.vocabulary;
+  args.part_stride = shape.wanting * plan_.workspace.vocabulary;
   args.vocabulary = config_.vocabulary;
   args.softcap = config_.logit_softcap;
   args.rows = sampling_.as<kernels::DeviceSampling>();
@@ -379,9 +425,10 @@ absl::Status DeviceTransformer::StartDecode(const StepShape& shape, bool samples
 }
 
 absl::Status DeviceTransformer::Forward(const StepBatch& batch, absl::Span<float> logits) {
+  RETURN_IF_ERROR(CheckCommunicator());
   RETURN_IF_ERROR(Check(batch, logits));
   QueueCopies(batch);
-  if (batch.slices.empty()) return device_.Finish();
+  if (batch.slices.empty()) return Finish();
   std::vector<size_t> order;
   StepShape shape = StageInputs(batch, order);
   std::vector<int64_t> row_of_slice(batch.slices.size(), -1);
@@ -405,23 +452,30 @@ absl::Status DeviceTransformer::Forward(const StepBatch& batch, absl::Span<float
   }
   QueueInputs(shape.slices);
   RETURN_IF_ERROR(is_decode ? StartDecode(shape, false) : QueueStep(shape));
-  auto* rows = logits_staging_.as<float>();
-  if (shape.wanting > 0) {
-    device_.CopyOut(rows, At<float>(plan_.workspace.logits),
-                    shape.wanting * config_.vocabulary * 4);
+  if (shape.wanting > 0 && gives_logits()) {
+    device_.CopyOut(logits_staging_.as<float>(), At<float>(plan_.workspace.all_logits),
+                    partition_.of.size * shape.wanting * plan_.workspace.vocabulary * 4);
   }
-  RETURN_IF_ERROR(device_.Finish());
+  RETURN_IF_ERROR(Finish());
+  if (!gives_logits()) return absl::OkStatus();
   int64_t wanted = 0;
   for (const int64_t row : row_of_slice) {
     if (row < 0) continue;
-    float* to = logits.data() + wanted++ * config_.vocabulary;
-    std::copy_n(rows + row * config_.vocabulary, config_.vocabulary, to);
-    if (config_.logit_softcap == 0.0f) continue;
-    for (int64_t i = 0; i < config_.vocabulary; ++i) {
-      to[i] = config_.logit_softcap * std::tanh(to[i] / config_.logit_softcap);
-    }
+    ReadLogits(row, shape.wanting, logits.data() + wanted++ * config_.vocabulary);
   }
   return absl::OkStatus();
+}
+
+void DeviceTransformer::ReadLogits(int64_t row, int64_t rows, float* to) const {
+  const int64_t part = plan_.workspace.vocabulary;
+  for (int64_t first = 0; first < config_.vocabulary; first += part) {
+    std::copy_n(logits_staging_.as<float>() + first * rows + row * part,
+                std::min(part, config_.vocabulary - first), to + first);
+  }
+  if (config_.logit_softcap == 0.0f) return;
+  for (int64_t i = 0; i < config_.vocabulary; ++i) {
+    to[i] = config_.logit_softcap * std::tanh(to[i] / config_.logit_softcap);
+  }
 }
 
 absl::Status DeviceTransformer::DecodeMany(absl::Span<const DecodeSequence> sequences,
@@ -436,6 +490,7 @@ absl::Status DeviceTransformer::DecodeMany(absl::Span<const DecodeSequence> sequ
                               false});
     longest = std::max(longest, sequence.position + steps);
   }
+  RETURN_IF_ERROR(CheckCommunicator());
   RETURN_IF_ERROR(Check(checked, {}));
   if (count == 0 || steps == 0) return absl::OkStatus();
   const int64_t padded = GraphSize(count);
@@ -467,7 +522,7 @@ absl::Status DeviceTransformer::DecodeMany(absl::Span<const DecodeSequence> sequ
     RETURN_IF_ERROR(StartDecode(shape, true));
     device_.CopyOut(sampled + step * padded, sampled_.as<int32_t>(), padded * 4);
   }
-  RETURN_IF_ERROR(device_.Finish());
+  RETURN_IF_ERROR(Finish());
   tokens->resize(steps * count);
   for (int64_t step = 0; step < steps; ++step) {
     std::copy_n(sampled + step * padded, count, tokens->data() + step * count);

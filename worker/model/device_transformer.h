@@ -8,6 +8,10 @@
 //  2. A sequence's logits do not depend on what else is in the batch, as far as the device's Matmul
 //     does not.
 //  3. One thread uses it.
+//  4. Of several ranks each has its share of every pair of matrices (MatrixCut::kPairs). All run
+//  the
+//     same batches; the sums of a layer's two pairs, and of the embedding, pass between their
+//     devices, and every rank has the same residual afterwards.
 #pragma once
 
 #include <cstdint>
@@ -19,6 +23,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "worker/comm/device_communicator.h"
 #include "worker/device/device.h"
 #include "worker/model/device_memory.h"
 #include "worker/model/device_weights.h"
@@ -36,19 +41,26 @@ struct DecodeSequence {
 
 class DeviceTransformer {
  public:
-  // The device outlives it. Refuses, with numbers, what does not fit; Unimplemented for one part of
-  // several of a model.
+  // The device outlives it. `weights` are cut in pairs, where of several ranks. Refuses, with
+  // numbers, what does not fit; Unimplemented names what a GPU does not serve.
   static absl::StatusOr<std::unique_ptr<DeviceTransformer>> Create(
       Device& device, const ModelConfig& config, const Weights& weights,
       const DeviceModelOptions& options, const UploadProgress& on_progress = nullptr);
 
+  // Through which a rank of several adds up with the others, from the next call on; it outlives its
+  // use. Null takes it away, and with it the graphs that hold its collectives. After an error of a
+  // communicator the KV cache holds what nobody should read.
+  void SetCommunicator(DeviceCommunicator* communicator);
+
   // As Transformer::Forward: the batch's copies, then its slices; row i of `logits` [num_wanting,
-  // vocabulary] is for the i-th slice that wants logits. Waits for the result.
+  // vocabulary] is for the i-th slice that wants logits. Waits for the result. Of several ranks
+  // only rank 0 hands out logits; elsewhere they may be empty. FailedPrecondition without a
+  // communicator that fits; else its errors.
   absl::Status Forward(const StepBatch& batch, absl::Span<float> logits);
 
   // `steps` decode steps of all sequences, sampled on the device, each step's inputs made there
   // from the tokens of the one before: the host only starts graphs, and waits once, at the end.
-  // tokens: [steps, sequences].
+  // tokens: [steps, sequences], the same on all ranks.
   absl::Status DecodeMany(absl::Span<const DecodeSequence> sequences, int64_t steps,
                           std::vector<int32_t>* tokens);
 
@@ -66,12 +78,15 @@ class DeviceTransformer {
     int64_t wanting = 0;     // rows of logits
   };
 
-  DeviceTransformer(Device& device, const ModelConfig& config, const DeviceModelOptions& options)
-      : device_(device), config_(config), options_(options) {}
+  DeviceTransformer(Device& device, const ModelConfig& config, const Partition& partition,
+                    const DeviceModelOptions& options);
 
   absl::Status Allocate(const Weights& weights, const UploadProgress& on_progress);
   void PlaceInputs();
   absl::Status Check(const StepBatch& batch, absl::Span<float> logits) const;
+  absl::Status CheckCommunicator() const;
+  bool is_one_of_several() const { return partition_.of.size > 1; }
+  bool gives_logits() const { return partition_.of.rank == 0; }
   void QueueCopies(const StepBatch& batch);
   // Fills the staging buffer with the step's inputs and queues their copy. order[i] is the place of
   // slice i in the batch.
@@ -85,6 +100,12 @@ class DeviceTransformer {
   absl::Status QueueAttention(const StepShape& shape, size_t layer);
   absl::Status QueueProduct(const Product& product, const uint16_t* x, int64_t x_stride, void* y,
                             int64_t y_stride, bool y_is_f32, int64_t tokens);
+  // Queues the sum over all ranks; of one rank nothing.
+  absl::Status AddUp(void* values, int64_t count, DeviceNumber type);
+  // Waits, within the communicator's deadline where there is one.
+  absl::Status Finish();
+  // Row `row` of `rows` of the staged logits, in the order of the vocabulary.
+  void ReadLogits(int64_t row, int64_t rows, float* to) const;
   // residual += branch; out = norm(residual) * weight.
   void QueueNorm(const StepShape& shape, const uint16_t* branch, const float* branch_weight,
                  const float* weight, uint16_t* out, const int32_t* rows, int64_t num_rows);
@@ -99,7 +120,10 @@ class DeviceTransformer {
 
   Device& device_;
   const ModelConfig config_;
+  const Partition partition_;
   const DeviceModelOptions options_;
+  const int64_t heads_, kv_heads_, ffn_;  // of this rank
+  DeviceCommunicator* communicator_ = nullptr;
 
   DeviceMemoryPlan plan_;
   DeviceWeights weights_;

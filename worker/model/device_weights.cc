@@ -16,6 +16,23 @@ namespace {
 constexpr int64_t kAlignment = 256;
 constexpr int64_t kStagingBytes = 16 << 20;
 
+int64_t StrideOf(const Matrix& matrix) {
+  return matrix.stride_bytes > 0 ? matrix.stride_bytes
+                                 : kernels::RowBytes(matrix.view.type, matrix.view.cols);
+}
+
+// Calls `piece` with each run of at most one row of the units [at, at + count) of a matrix whose
+// rows have `row` of them: piece(row, first unit in it, units, how many went before).
+template <class Piece>
+void ForEachRow(int64_t row, int64_t at, int64_t count, Piece piece) {
+  for (int64_t done = 0; done < count;) {
+    const int64_t first = (at + done) % row;
+    const int64_t units = std::min(row - first, count - done);
+    piece((at + done) / row, first, units, done);
+    done += units;
+  }
+}
+
 // Lays tensors out one after the other: counts bytes, or, with a device, copies too. Both runs see
 // the same tensors in the same order, so that the count is exact.
 class Uploader {
@@ -74,12 +91,11 @@ class Uploader {
     if (device_ == nullptr) return matrix;
     for (const Matrix* part : parts) {
       const kernels::WeightView& view = part->view;
-      const int64_t bytes = kernels::RowBytes(view.type, view.cols) * view.rows;
       if (matrix.format == kernels::DeviceFormat::kGguf) {
-        RETURN_IF_ERROR(Copy(to, static_cast<const uint8_t*>(view.data), bytes));
-        to += bytes;
+        RETURN_IF_ERROR(CopyRows(to, *part));
+        to += kernels::RowBytes(view.type, view.cols) * view.rows;
       } else {
-        RETURN_IF_ERROR(CopyAsBf16(to, view));
+        RETURN_IF_ERROR(CopyAsBf16(to, *part));
         to += view.rows * view.cols * 2;
       }
     }
@@ -115,16 +131,17 @@ class Uploader {
     const int64_t rows_at_once = std::max<int64_t>(1, kStagingBytes / (matrix.cols * 2));
     for (const Matrix* part : parts) {
       for (int64_t row = 0; row < part->view.rows; row += rows_at_once) {
-        kernels::WeightView rows = part->view;
-        rows.rows = std::min(rows_at_once, part->view.rows - row);
-        rows.data = static_cast<const uint8_t*>(part->view.data) +
-                    row * kernels::RowBytes(rows.type, rows.cols);
+        Matrix rows;
+        rows.view = part->view;
+        rows.stride_bytes = StrideOf(*part);
+        rows.view.rows = std::min(rows_at_once, part->view.rows - row);
+        rows.view.data = static_cast<const uint8_t*>(part->view.data) + row * rows.stride_bytes;
         RETURN_IF_ERROR(CopyAsBf16(scratch_, rows));
         device_->ops().quantize_rows({reinterpret_cast<const uint16_t*>(scratch_), codes, scales,
-                                      false, rows.rows, rows.cols},
+                                      false, rows.view.rows, matrix.cols},
                                      device_->stream());
-        codes += rows.rows * rows.cols;
-        scales += rows.rows;
+        codes += rows.view.rows * matrix.cols;
+        scales += rows.view.rows;
       }
     }
     return matrix;
@@ -170,22 +187,36 @@ class Uploader {
     });
   }
 
-  absl::Status CopyAsBf16(uint8_t* to, const kernels::WeightView& view) {
-    if (view.type == kernels::DType::kBF16) {
-      return Copy(to, static_cast<const uint8_t*>(view.data), view.rows * view.cols * 2);
-    }
+  // The rows of a matrix as they are, side by side.
+  absl::Status CopyRows(uint8_t* to, const Matrix& matrix) {
+    const auto* const from = static_cast<const uint8_t*>(matrix.view.data);
+    const int64_t row_bytes = kernels::RowBytes(matrix.view.type, matrix.view.cols);
+    const int64_t stride = StrideOf(matrix);
+    return Stage(to, row_bytes * matrix.view.rows, [&](uint8_t* staging, int64_t at, int64_t size) {
+      ForEachRow(row_bytes, at, size, [&](int64_t row, int64_t first, int64_t bytes, int64_t done) {
+        std::memcpy(staging + done, from + row * stride + first, static_cast<size_t>(bytes));
+      });
+    });
+  }
+
+  absl::Status CopyAsBf16(uint8_t* to, const Matrix& matrix) {
+    const kernels::WeightView& view = matrix.view;
+    if (view.type == kernels::DType::kBF16) return CopyRows(to, matrix);
+    const int64_t stride = StrideOf(matrix);
+    const auto convert = [&](const uint8_t* row, int64_t column) {
+      if (view.type == kernels::DType::kF32) return reinterpret_cast<const float*>(row)[column];
+      return kernels::cuda::HalfBitsToFloat(reinterpret_cast<const uint16_t*>(row)[column]);
+    };
     return Stage(to, view.rows * view.cols * 2, [&](uint8_t* staging, int64_t at, int64_t size) {
-      for (int64_t i = 0; i < size / 2; ++i) {
-        float value;
-        if (view.type == kernels::DType::kF32) {
-          value = static_cast<const float*>(view.data)[at / 2 + i];
-        } else {
-          value =
-              kernels::cuda::HalfBitsToFloat(static_cast<const uint16_t*>(view.data)[at / 2 + i]);
-        }
-        const kernels::cuda::Bf16 rounded = kernels::cuda::ToBf16(value);
-        std::memcpy(staging + 2 * i, &rounded, 2);
-      }
+      ForEachRow(view.cols, at / 2, size / 2,
+                 [&](int64_t row, int64_t first, int64_t count, int64_t done) {
+                   const uint8_t* from = static_cast<const uint8_t*>(view.data) + row * stride;
+                   for (int64_t i = 0; i < count; ++i) {
+                     const kernels::cuda::Bf16 rounded =
+                         kernels::cuda::ToBf16(convert(from, first + i));
+                     std::memcpy(staging + 2 * (done + i), &rounded, 2);
+                   }
+                 });
     });
   }
 
@@ -201,7 +232,8 @@ class Uploader {
   int in_flight_ = 0;
 };
 
-absl::Status CheckSupport(const ModelConfig& config, const DeviceModelOptions& options) {
+absl::Status CheckSupport(const ModelConfig& config, const Partition& partition,
+                          const DeviceModelOptions& options) {
   if (config.output_bias || config.ffn_bias) {
     return absl::UnimplementedError(
         absl::StrCat("models with biases of the attention's output or of the feed-forward block (",
@@ -216,6 +248,17 @@ absl::Status CheckSupport(const ModelConfig& config, const DeviceModelOptions& o
     return absl::FailedPreconditionError(
         absl::StrCat("heads of ", config.head_dim,
                      " elements: engine.kvCacheType fp8 needs a multiple of 16; use auto"));
+  }
+  const RankPosition& of = partition.of;
+  if (of.stages > 1) {
+    return absl::UnimplementedError(
+        "pipeline stages on GPUs are not served yet: set spec.parallelism.pipeline to 1, and share "
+        "layers by spec.parallelism.tensor, or set spec.device to cpu");
+  }
+  if (partition.Own(partition.ffn).count() == 0 || partition.Own(partition.ffn).count() % 8 != 0) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "the feed-forward size ", config.ffn, " cannot be shared by ", of.size,
+        " ranks on GPUs: set spec.parallelism.tensor to fewer, or spec.device to cpu"));
   }
   if (config.hidden % 8 != 0 || config.hidden > 32768 || config.ffn % 8 != 0) {
     return absl::UnimplementedError(
@@ -282,7 +325,7 @@ absl::Status Upload(Uploader& uploader, const ModelConfig& config, const Weights
 
 absl::StatusOr<int64_t> DeviceWeightsBytes(const ModelConfig& config, const Weights& weights,
                                            const DeviceModelOptions& options) {
-  RETURN_IF_ERROR(CheckSupport(config, options));
+  RETURN_IF_ERROR(CheckSupport(config, weights.partition, options));
   Uploader counter;
   DeviceWeights ignored;
   RETURN_IF_ERROR(Upload(counter, config, weights, options, ignored));

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// A model's weights in the memory of a device. Query, key and value are one product where their
-// formats allow it, and so are gate and up; F32 and F16 become BF16, quantised blocks stay as they
-// are in the file. One allocation, whose size is known before it is made.
+// A model's weights, or one rank's share of them, in the memory of a device. Query, key and value
+// are one product where their formats allow it, and so are gate and up; F32 and F16 become BF16,
+// quantised blocks stay as they are in the file. One allocation, whose size is known before it is
+// made.
 #pragma once
 
 #include <cstdint>
@@ -36,7 +37,7 @@ struct DeviceLayer {
 };
 
 struct DeviceWeights {
-  kernels::DeviceMatrix embedding;
+  kernels::DeviceMatrix embedding;  // of a rank of several, the rows of its part of the vocabulary
   Product head;
   const float* output_norm = nullptr;
   std::vector<const float*> inverse_frequencies;  // by rope

@@ -30,6 +30,25 @@ std::vector<int64_t> Cut(int64_t total, int64_t unit, int size) {
   return offsets;
 }
 
+// The same, in shares of equal size: what is left of the last is less, or nothing.
+std::vector<int64_t> CutEvenly(int64_t total, int64_t unit, int size) {
+  const int64_t units = (total + unit - 1) / unit;
+  const int64_t share = (units + size - 1) / size * unit;
+  std::vector<int64_t> offsets(size + 1);
+  for (int rank = 0; rank <= size; ++rank) offsets[rank] = std::min(total, rank * share);
+  return offsets;
+}
+
+// Of the second matrix of a pair, which is cut by columns: whole blocks of any format where every
+// rank gets one, else as large a unit as gives each rank something.
+int64_t ColumnUnit(int64_t total, int size) {
+  constexpr int64_t kLargestBlock = 256;
+  constexpr int64_t kLeast = 8;
+  int64_t unit = kLargestBlock;
+  while (unit > kLeast && (total % unit != 0 || total / unit < size)) unit /= 2;
+  return unit;
+}
+
 // Weights of one layer and of the LM head.
 int64_t LayerParameters(const ModelConfig& config) {
   const int64_t queries = config.heads * config.head_dim;
@@ -92,11 +111,12 @@ std::vector<int64_t> CutLayers(const ModelConfig& config, int stages) {
   return offsets;
 }
 
-Partition MakePartition(const ModelConfig& config, const RankPosition& of) {
+Partition MakePartition(const ModelConfig& config, const RankPosition& of, MatrixCut cut) {
   CHECK(of.rank >= 0 && of.rank < of.size && Divides(config, of.size));
   CHECK(of.stage >= 0 && of.stage < of.stages);
   Partition partition;
   partition.of = of;
+  partition.cut = cut;
   const std::vector<int64_t> stages = CutLayers(config, of.stages);
   partition.layers = {stages[of.stage], stages[of.stage + 1]};
   const int64_t heads = config.heads / of.size;
@@ -107,6 +127,11 @@ Partition MakePartition(const ModelConfig& config, const RankPosition& of) {
   partition.attended.resize(of.size + 1);
   for (int rank = 0; rank <= of.size; ++rank) {
     partition.attended[rank] = rank * heads * config.head_dim;
+  }
+  if (cut == MatrixCut::kPairs) {
+    partition.ffn = Cut(config.ffn, ColumnUnit(config.ffn, of.size), of.size);
+    partition.vocabulary = CutEvenly(config.vocabulary, kernels::kRowAlign, of.size);
+    return partition;
   }
   // Whole groups of int8 activations, so that each rank quantises what it has computed.
   partition.ffn = Cut(config.ffn, kernels::kActivationGroup, of.size);

@@ -2,10 +2,11 @@
 // Which part of a model each rank of a group holds and computes.
 //
 // Layers are cut into stages (docs/adr/0022-pipeline-stages.md); each stage is computed by ranks
-// that share its matrices. Every matrix is cut by rows, that is by outputs, and what the ranks have
-// computed is gathered before the next product reads it. No sum is ever spread over ranks, so every
-// number is computed by the same operations in the same order as on one rank: logits are equal bit
-// for bit.
+// that share its matrices. On CPUs every matrix is cut by rows, that is by outputs, and what the
+// ranks have computed is gathered before the next product reads it. No sum is ever spread over
+// ranks, so every number is computed by the same operations in the same order as on one rank:
+// logits are equal bit for bit. On GPUs matrices are cut in pairs, and sums are
+// (docs/adr/0027-ranks-on-gpus.md).
 #pragma once
 
 #include <cstdint>
@@ -35,6 +36,13 @@ struct RankPosition {
 // Of rank `group_rank` in `stages` stages of `tensor` ranks.
 RankPosition PositionOf(int group_rank, int tensor, int stages);
 
+enum class MatrixCut {
+  kOutputs,  // each by rows: ranks gather their parts of every product
+  // The first of two by rows, the second by the columns that read these: ranks add up what the
+  // second gives. The embedding is cut as the head is, and its rows are added up, too.
+  kPairs,
+};
+
 struct Range {
   int64_t begin = 0;
   int64_t end = 0;
@@ -43,12 +51,14 @@ struct Range {
 
 struct Partition {
   RankPosition of;
+  MatrixCut cut = MatrixCut::kOutputs;
   Range layers;  // of the model; at least one
   Range heads;   // of queries, as many on each rank
   Range
       kv_heads;  // that these read. Where ranks outnumber KV heads, several ranks hold the same one
   // Rank r has [offsets[r], offsets[r + 1]): columns of what attention puts out, rows of the FFN,
-  // of the hidden state and of the vocabulary.
+  // of the hidden state and of the vocabulary. Of kPairs, hidden is empty, for every
+  // rank has all of it, and no rank has more of the vocabulary than the first.
   std::vector<int64_t> attended, ffn, hidden, vocabulary;
 
   Range Own(const std::vector<int64_t>& offsets) const {
@@ -68,6 +78,7 @@ absl::Status CheckPipelineParallel(const ModelConfig& config, int stages);
 // up in the file and costs nothing.
 std::vector<int64_t> CutLayers(const ModelConfig& config, int stages);
 // `of.size` and `of.stages` are allowed.
-Partition MakePartition(const ModelConfig& config, const RankPosition& of);
+Partition MakePartition(const ModelConfig& config, const RankPosition& of,
+                        MatrixCut cut = MatrixCut::kOutputs);
 
 }  // namespace rempart::worker

@@ -17,6 +17,8 @@
 namespace rempart::worker {
 namespace {
 
+constexpr char kEmbedding[] = "token_embd.weight";
+
 // A run of rows of a named tensor.
 struct Rows {
   std::string name;
@@ -39,6 +41,23 @@ class Binder {
     const int64_t offset = rows.first * kernels::RowBytes(tensor->type, cols);
     matrix.view = {tensor->data + offset, tensor->type, rows.count, cols};
     bytes_read_ += rows.count * kernels::RowBytes(tensor->type, cols);
+    return absl::OkStatus();
+  }
+  // The columns [part.begin, part.end) of all rows.
+  absl::Status BindColumns(const std::string& name, int64_t rows, int64_t cols, const Range& part,
+                           Matrix& matrix) {
+    ASSIGN_OR_RETURN(const TensorView* tensor, Find(name, rows, cols));
+    const int64_t block = kernels::BlockElements(tensor->type);
+    if (part.begin % block != 0 || part.count() % block != 0) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          name, ": ", kernels::DTypeName(tensor->type), " weights come in blocks of ", block,
+          " columns, and ranks on GPUs would cut them at columns ", part.begin, " and ", part.end,
+          ": set parallelism.tensor to fewer ranks, or take a file of another format"));
+    }
+    matrix.view = {tensor->data + kernels::RowBytes(tensor->type, part.begin), tensor->type, rows,
+                   part.count()};
+    if (part.count() < cols) matrix.stride_bytes = kernels::RowBytes(tensor->type, cols);
+    bytes_read_ += rows * kernels::RowBytes(tensor->type, part.count());
     return absl::OkStatus();
   }
   // Rows are read where they lie, when they are needed.
@@ -112,6 +131,19 @@ absl::Status BindLinear(Binder& binder, Rows rows, int64_t cols, bool bias, Matr
   return binder.BindVector(rows, matrix.bias);
 }
 
+// The second matrix of a pair, which reads `cols` columns: `own` of them are what this rank has
+// computed. `name` without ".weight".
+absl::Status BindSecond(Binder& binder, const Partition& partition, const std::string& name,
+                        int64_t rows, int64_t cols, const Range& own, bool bias, Matrix& matrix) {
+  const Rows all = {name, 0, rows, rows};
+  if (partition.cut == MatrixCut::kOutputs) {
+    return BindLinear(binder, all.Part(partition.Own(partition.hidden)), cols, bias, matrix);
+  }
+  RETURN_IF_ERROR(binder.BindColumns(name + ".weight", rows, cols, own, matrix));
+  if (!bias) return absl::OkStatus();
+  return binder.BindVector(name + ".bias", rows, matrix.bias);
+}
+
 absl::Status BindAttention(Binder& binder, const ModelConfig& config, const Partition& partition,
                            const std::string& prefix, LayerWeights& layer) {
   const int64_t hidden = config.hidden;
@@ -135,9 +167,8 @@ absl::Status BindAttention(Binder& binder, const ModelConfig& config, const Part
   RETURN_IF_ERROR(BindLinear(binder, query.Part(own_queries), hidden, bias, layer.query));
   RETURN_IF_ERROR(BindLinear(binder, key.Part(own_keys), hidden, bias, layer.key));
   RETURN_IF_ERROR(BindLinear(binder, value.Part(own_keys), hidden, bias, layer.value));
-  const Rows output = {prefix + "attn_output", 0, hidden, hidden};
-  RETURN_IF_ERROR(BindLinear(binder, output.Part(partition.Own(partition.hidden)), queries,
-                             config.output_bias, layer.output));
+  RETURN_IF_ERROR(BindSecond(binder, partition, prefix + "attn_output", hidden, queries,
+                             own_queries, config.output_bias, layer.output));
   if (config.qk_norm) {
     RETURN_IF_ERROR(
         binder.BindVector(prefix + "attn_q_norm.weight", config.head_dim, layer.query_norm));
@@ -162,9 +193,8 @@ absl::Status BindFfn(Binder& binder, const ModelConfig& config, const Partition&
   const Range own = partition.Own(partition.ffn);
   RETURN_IF_ERROR(BindLinear(binder, gate.Part(own), hidden, bias, layer.gate));
   RETURN_IF_ERROR(BindLinear(binder, up.Part(own), hidden, bias, layer.up));
-  const Rows down = {prefix + "ffn_down", 0, hidden, hidden};
   RETURN_IF_ERROR(
-      BindLinear(binder, down.Part(partition.Own(partition.hidden)), ffn, bias, layer.down));
+      BindSecond(binder, partition, prefix + "ffn_down", hidden, ffn, own, bias, layer.down));
   if (!config.post_norms) return absl::OkStatus();
   RETURN_IF_ERROR(
       binder.BindVector(prefix + "post_attention_norm.weight", hidden, layer.post_attention_norm));
@@ -174,12 +204,12 @@ absl::Status BindFfn(Binder& binder, const ModelConfig& config, const Partition&
 // What comes before the first layer and after the last one.
 absl::Status BindEnds(Binder& binder, const ModelConfig& config, Weights& weights) {
   const RankPosition& of = weights.partition.of;
-  const std::string head = binder.Has("output.weight") ? "output.weight" : "token_embd.weight";
+  const std::string head = binder.Has("output.weight") ? "output.weight" : kEmbedding;
   if (of.is_first_stage()) {
-    RETURN_IF_ERROR(binder.BindLookup("token_embd.weight", config.vocabulary, config.hidden,
-                                      weights.embedding));
+    RETURN_IF_ERROR(
+        binder.BindLookup(kEmbedding, config.vocabulary, config.hidden, weights.embedding));
   } else {
-    binder.LeaveToOthers("token_embd.weight");
+    binder.LeaveToOthers(kEmbedding);
   }
   if (!of.is_last_stage()) {
     binder.LeaveToOthers("output.weight");
@@ -189,6 +219,15 @@ absl::Status BindEnds(Binder& binder, const ModelConfig& config, Weights& weight
   const Rows rows = {head, 0, config.vocabulary, config.vocabulary};
   const Range own = weights.partition.Own(weights.partition.vocabulary);
   RETURN_IF_ERROR(binder.Bind(rows.Part(own), config.hidden, weights.head));
+  if (weights.partition.cut == MatrixCut::kPairs) {
+    // The same rows of the embedding, which may be the same matrix.
+    if (head == kEmbedding) {
+      weights.embedding = weights.head;
+    } else {
+      const Rows embedding = {kEmbedding, 0, config.vocabulary, config.vocabulary};
+      RETURN_IF_ERROR(binder.Bind(embedding.Part(own), config.hidden, weights.embedding));
+    }
+  }
   return binder.BindVector("output_norm.weight", config.hidden, weights.output_norm);
 }
 
@@ -217,13 +256,12 @@ int64_t LayerOf(absl::string_view name) {
 
 int64_t WeightBytes(const TensorMap& tensors, const ModelConfig& config, const RankPosition& of) {
   const Range layers = MakePartition(config, of).layers;
-  const std::string head =
-      tensors.contains("output.weight") ? "output.weight" : "token_embd.weight";
+  const std::string head = tensors.contains("output.weight") ? "output.weight" : kEmbedding;
   int64_t bytes = 0;
   for (const auto& [name, tensor] : tensors) {
     const int64_t layer = LayerOf(name);
     const bool is_own = layer >= 0 ? layer >= layers.begin && layer < layers.end
-                                   : (of.is_first_stage() && name == "token_embd.weight") ||
+                                   : (of.is_first_stage() && name == kEmbedding) ||
                                          (of.is_last_stage() && name == head);
     if (is_own) bytes += tensor.bytes;
   }
@@ -232,12 +270,12 @@ int64_t WeightBytes(const TensorMap& tensors, const ModelConfig& config, const R
 
 absl::StatusOr<Weights> BindWeights(const TensorMap& tensors, const ModelConfig& config,
                                     const kernels::Ops& ops, const PackOptions& options,
-                                    ThreadPool& pool, const RankPosition& of) {
+                                    ThreadPool& pool, const RankPosition& of, MatrixCut cut) {
   RETURN_IF_ERROR(CheckTensorParallel(config, of.size));
   RETURN_IF_ERROR(CheckPipelineParallel(config, of.stages));
   Binder binder(tensors, ops);
   Weights weights;
-  weights.partition = MakePartition(config, of);
+  weights.partition = MakePartition(config, of, cut);
   const Partition& partition = weights.partition;
   RETURN_IF_ERROR(BindEnds(binder, config, weights));
   weights.layers.resize(partition.layers.count());

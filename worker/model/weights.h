@@ -28,6 +28,7 @@ struct FreeDeleter {
 struct Matrix {
   kernels::WeightView view;
   const void* packed = nullptr;  // in Weights::packed
+  int64_t stride_bytes = 0;      // between rows that are cut from longer ones; 0: they are adjacent
   std::vector<float> bias;       // [rows], or empty
 };
 
@@ -39,9 +40,10 @@ struct LayerWeights {
   Matrix gate, up, down;
 };
 
-// Those of one rank: the rows of its partition, in the layers of its stage. Norms are whole on
-// every rank that has the layer. The embedding is of the first stage, and whole: a step reads one
-// row for each token, straight from the file. The last norm and the head are of the last stage.
+// Those of one rank: the rows of its partition, in the layers of its stage; of MatrixCut::kPairs,
+// the columns of output and down. Norms are whole on every rank that has the layer. The embedding
+// is of the first stage, and whole unless it is cut in pairs: a step reads one row for each token,
+// straight from the file. The last norm and the head are of the last stage.
 struct Weights {
   Partition partition;
   // Of the file, that this rank reads; without the looked up rows of the embedding.
@@ -69,9 +71,11 @@ struct PackOptions {
 // ("attn_qkv"), and so may gate and up ("ffn_up" with twice the rows, the gate's first).
 // InvalidArgument names a tensor that is missing, misshapen or of no known use, and a number of
 // ranks or stages that the model cannot be cut into; ResourceExhausted when memory is short.
+// FailedPrecondition names a tensor whose format cannot be cut by columns for so many ranks.
 absl::StatusOr<Weights> BindWeights(const TensorMap& tensors, const ModelConfig& config,
                                     const kernels::Ops& ops, const PackOptions& options,
-                                    ThreadPool& pool, const RankPosition& of = {});
+                                    ThreadPool& pool, const RankPosition& of = {},
+                                    MatrixCut cut = MatrixCut::kOutputs);
 
 // Of the file, that a rank reads, about: before anything is bound.
 int64_t WeightBytes(const TensorMap& tensors, const ModelConfig& config, const RankPosition& of);

@@ -39,7 +39,8 @@ struct Group {
   int size = 0;
   int joined = 0;
   std::map<int64_t, Collective> collectives;
-  int64_t done = 0;  // collectives that have ended: all up to this one
+  bool is_broken = false;  // a rank has left: nothing ends any more
+  int64_t done = 0;        // collectives that have ended: all up to this one
 };
 
 std::mutex mu;
@@ -92,6 +93,7 @@ int Take(NcclHandle comm, const Part& part, size_t count, int type, bool is_sum)
   if (controls.collective_result != 0) return controls.collective_result;
   const std::lock_guard<std::mutex> lock(mu);
   Group& group = *comm->group;
+  if (group.is_broken) return ++comm->queued, kNcclInProgress;
   Collective& work = group.collectives[++comm->queued];
   work.parts.resize(static_cast<size_t>(group.size));
   work.parts[static_cast<size_t>(comm->rank)] = part;
@@ -161,6 +163,8 @@ int ncclCommGetAsyncError(NcclHandle comm, int* error) {
 #ifndef FAKE_NCCL_WITHOUT_ABORT
 int ncclCommAbort(NcclHandle comm) {
   ++FakeNccl()->aborts;
+  const std::lock_guard<std::mutex> lock(mu);
+  comm->group->is_broken = true;
   delete comm;
   return kNcclSuccess;
 }

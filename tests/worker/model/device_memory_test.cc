@@ -119,5 +119,51 @@ TEST(DeviceMemory, GraphSizesArePowersOfTwo) {
   EXPECT_EQ(GraphSize(129), 256);
 }
 
+TEST(DeviceMemory, ARankOfSeveralHasItsShareAndTheLogitsOfAll) {
+  DeviceModelOptions options;
+  options.max_sequences = 8;
+  const DeviceWorkspace whole = LayOutWorkspace(Llama8B(), options);
+  EXPECT_EQ(whole.vocabulary, 128256);
+  EXPECT_EQ(whole.all_logits, whole.logits);
+  const RankPosition of = {.rank = 3, .size = 4};
+  const DeviceWorkspace space = LayOutWorkspace(Llama8B(), options, of);
+  EXPECT_EQ(space.vocabulary, 32064);
+  EXPECT_GE(space.all_logits - space.logits, 8 * 32064 * 4);
+  EXPECT_GE(space.partial - space.all_logits, 4 * 8 * 32064 * 4);
+  // Queries, FFN and logits of a quarter; the residual whole.
+  EXPECT_EQ(space.normed - space.residual, whole.normed - whole.residual);
+  EXPECT_EQ(4 * (space.activated - space.gate_up), whole.activated - whole.gate_up);
+  const auto plan = PlanDeviceMemory(Llama8B(), 4 * kGiB, options, 140 * kGiB, of);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->kv_block_bytes, kMiB / 2);
+  // More ranks than KV heads: each holds one whole, of eight.
+  const auto many = PlanDeviceMemory(Llama8B(), kGiB, options, 140 * kGiB, {.rank = 9, .size = 16});
+  ASSERT_TRUE(many.ok()) << many.status();
+  EXPECT_EQ(many->kv_block_bytes, kMiB / 4);
+}
+
+TEST(DeviceMemory, PairsAreCutByWholeBlocksWhereTheyCanBe) {
+  struct Row {
+    int64_t ffn;
+    int64_t vocabulary;
+    int size;
+    std::vector<int64_t> ffn_offsets;
+    std::vector<int64_t> vocabulary_offsets;
+  };
+  for (const Row& row : {
+           Row{14336, 128256, 4, {0, 3584, 7168, 10752, 14336}, {0, 32064, 64128, 96192, 128256}},
+           Row{1536, 1000, 4, {0, 256, 768, 1024, 1536}, {0, 256, 512, 768, 1000}},
+           Row{384, 32, 4, {0, 64, 192, 256, 384}, {0, 16, 32, 32, 32}},
+           Row{40, 333, 2, {0, 16, 40}, {0, 176, 333}},
+       }) {
+    ModelConfig config = Llama8B();
+    config.ffn = row.ffn;
+    config.vocabulary = row.vocabulary;
+    const Partition cut = MakePartition(config, {.rank = 0, .size = row.size}, MatrixCut::kPairs);
+    EXPECT_EQ(cut.ffn, row.ffn_offsets);
+    EXPECT_EQ(cut.vocabulary, row.vocabulary_offsets);
+  }
+}
+
 }  // namespace
 }  // namespace rempart::worker

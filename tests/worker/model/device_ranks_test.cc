@@ -1,0 +1,336 @@
+// SPDX-License-Identifier: Apache-2.0
+// A model computed by several devices is the model computed by one, as far as BF16 sums allow: over
+// emulated devices, whose ranks are threads and talk through the host's collectives or through the
+// NCCL communicator over a library made for tests.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "tests/worker/comm/device_ranks.h"
+#include "tests/worker/model/random_model.h"
+#include "worker/comm/host_collectives.h"
+#include "worker/comm/nccl_library.h"
+#include "worker/model/device_transformer.h"
+
+namespace rempart::worker {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr int64_t kBlocks = 48;
+constexpr int kDecodes = 3;
+constexpr size_t kSampled = 3;
+
+DeviceModelOptions Options(const ModelConfig& config, int64_t kv_heads) {
+  DeviceModelOptions options;
+  options.context_length = 128;
+  options.max_step_tokens = 64;
+  options.max_sequences = 4;
+  options.reserve_bytes = 0;
+  options.kv_bytes = kernels::DeviceKvBlockBytes(false, kv_heads, config.head_dim) *
+                     static_cast<int64_t>(config.layers.size()) * kBlocks;
+  return options;
+}
+
+// What one rank holds.
+struct Part {
+  Part() : pool({.threads = 1}) {}
+  ThreadPool pool;
+  Weights weights;
+  std::unique_ptr<DeviceTransformer> transformer;
+};
+
+absl::Status Load(const RandomModel& model, const RankPosition& of, Device& device, Part& part) {
+  auto bound = BindWeights(model.tensors(), model.config(), kernels::BestOps(), {.pack = false},
+                           part.pool, of, MatrixCut::kPairs);
+  if (!bound.ok()) return bound.status();
+  part.weights = *std::move(bound);
+  const int64_t kv_heads = part.weights.partition.kv_heads.count();
+  auto made = DeviceTransformer::Create(device, model.config(), part.weights,
+                                        Options(model.config(), kv_heads));
+  if (!made.ok()) return made.status();
+  part.transformer = *std::move(made);
+  return absl::OkStatus();
+}
+
+std::vector<int32_t> Table(int sequence) {
+  std::vector<int32_t> table(8);
+  for (int i = 0; i < 8; ++i) table[i] = (sequence * 8 + i) * 5 % kBlocks;
+  return table;
+}
+
+// What a rank computes: prompts in chunks beside decodes, decodes of given tokens through the host,
+// then decodes that stay on the device and take the tokens that these sample.
+struct Outcome {
+  std::vector<float> logits;       // of every row that was wanted, of given tokens; rank 0 alone
+  std::vector<int32_t> on_device;  // [kSampled, 2]
+  std::vector<int32_t> by_host;    // the same from logits, after the tokens of on_device; rank 0
+};
+
+void Forward(DeviceTransformer& transformer, const StepBatch& batch, bool is_first,
+             std::vector<float>& all) {
+  int64_t wanting = 0;
+  for (const SequenceSlice& slice : batch.slices) wanting += slice.wants_logits ? 1 : 0;
+  std::vector<float> logits(is_first ? wanting * transformer.config().vocabulary : 0);
+  const absl::Status status = transformer.Forward(batch, absl::MakeSpan(logits));
+  ASSERT_TRUE(status.ok()) << status;
+  all.insert(all.end(), logits.begin(), logits.end());
+}
+
+// The first largest of each row.
+std::vector<int32_t> Best(const std::vector<float>& logits, int64_t vocabulary) {
+  std::vector<int32_t> best;
+  for (auto row = logits.begin(); row != logits.end(); row += vocabulary) {
+    best.push_back(static_cast<int32_t>(std::max_element(row, row + vocabulary) - row));
+  }
+  return best;
+}
+
+Outcome Compute(DeviceTransformer& transformer, bool is_first) {
+  Outcome outcome;
+  const int64_t vocabulary = transformer.config().vocabulary;
+  const std::vector<std::vector<int32_t>> tables = {Table(0), Table(1)};
+  std::vector<int32_t> ids[2];
+  for (int i = 0; i < 48; ++i) {
+    ids[0].push_back(static_cast<int32_t>((i * 37 + 11) % vocabulary));
+    ids[1].push_back(static_cast<int32_t>((i * 53 + 5) % vocabulary));
+  }
+  const absl::Span<const int32_t> a(ids[0]), b(ids[1]);
+  StepBatch first, second;
+  first.slices = {{a.subspan(0, 23), 0, tables[0], false}, {b.subspan(0, 9), 0, tables[1], true}};
+  Forward(transformer, first, is_first, outcome.logits);
+  second.slices = {{a.subspan(23, 12), 23, tables[0], true}, {b.subspan(9, 1), 9, tables[1], true}};
+  Forward(transformer, second, is_first, outcome.logits);
+  int32_t positions[] = {35, 10};
+  for (int step = 0; step < kDecodes; ++step) {
+    StepBatch batch;
+    for (int i = 0; i < 2; ++i) {
+      batch.slices.push_back(
+          {absl::MakeSpan(ids[i]).subspan(positions[i], 1), positions[i], tables[i], true});
+      ++positions[i];
+    }
+    Forward(transformer, batch, is_first, outcome.logits);
+  }
+  std::vector<int32_t> last = {ids[0][positions[0]], ids[1][positions[1]]};
+  const std::vector<DecodeSequence> sequences = {{last[0], positions[0], tables[0], {}},
+                                                 {last[1], positions[1], tables[1], {}}};
+  const absl::Status decoded = transformer.DecodeMany(sequences, kSampled, &outcome.on_device);
+  EXPECT_TRUE(decoded.ok()) << decoded;
+  for (size_t step = 0; decoded.ok() && step < kSampled; ++step) {
+    StepBatch batch;
+    for (int i = 0; i < 2; ++i) {
+      batch.slices.push_back({{&last[i], 1}, positions[i]++, tables[i], true});
+    }
+    std::vector<float> logits;
+    Forward(transformer, batch, is_first, logits);
+    for (const int32_t best : Best(logits, vocabulary)) outcome.by_host.push_back(best);
+    last = {outcome.on_device[2 * step], outcome.on_device[2 * step + 1]};
+  }
+  return outcome;
+}
+
+Outcome ComputeAlone(const RandomModel& model) {
+  EmulatedDevice device(kRankMemory);
+  Part part;
+  const absl::Status loaded = Load(model, {}, device, part);
+  EXPECT_TRUE(loaded.ok()) << loaded;
+  if (!loaded.ok()) return {};
+  return Compute(*part.transformer, true);
+}
+
+std::vector<Outcome> ComputeTogether(const RandomModel& model, int size,
+                                     CollectiveLibrary& library) {
+  DeviceRanks ranks(library, size, size, {});
+  EXPECT_TRUE(ranks.all_connected());
+  std::vector<Outcome> outcomes(size);
+  if (!ranks.all_connected()) return outcomes;
+  std::vector<Part> parts(size);
+  for (int rank = 0; rank < size; ++rank) {
+    const absl::Status loaded =
+        Load(model, {.rank = rank, .size = size}, *ranks[rank].device, parts[rank]);
+    EXPECT_TRUE(loaded.ok()) << loaded;
+    if (!loaded.ok()) return outcomes;
+    parts[rank].transformer->SetCommunicator(ranks[rank].communicator.get());
+  }
+  ranks.OnEach([&](int rank) {
+    outcomes[rank] = Compute(*parts[rank].transformer, rank == 0);
+    parts[rank].transformer->SetCommunicator(nullptr);
+  });
+  return outcomes;
+}
+
+double RelativeError(const std::vector<float>& actual, const std::vector<float>& expected) {
+  if (actual.size() != expected.size() || expected.empty()) return INFINITY;
+  double error = 0, size = 0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    error += std::pow(static_cast<double>(actual[i]) - expected[i], 2);
+    size += std::pow(static_cast<double>(expected[i]), 2);
+  }
+  return std::isfinite(error) ? std::sqrt(error / size) : INFINITY;
+}
+
+struct Case {
+  const char* name;
+  int size;
+  kernels::DType type;
+  ModelConfig config;
+};
+
+ModelConfig Gemma() {
+  ModelConfig config = SmallConfig(2, 1, 64, 128, 256, 333);
+  config.qk_norm = config.post_norms = true;
+  config.embedding_scale = 11.0f;
+  config.logit_softcap = 20.0f;
+  config.attention_softcap = 30.0f;
+  config.activation = Activation::kGeluTanh;
+  config.layers[1].window = 17;
+  return config;
+}
+
+ModelConfig Qwen() {
+  ModelConfig config = SmallConfig(6, 3, 32, 96, 192, 200);
+  config.qkv_bias = true;
+  return config;
+}
+
+std::vector<Case> Cases() {
+  using kernels::DType;
+  return {
+      {"llama_on_2", 2, DType::kQ8_0, SmallConfig(4, 2, 64, 128, 256, 333)},
+      {"more_ranks_than_kv_heads", 4, DType::kQ8_0, SmallConfig(4, 2, 64, 128, 256, 333)},
+      {"k_quants_on_2", 2, DType::kQ6_K, SmallConfig(4, 2, 128, 256, 512, 160)},
+      {"gemma_on_2", 2, DType::kF32, Gemma()},
+      {"three_kv_heads_on_3", 3, DType::kF32, Qwen()},
+      {"a_rank_without_vocabulary", 3, DType::kF32, SmallConfig(3, 3, 32, 96, 192, 32)},
+  };
+}
+
+class DeviceRankCases : public testing::TestWithParam<Case> {};
+
+// How far the best logit of a row leads, in units of the row's deviation from its mean.
+double Lead(absl::Span<const float> row) {
+  std::vector<float> sorted(row.begin(), row.end());
+  std::sort(sorted.rbegin(), sorted.rend());
+  double mean = 0, square = 0;
+  for (const float logit : row) mean += logit;
+  mean /= static_cast<double>(row.size());
+  for (const float logit : row) square += (logit - mean) * (logit - mean);
+  return (sorted[0] - sorted[1]) / std::sqrt(square / static_cast<double>(row.size()));
+}
+
+// Partial sums are rounded to BF16 before they are added up, once more than one rank's: that
+// changes logits by about as much as all other rounding here, and a token only where two are that
+// close.
+TEST_P(DeviceRankCases, ComputeTheTokensOfOne) {
+  constexpr double kRounding = 0.02;
+  const int64_t vocabulary = GetParam().config.vocabulary;
+  const RandomModel model(GetParam().config, GetParam().type, 7);
+  const Outcome alone = ComputeAlone(model);
+  HostCollectives host;
+  const std::vector<Outcome> together = ComputeTogether(model, GetParam().size, host);
+  ASSERT_EQ(alone.logits.size(), (3u + 2 * kDecodes) * vocabulary);
+  ASSERT_EQ(together[0].logits.size(), alone.logits.size());
+  EXPECT_LT(RelativeError(together[0].logits, alone.logits), kRounding);
+  const std::vector<int32_t> expected = Best(alone.logits, vocabulary);
+  const std::vector<int32_t> actual = Best(together[0].logits, vocabulary);
+  int clear = 0;
+  for (size_t row = 0; row < expected.size(); ++row) {
+    const auto logits = absl::MakeSpan(alone.logits).subspan(row * vocabulary, vocabulary);
+    if (Lead(logits) < 4 * kRounding) continue;
+    ++clear;
+    EXPECT_EQ(actual[row], expected[row]) << "row " << row;
+  }
+  EXPECT_GE(clear, static_cast<int>(expected.size()) / 2);
+  // What is sampled on the devices is the same on all, and what the host takes from the logits.
+  ASSERT_EQ(together[0].on_device.size(), 2u * kSampled);
+  EXPECT_EQ(together[0].by_host, together[0].on_device);
+  for (const Outcome& outcome : together) EXPECT_EQ(outcome.on_device, together[0].on_device);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, DeviceRankCases, testing::ValuesIn(Cases()),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+TEST(DeviceRanksTest, NcclGivesWhatTheHostsCollectivesGive) {
+  const Case chosen = Cases()[0];
+  const RandomModel model(chosen.config, chosen.type, 7);
+  HostCollectives host;
+  auto nccl = Nccl::Load(REMPART_FAKE_NCCL);
+  ASSERT_TRUE(nccl.ok()) << nccl.status();
+  const std::vector<Outcome> expected = ComputeTogether(model, 2, host);
+  const std::vector<Outcome> actual = ComputeTogether(model, 2, **nccl);
+  EXPECT_EQ(actual[0].logits, expected[0].logits);
+  EXPECT_EQ(actual[0].by_host, expected[0].by_host);
+  EXPECT_EQ(actual[1].on_device, expected[1].on_device);
+}
+
+// Half of the heads, of the FFN and of the vocabulary; all of the norms.
+TEST(DeviceRanksTest, EachHoldsItsShareAlone) {
+  const ModelConfig config = SmallConfig(4, 2, 64, 128, 256, 320);
+  const RandomModel model(config, kernels::DType::kQ8_0, 7);
+  EmulatedDevice whole(kRankMemory), half(kRankMemory);
+  Part of_one, of_two;
+  ASSERT_TRUE(Load(model, {}, whole, of_one).ok());
+  ASSERT_TRUE(Load(model, {.rank = 1, .size = 2}, half, of_two).ok());
+  EXPECT_EQ(of_two.weights.partition.kv_heads.count(), 1);
+  const DeviceMemoryPlan &one = of_one.transformer->plan(), &two = of_two.transformer->plan();
+  EXPECT_EQ(two.kv_block_bytes * 2, one.kv_block_bytes);
+  EXPECT_EQ(two.workspace.vocabulary, 160);
+  EXPECT_LT(two.workspace.bytes, one.workspace.bytes);
+  EXPECT_LT(static_cast<double>(two.weights_bytes), 0.53 * static_cast<double>(one.weights_bytes));
+  int64_t file_bytes = 0;
+  for (const auto& [name, tensor] : model.tensors()) file_bytes += tensor.bytes;
+  EXPECT_EQ(of_one.weights.bytes_read, file_bytes);
+  EXPECT_LT(static_cast<double>(of_two.weights.bytes_read), 0.53 * static_cast<double>(file_bytes));
+}
+
+TEST(DeviceRanksTest, ARankWithoutItsGroupDoesNotCompute) {
+  const ModelConfig config = SmallConfig(4, 2, 64, 128, 256, 320);
+  const RandomModel model(config, kernels::DType::kQ8_0, 7);
+  EmulatedDevice device(kRankMemory);
+  Part part;
+  ASSERT_TRUE(Load(model, {.rank = 1, .size = 2}, device, part).ok());
+  const std::vector<int32_t> ids = {1}, table = Table(0);
+  StepBatch batch;
+  batch.slices = {{ids, 0, table, true}};
+  const absl::Status refused = part.transformer->Forward(batch, {});
+  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(refused.message(), "rank 1 of 2 has no communicator of its group");
+}
+
+TEST(DeviceRanksTest, ALostRankEndsTheStepWithTheCommunicatorsError) {
+  const ModelConfig config = SmallConfig(4, 2, 64, 128, 256, 320);
+  const RandomModel model(config, kernels::DType::kQ8_0, 7);
+  HostCollectives host;
+  DeviceRanks ranks(host, 2, 2, {});
+  ASSERT_TRUE(ranks.all_connected());
+  Part part;
+  ASSERT_TRUE(Load(model, {.rank = 0, .size = 2}, *ranks[0].device, part).ok());
+  part.transformer->SetCommunicator(ranks[0].communicator.get());
+  std::jthread lost([&] { ranks[1].communicator->Abort(absl::UnavailableError("rank 1 ends")); });
+  const std::vector<int32_t> ids = {1}, table = Table(0);
+  std::vector<float> logits(config.vocabulary);
+  StepBatch batch;
+  batch.slices = {{ids, 0, table, true}};
+  EXPECT_FALSE(part.transformer->Forward(batch, absl::MakeSpan(logits)).ok());
+  EXPECT_FALSE(part.transformer->Forward(batch, absl::MakeSpan(logits)).ok()) << "nor later";
+  part.transformer->SetCommunicator(nullptr);
+}
+
+TEST(DeviceRanksTest, BlocksThatAreLongerThanAShareAreRefusedByName) {
+  // 2 heads of 64 are half a block of 256 columns.
+  const RandomModel model(SmallConfig(4, 2, 64, 256, 512, 160), kernels::DType::kQ4_K, 7);
+  EmulatedDevice device(kRankMemory);
+  Part part;
+  const absl::Status refused = Load(model, {.rank = 0, .size = 2}, device, part);
+  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(refused.message()),
+              HasSubstr("blk.0.attn_output.weight: Q4_K weights come in blocks of 256 columns, and "
+                        "ranks on GPUs would cut them at columns 0 and 128"));
+  EXPECT_EQ(device.used_bytes(), 0);
+}
+
+}  // namespace
+}  // namespace rempart::worker
