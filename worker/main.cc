@@ -13,9 +13,12 @@
 
 #include "absl/time/time.h"
 #include "common/log.h"
+#include "common/status_macros.h"
 #include "worker/api/health_server.h"
 #include "worker/api/load_model.h"
 #include "worker/api/worker_process.h"
+#include "worker/comm/nccl_environment.h"
+#include "worker/comm/nccl_library.h"
 #include "worker/config/worker_config.h"
 #include "worker/device/gpu.h"
 #include "worker/strike/strike.h"
@@ -67,10 +70,22 @@ int RunOneStrike(const std::vector<std::string>& words) {
   return kExitRuntime;
 }
 
+// While there is one thread: what NCCL will read when it is loaded.
+absl::Status PrepareForNccl(const WorkerSettings& settings) {
+  if (settings.device != DeviceKind::kGpu || settings.tensor_parallel == 1) return absl::OkStatus();
+  RETURN_IF_ERROR(CheckNcclSettings(ReadNcclSettings()));
+  TurnOffNcclPlugins();
+  return absl::OkStatus();
+}
+
 int Run(const std::string& config) {
   const absl::StatusOr<WorkerSettings> settings = ReadWorkerSettings(config);
   if (!settings.ok()) {
     std::cerr << "rempart-worker: " << settings.status().message() << "\n";
+    return kExitConfig;
+  }
+  if (const absl::Status linked = PrepareForNccl(*settings); !linked.ok()) {
+    std::cerr << "rempart-worker: " << linked.message() << "\n";
     return kExitConfig;
   }
   // Signals go to one thread, which may take locks.
@@ -87,7 +102,8 @@ int Run(const std::string& config) {
     }
   }).detach();
   const ModelLoader load = [](const WorkerSettings& wanted, WorkerStatus& status) {
-    return LoadModelFile(wanted, OpenGpu, status);
+    return LoadModelFile(
+        wanted, OpenGpu, [] { return Nccl::Load(""); }, status);
   };
   return RunWorker(*settings, load, stop);
 }

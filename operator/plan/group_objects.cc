@@ -18,6 +18,13 @@ constexpr int32_t kDataPort = 7071;
 constexpr int32_t kControlPort = 7080;
 constexpr int32_t kDnsPort = 53;
 constexpr int32_t kTerminationSeconds = 60;
+// For what ranks of one pod say to each other through memory of the host: a container's own 64 MiB
+// are too few for NCCL.
+constexpr char kSharedMemory[] = "1Gi";
+
+bool LinksGpus(const GroupPlan& group) {
+  return group.spec.device() == "gpu" && group.pod_count * group.ranks_per_pod > 1;
+}
 
 void FillOwned(const Model& model, const std::string& name, k8s::v1::ObjectMeta& metadata) {
   const auto& owner = model.metadata();
@@ -105,6 +112,10 @@ void FillContainer(const Observed& observed, const GroupPlan& group,
   AddMount(container, "tls", "/etc/rempart/tls");
   AddMount(container, "weights",
            group.volume.claim.empty() ? group.config.model_path() : std::string("/models"));
+  if (LinksGpus(group)) {
+    AddMount(container, "shared-memory", "/dev/shm");
+    container.mutable_volume_mounts()->rbegin()->clear_read_only();
+  }
   AddProbe(*container.mutable_readiness_probe(), "ready", 3, 2);
   AddProbe(*container.mutable_liveness_probe(), "live", 10, 6);
   k8s::v1::SecurityContext& security = *container.mutable_security_context();
@@ -130,6 +141,11 @@ void AddVolumes(const GroupPlan& group, k8s::v1::PodSpec& pod) {
     weights.mutable_persistent_volume_claim()->set_claim_name(group.volume.claim);
     weights.mutable_persistent_volume_claim()->set_read_only(true);
   }
+  if (!LinksGpus(group)) return;
+  k8s::v1::Volume& shared = *pod.add_volumes();
+  shared.set_name("shared-memory");
+  shared.mutable_empty_dir()->set_medium("Memory");
+  shared.mutable_empty_dir()->set_size_limit(kSharedMemory);
 }
 
 k8s::v1::NodeSelectorTerm& RequiredTerm(k8s::v1::PodSpec& pod) {
@@ -235,7 +251,8 @@ void FillSystemPeer(const Observed& observed, const char* component, k8s::v1::Po
 }
 
 // Closes all that the pods of the group do not need: routers dial the leader (7070), pods of this
-// group dial each other (7070, 7071), and all dial the operator (7080) and DNS.
+// group dial each other (7070, 7071; with GPUs NCCL too, on ports that the system gives), and all
+// dial the operator (7080) and DNS.
 k8s::v1::NetworkPolicy MakeNetworkPolicy(const Observed& observed, const GroupPlan& group) {
   k8s::v1::NetworkPolicy policy;
   policy.set_api_version("networking.k8s.io/v1");
@@ -261,6 +278,10 @@ k8s::v1::NetworkPolicy MakeNetworkPolicy(const Observed& observed, const GroupPl
   AddPolicyPort(peers, kAttachPort, "TCP");
   AddPolicyPort(peers, kDataPort, "TCP");
   *peers.add_to()->mutable_pod_selector() = members;
+  if (LinksGpus(group) && group.pod_count > 1) {
+    *spec.add_ingress()->add_from()->mutable_pod_selector() = members;
+    *spec.add_egress()->add_to()->mutable_pod_selector() = members;
+  }
   k8s::v1::EgressRule& control = *spec.add_egress();
   AddPolicyPort(control, kControlPort, "TCP");
   FillSystemPeer(observed, "operator", *control.add_to());

@@ -58,12 +58,10 @@ std::optional<Refusal> NotOfDevice(const ModelSpec& spec) {
   if (spec.engine().arithmetic() == "exact") {
     return NotSupported("engine.arithmetic", "exact is of device: cpu; on a GPU use fast");
   }
-  const int32_t ranks =
-      std::max(spec.parallelism().tensor(), 1) * std::max(spec.parallelism().pipeline(), 1);
-  if (ranks > 1) {
-    return NotSupported("parallelism",
-                        absl::StrCat("device: gpu serves groups of one rank, not of ", ranks,
-                                     "; leave parallelism out, or set device: cpu"));
+  if (spec.parallelism().pipeline() > 1) {
+    return NotSupported("parallelism.pipeline",
+                        "stages are of device: cpu; on GPUs leave it out, and share layers by "
+                        "parallelism.tensor");
   }
   return std::nullopt;
 }

@@ -73,10 +73,16 @@ void EpochRun::EndThreads(const EpochEnd& end) {
   for (const auto& communicator : communicators_) {
     communicator->Abort(absl::UnavailableError(end.reason), end.blamed_rank);
   }
+  for (const auto& communicator : device_communicators_) {
+    communicator->Abort(absl::UnavailableError(end.reason));
+  }
   if (engine_ != nullptr) context_.attach->LoseGroup();
   engine_thread_.reset();
   client_.reset();
   threads_.reset();
+  if (device_communicators_.empty()) return;
+  for (const LocalRank& rank : ranks_) rank.model->SetDeviceCommunicator(nullptr);
+  device_communicators_.clear();
 }
 
 void EpochRun::NotePart(const char* name, absl::Duration time) {
@@ -126,6 +132,52 @@ bool EpochRun::Connect() {
   return true;
 }
 
+absl::Status EpochRun::NameCommunicators() {
+  if (model_->collectives == nullptr || !is_leader()) return absl::OkStatus();
+  ASSIGN_OR_RETURN(communicator_id_, model_->collectives->NewId());
+  if (context_.settings->pod_count > 1) context_.follow->SetCommunicatorId(communicator_id_);
+  return absl::OkStatus();
+}
+
+std::string EpochRun::AwaitCommunicatorId() {
+  while (!over() && !client_->following()) {
+    fate_->Wait(kLook);
+    Look();
+  }
+  return client_->communicator_id();
+}
+
+void EpochRun::LinkDevicesOfRanks() {
+  const absl::Time begin = absl::Now();
+  const std::string id = is_leader() ? communicator_id_ : AwaitCommunicatorId();
+  if (over()) return;
+  std::stop_source give_up;
+  std::jthread watch([&](std::stop_token done) {
+    while (!done.stop_requested() && !over()) {
+      fate_->Wait(kLook);
+      Look();
+    }
+    if (over()) give_up.request_stop();
+  });
+  DeviceCommunicatorOptions options;
+  options.timeout = kCollectiveTimeout;
+  auto linked = LinkDevices(*model_->collectives, id, ranks_, options, give_up.get_token());
+  watch.request_stop();
+  watch.join();
+  if (!linked.ok()) {
+    return fate_->End(
+        absl::StrCat("cannot link the GPUs of the group: ", std::string(linked.status().message())),
+        -1);
+  }
+  device_communicators_ = *std::move(linked);
+  NotePart("link", absl::Now() - begin);
+  if (context_.settings->pod_count > 1) {
+    LogWarning("group", "NCCL does not encrypt what the GPUs of several pods say to each other");
+  }
+  LogInfo("group", "GPUs linked",
+          {{"epoch", order_.epoch}, {"ranks", device_communicators_[0]->size()}});
+}
+
 absl::Status EpochRun::BeginRanks(LoadedModel& model) {
   const absl::StatusOr<int32_t> blocks = AgreeOnLeast(communicators_, model.engine.blocks_total);
   if (!blocks.ok()) {
@@ -134,13 +186,12 @@ absl::Status EpochRun::BeginRanks(LoadedModel& model) {
   }
   const int32_t first = context_.settings->pod_index * context_.settings->ranks_per_pod;
   const absl::Time begin = absl::Now();
-  std::vector<LocalRank> ranks;
   for (size_t i = 0; i < model.ranks.size(); ++i) {
     Communicator* const communicator = communicators_.empty() ? nullptr : communicators_[i].get();
     RETURN_IF_ERROR(model.ranks[i]->Begin(communicator, *blocks));
     progress_.push_back(std::make_unique<RankProgress>());
-    ranks.push_back({first + static_cast<int32_t>(i), model.ranks[i].get(), communicator,
-                     progress_.back().get()});
+    ranks_.push_back({first + static_cast<int32_t>(i), model.ranks[i].get(), communicator,
+                      progress_.back().get()});
   }
   NotePart("allocate", absl::Now() - begin);
   const auto on_error = [this](int32_t rank, const absl::Status& status) {
@@ -148,13 +199,13 @@ absl::Status EpochRun::BeginRanks(LoadedModel& model) {
     const Communicator& communicator = *communicators_[rank % context_.settings->ranks_per_pod];
     fate_->End(std::string(status.message()), communicator.progress().blamed_rank);
   };
-  const std::vector<LocalRank> others(ranks.begin() + (is_leader() ? 1 : 0), ranks.end());
+  const std::vector<LocalRank> others(ranks_.begin() + (is_leader() ? 1 : 0), ranks_.end());
   if (!others.empty()) threads_ = std::make_unique<RankThreads>(others, on_error);
   if (!is_leader()) return absl::OkStatus();
   GroupRunner::Options options;
   options.epoch = order_.epoch;
   options.stages = context_.settings->pipeline_parallel;
-  options.first = ranks[0];
+  options.first = ranks_[0];
   options.others = threads_.get();
   if (context_.settings->pod_count > 1) {
     options.send = [this](const GroupStep& step) { return context_.follow->Send(step); };
@@ -177,11 +228,13 @@ absl::Status EpochRun::Form() {
   context_.status->SetPhase(Phase::kLoading);
   ASSIGN_OR_RETURN(model_, context_.load());
   if (over()) return absl::OkStatus();
-  if (!communicators_.empty()) {
+  // Of ranks on GPUs the sums pass by other ways than the links that were measured.
+  if (!communicators_.empty() && model_->collectives == nullptr) {
     context_.status->SetFabricCost(MicrosecondsPerToken(
         context_.status->snapshot().fabric,
         {model_->layers, model_->hidden, settings.tensor_parallel, settings.pipeline_parallel}));
   }
+  RETURN_IF_ERROR(NameCommunicators());
   RETURN_IF_ERROR(BeginRanks(*model_));
   if (over()) return absl::OkStatus();
   if (!is_leader()) {
@@ -201,6 +254,7 @@ absl::Status EpochRun::Form() {
     shows_ranks_ = true;
     shows_client_ = client_ != nullptr;
   }
+  if (model_->collectives != nullptr) LinkDevicesOfRanks();
   if (settings.pod_count == 1) return absl::OkStatus();
   context_.status->SetPhase(Phase::kLoaded);
   while (!over() && !context_.orders->WentOn(order_.epoch)) {
@@ -255,6 +309,10 @@ void EpochRun::Look() {
     const absl::Status status = communicator->status();
     if (status.ok()) continue;
     return fate_->End(std::string(status.message()), communicator->progress().blamed_rank);
+  }
+  for (const auto& communicator : device_communicators_) {
+    const absl::Status status = communicator->status();
+    if (!status.ok()) return fate_->End(std::string(status.message()), -1);
   }
 }
 

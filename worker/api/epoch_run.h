@@ -21,6 +21,7 @@
 #include "worker/comm/connect.h"
 #include "worker/config/worker_config.h"
 #include "worker/engine/engine_thread.h"
+#include "worker/group/device_links.h"
 #include "worker/group/group_runner.h"
 #include "worker/group/rank_threads.h"
 
@@ -71,6 +72,11 @@ class EpochRun {
   // Of the start of the process: in its first epoch alone.
   void NotePart(const char* name, absl::Duration time);
   bool Connect();
+  // Of ranks on GPUs: the leader makes the id of their communicators; every rank joins by it, in
+  // this pod or in another.
+  absl::Status NameCommunicators();
+  void LinkDevicesOfRanks();
+  std::string AwaitCommunicatorId();
   absl::Status BeginRanks(LoadedModel& model);
   absl::Status WarmUp();
   absl::Status BeginLeading();
@@ -84,6 +90,9 @@ class EpochRun {
 
   std::vector<std::unique_ptr<Communicator>> communicators_;  // of this pod's ranks
   std::vector<std::unique_ptr<RankProgress>> progress_;
+  std::vector<LocalRank> ranks_;                                           // of this pod
+  std::string communicator_id_;                                            // of the leader
+  std::vector<std::unique_ptr<DeviceCommunicator>> device_communicators_;  // of ranks_
   std::unique_ptr<RankThreads> threads_;
   std::unique_ptr<FollowClient> client_;
   std::unique_ptr<GroupRunner> runner_;

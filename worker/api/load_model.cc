@@ -189,11 +189,12 @@ absl::Status BindParts(const WorkerSettings& settings, ModelFile& model, WorkerS
     ASSIGN_OR_RETURN(pack.source, SampleModel(settings.model_path));
   }
   const absl::Time begin = absl::Now();
+  const MatrixCut cut = model.gpus.empty() ? MatrixCut::kOutputs : MatrixCut::kPairs;
   for (size_t i = 0; i < model.parts.size(); ++i) {
     RankPart& part = *model.parts[i];
     ASSIGN_OR_RETURN(part.weights,
                      BindWeights(model.source.tensors, model.source.config, *model.ops, pack,
-                                 part.pool, PositionInGroup(settings, static_cast<int>(i))));
+                                 part.pool, PositionInGroup(settings, static_cast<int>(i)), cut));
     status.AddBytesRead(part.weights.bytes_read);
   }
   const Weights& weights = model.parts[0]->weights;
@@ -214,7 +215,7 @@ absl::Status PrepareOnGpus(const WorkerSettings& settings, ModelFile& model, Eng
                            WorkerStatus& status) {
   RETURN_IF_ERROR(BindParts(settings, model, status));
   const absl::Time begin = absl::Now();
-  const DeviceModelOptions options = DeviceOptions(settings.engine, engine.context_length);
+  const DeviceModelOptions options = DeviceOptions(settings, engine.context_length);
   int64_t blocks = std::numeric_limits<int32_t>::max();
   for (size_t i = 0; i < model.parts.size(); ++i) {
     RETURN_IF_ERROR(LoadOnDevice(
@@ -315,13 +316,18 @@ class Beside {
 };
 
 // What the ranks of this pod compute with, before there is a model.
-absl::Status OpenParts(const WorkerSettings& settings, const GpuOpener& open_gpu, ModelFile& model,
-                       WorkerStatus& status) {
+absl::Status OpenParts(const WorkerSettings& settings, const GpuOpener& open_gpu,
+                       const CollectiveLoader& load_collectives, ModelFile& model,
+                       LoadedModel& loaded, WorkerStatus& status) {
   ASSIGN_OR_RETURN(model.ops, ChooseOps(settings.engine.kernel_tier));
   int threads = settings.engine.threads > 0 ? settings.engine.threads : UsableCpuCount();
   if (settings.device == DeviceKind::kGpu) {
     const absl::Time begin = absl::Now();
     ASSIGN_OR_RETURN(model.gpus, OpenGpus(settings, open_gpu));
+    if (settings.pod_count * settings.ranks_per_pod > 1) {
+      ASSIGN_OR_RETURN(loaded.collectives, load_collectives());
+      LogInfo("worker", "GPUs are linked by", {{"library", loaded.collectives->Describe()}});
+    }
     status.AddStartPart("device", absl::Now() - begin);
     threads = 1;  // the CPU computes nothing
   }
@@ -335,10 +341,12 @@ absl::Status OpenParts(const WorkerSettings& settings, const GpuOpener& open_gpu
 }  // namespace
 
 absl::StatusOr<LoadedModel> LoadModelFile(const WorkerSettings& settings, const GpuOpener& open_gpu,
+                                          const CollectiveLoader& load_collectives,
                                           WorkerStatus& status) {
   const std::string& path = settings.model_path;
   auto model = std::make_shared<ModelFile>();
-  RETURN_IF_ERROR(OpenParts(settings, open_gpu, *model, status));
+  LoadedModel loaded;
+  RETURN_IF_ERROR(OpenParts(settings, open_gpu, load_collectives, *model, loaded, status));
   const absl::Time begin = absl::Now();
   ASSIGN_OR_RETURN(model->source, OpenModel(path));
   const ModelSource& source = model->source;
@@ -359,7 +367,6 @@ absl::StatusOr<LoadedModel> LoadModelFile(const WorkerSettings& settings, const 
       return CheckDigest(path, settings.model_digest, *digest);
     });
   }
-  LoadedModel loaded;
   const absl::Status prepared = Prepare(settings, *model, loaded.engine, status);
   const absl::Status named = tokenizer.Join();
   const absl::Status verified = hash ? hash->Join() : absl::OkStatus();

@@ -2,17 +2,27 @@
 // From a model file or folder and the settings to a model that can serve: checks that all fits in
 // memory before anything is allocated, and says the numbers when it does not. The file is hashed
 // before the model serves where the settings name its digest, and while it serves otherwise. GPUs,
-// where the settings ask for them, are opened before anything is read.
+// where the settings ask for them, are opened before anything is read, and for a group of several
+// ranks so is what links them.
 #pragma once
 
+#include <functional>
+#include <memory>
+
+#include "absl/status/statusor.h"
 #include "worker/api/worker_process.h"
 #include "worker/api/worker_status.h"
+#include "worker/comm/device_communicator.h"
 #include "worker/config/worker_config.h"
 #include "worker/device/gpu.h"
 
 namespace rempart::worker {
 
+// DeviceUnavailable when the GPUs of a group cannot be linked, with what to do.
+using CollectiveLoader = std::function<absl::StatusOr<std::unique_ptr<CollectiveLibrary>>()>;
+
 absl::StatusOr<LoadedModel> LoadModelFile(const WorkerSettings& settings, const GpuOpener& open_gpu,
+                                          const CollectiveLoader& load_collectives,
                                           WorkerStatus& status);
 
 }  // namespace rempart::worker

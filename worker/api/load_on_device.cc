@@ -8,11 +8,15 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/log.h"
+#include "common/mutex.h"
 #include "common/status_macros.h"
 #include "worker/api/worker_process.h"
 
 namespace rempart::worker {
 namespace {
+
+// NCCL's buffers and channels, at most: what they take is not known before they are made.
+constexpr int64_t kCommunicatorBytes = int64_t{1} << 30;
 
 class RankOnDevice : public RankModel {
  public:
@@ -24,17 +28,21 @@ class RankOnDevice : public RankModel {
 
   // The cache was made with the rest and holds at least what the group has agreed on. What an
   // earlier epoch left in it is written over before it is read.
-  absl::Status Begin(Communicator* communicator, int32_t kv_blocks) override {
-    if (communicator != nullptr) {
-      return absl::UnimplementedError("groups of several ranks on GPUs are not served yet");
-    }
+  absl::Status Begin(Communicator*, int32_t kv_blocks) override {
     const int64_t has = part_.transformer->plan().kv_blocks;
     if (kv_blocks <= has) return absl::OkStatus();
     return absl::ResourceExhaustedError(
         absl::StrCat("the GPU's KV cache has ", has, " blocks, not ", kv_blocks));
   }
 
+  Device* device() override { return part_.device.get(); }
+  void SetDeviceCommunicator(DeviceCommunicator* communicator) override {
+    MutexLock lock(&mu_);
+    part_.transformer->SetCommunicator(communicator);
+  }
+
   absl::Status Forward(const StepBatch& batch, absl::Span<float> logits) override {
+    MutexLock lock(&mu_);
     const absl::Status status = part_.transformer->Forward(batch, logits);
     if (status.ok()) return status;
     if (const absl::Status broken = part_.device->Check(); !broken.ok()) {
@@ -45,6 +53,9 @@ class RankOnDevice : public RankModel {
   }
 
  private:
+  // The communicator is set and taken away by another thread than the one that computes, between
+  // steps.
+  Mutex mu_;
   DevicePart part_;
 };
 
@@ -60,13 +71,15 @@ absl::StatusOr<std::vector<DevicePart>> OpenGpus(const WorkerSettings& settings,
   return parts;
 }
 
-DeviceModelOptions DeviceOptions(const EngineSettings& settings, int64_t context_length) {
+DeviceModelOptions DeviceOptions(const WorkerSettings& settings, int64_t context_length) {
+  const EngineSettings& engine = settings.engine;
   DeviceModelOptions options;
   options.context_length = context_length;
-  options.max_step_tokens = settings.max_step_tokens;
-  options.max_sequences = settings.max_sequences;
-  options.kv_is_fp8 = settings.kv_cache_type == "fp8";
-  options.kv_bytes = settings.kv_cache_bytes;
+  options.max_step_tokens = engine.max_step_tokens;
+  options.max_sequences = engine.max_sequences;
+  options.kv_is_fp8 = engine.kv_cache_type == "fp8";
+  options.kv_bytes = engine.kv_cache_bytes;
+  if (settings.tensor_parallel > 1) options.reserve_bytes += kCommunicatorBytes;
   return options;
 }
 

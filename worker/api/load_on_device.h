@@ -24,7 +24,8 @@ struct DevicePart {
 absl::StatusOr<std::vector<DevicePart>> OpenGpus(const WorkerSettings& settings,
                                                  const GpuOpener& open_gpu);
 
-DeviceModelOptions DeviceOptions(const EngineSettings& settings, int64_t context_length);
+// Of one rank. Where the group has several, its reserve holds what their communicators take, too.
+DeviceModelOptions DeviceOptions(const WorkerSettings& settings, int64_t context_length);
 
 // Takes all the memory that the rank will use on its GPU, and copies the weights there. Refuses,
 // before it takes any, what does not fit: with the bytes of weights, workspaces and KV cache, and

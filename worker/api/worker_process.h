@@ -37,6 +37,8 @@ enum ExitCode : int {
 // A model that can serve: computing, naming and encoding tokens.
 struct LoadedModel {
   std::vector<std::unique_ptr<RankModel>> ranks;  // of this pod
+  // Links the devices of the ranks in each epoch; null in a group of one rank, and on CPU.
+  std::unique_ptr<CollectiveLibrary> collectives;
   std::unique_ptr<Vocabulary> vocabulary;
   std::unique_ptr<PromptEncoder> encoder;
   EngineOptions engine;

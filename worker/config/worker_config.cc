@@ -87,11 +87,11 @@ void CheckDevice(const v1::WorkerConfig& config, WorkerSettings& settings, Probl
     problems.push_back(absl::StrCat("engine.kernel_tier is \"", engine.kernel_tier,
                                     "\": a GPU has one set of kernels; leave it out"));
   }
-  const int64_t ranks = int64_t{settings.tensor_parallel} * settings.pipeline_parallel;
-  if (ranks > 1) {
-    problems.push_back(absl::StrCat("device is gpu and the group has ", ranks,
-                                    " ranks: groups of several ranks on GPUs are not served yet; "
-                                    "leave out tensor_parallel and pipeline_parallel"));
+  if (settings.pipeline_parallel > 1) {
+    problems.push_back(absl::StrCat("device is gpu and pipeline_parallel is ",
+                                    settings.pipeline_parallel,
+                                    ": stages on GPUs are not served yet; leave it out, and share "
+                                    "layers by tensor_parallel"));
   }
 }
 

@@ -5,6 +5,7 @@
 
 #include "absl/status/status.h"
 #include "worker/comm/communicator.h"
+#include "worker/comm/device_communicator.h"
 #include "worker/engine/model_runner.h"
 
 namespace rempart::worker {
@@ -14,6 +15,11 @@ class RankModel : public ModelRunner {
   // Takes part in an epoch, with a KV cache of so many blocks. `communicator` outlives the epoch;
   // null in a group of one rank. ResourceExhausted when memory is short.
   virtual absl::Status Begin(Communicator* communicator, int32_t kv_blocks) = 0;
+  // Of a rank on a device: where it computes. Null: on the CPU.
+  virtual Device* device() { return nullptr; }
+  // Of a rank on a device in a group of several: through which it adds up with the others, from
+  // before the first Forward of an epoch on; null at its end. It outlives its use.
+  virtual void SetDeviceCommunicator(DeviceCommunicator*) {}
   // Forward: of rank 0 alone are `logits` asked for; elsewhere they are empty. All ranks of the
   // group run the same batches in the same order. The thread that calls it is always the same one
   // in an epoch.

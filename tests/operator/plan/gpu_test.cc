@@ -62,12 +62,26 @@ TEST(Gpu, WhatIsAcceptedAndWhatIsRefused) {
       {"as many GPUs as ranks",
        [](ModelSpec& s) { (*s.mutable_resources()->mutable_limits())["nvidia.com/gpu"] = "1"; }, "",
        ""},
-      {"ranks that share layers", [](ModelSpec& s) { s.mutable_parallelism()->set_tensor(2); },
-       "NotSupported",
-       "spec.parallelism is not supported by this version: device: gpu serves "
-       "groups of one rank, not of 2"},
+      {"ranks that share layers", [](ModelSpec& s) { s.mutable_parallelism()->set_tensor(2); }, "",
+       ""},
+      {"ranks in several pods",
+       [](ModelSpec& s) {
+         s.mutable_parallelism()->set_tensor(8);
+         s.mutable_parallelism()->set_ranks_per_pod(4);
+         (*s.mutable_resources()->mutable_limits())["nvidia.com/gpu"] = "4";
+       },
+       "", ""},
+      {"a GPU for two ranks",
+       [](ModelSpec& s) {
+         s.mutable_parallelism()->set_tensor(2);
+         (*s.mutable_resources()->mutable_limits())["nvidia.com/gpu"] = "1";
+       },
+       "InvalidResources",
+       "spec.resources.limits asks for 1 nvidia.com/gpu, but a pod of this "
+       "Model has 2 ranks with a GPU each: set it to 2, or leave it out"},
       {"stages", [](ModelSpec& s) { s.mutable_parallelism()->set_pipeline(3); }, "NotSupported",
-       "groups of one rank, not of 3"},
+       "spec.parallelism.pipeline is not supported by this version: stages are of device: cpu; on "
+       "GPUs leave it out, and share layers by parallelism.tensor"},
       {"a cache of the CPU's", [](ModelSpec& s) { s.mutable_engine()->set_kv_cache_type("q8"); },
        "NotSupported", "q8 is of device: cpu; on a GPU use auto, bf16 or fp8"},
       {"arithmetic of the CPU's", [](ModelSpec& s) { s.mutable_engine()->set_arithmetic("exact"); },
@@ -124,6 +138,91 @@ TEST(Gpu, ASliceThatTheManifestNamesTakesThePlaceOfAWholeGpu) {
   }
   limits["nvidia.com/mig-3g.40gb"] = "2";
   EXPECT_THAT(MakePlan(observed).status.message(), HasSubstr("2 nvidia.com/mig-3g.40gb"));
+}
+
+Observed OneModelOnGpus(int32_t tensor, int32_t ranks_per_pod) {
+  Observed observed = OneModelOnGpu();
+  auto& parallelism = *observed.model.mutable_spec()->mutable_parallelism();
+  parallelism.set_tensor(tensor);
+  if (ranks_per_pod > 0) parallelism.set_ranks_per_pod(ranks_per_pod);
+  return observed;
+}
+
+// Rules that let the pods of the group reach each other on every port.
+int OpenRules(const Observed& observed) {
+  const GroupPlan group = MakePlan(observed).groups.at(0);
+  const GroupObjects objects = MakeGroupObjects(observed, group);
+  int open = 0;
+  if (!objects.network_policy.has_value()) return open;
+  const k8s::v1::NetworkPolicySpec& policy = objects.network_policy->spec();
+  for (const auto& rule : policy.ingress()) {
+    if (rule.ports_size() > 0) continue;
+    ++open;
+    EXPECT_EQ(rule.from_size(), 1);
+    EXPECT_EQ(rule.from(0).pod_selector().match_labels().at(kGroupLabel), group.name);
+  }
+  for (const auto& rule : policy.egress()) {
+    if (rule.ports_size() > 0) continue;
+    ++open;
+    EXPECT_EQ(rule.to_size(), 1);
+    EXPECT_EQ(rule.to(0).pod_selector().match_labels().at(kGroupLabel), group.name);
+  }
+  return open;
+}
+
+TEST(Gpu, RanksOfOnePodHaveAGpuEachAndMemoryToShare) {
+  const Observed observed = OneModelOnGpus(4, 0);
+  const GroupPlan group = MakePlan(observed).groups.at(0);
+  EXPECT_EQ(group.pod_count, 1);
+  EXPECT_EQ(group.config.device(), "gpu");
+  EXPECT_EQ(group.config.tensor_parallel(), 4);
+  EXPECT_EQ(group.config.ranks_per_pod(), 4);
+  const k8s::v1::PodSpec pod = PodOf(observed);
+  EXPECT_EQ(pod.containers(0).resources().requests().at("nvidia.com/gpu"), "4");
+  EXPECT_EQ(pod.containers(0).resources().limits().at("nvidia.com/gpu"), "4");
+  const k8s::v1::VolumeMount& mount = *pod.containers(0).volume_mounts().rbegin();
+  EXPECT_EQ(mount.mount_path(), "/dev/shm");
+  EXPECT_FALSE(mount.read_only());
+  EXPECT_EQ(pod.volumes().rbegin()->name(), mount.name());
+  EXPECT_EQ(pod.volumes().rbegin()->empty_dir().medium(), "Memory");
+  EXPECT_EQ(OpenRules(observed), 0);
+}
+
+TEST(Gpu, RanksInSeveralPodsHaveThemToo) {
+  const Observed observed = OneModelOnGpus(8, 4);
+  const GroupPlan group = MakePlan(observed).groups.at(0);
+  EXPECT_EQ(group.pod_count, 2);
+  EXPECT_EQ(group.config.tensor_parallel(), 8);
+  EXPECT_EQ(group.config.ranks_per_pod(), 4);
+  const k8s::v1::PodSpec pod = PodOf(observed);
+  EXPECT_EQ(pod.containers(0).resources().limits().at("nvidia.com/gpu"), "4");
+  EXPECT_EQ(pod.tolerations_size(), 1);
+  EXPECT_EQ(OpenRules(observed), 2) << "one in, one out, for the sockets of NCCL";
+  // A pod of one rank has nobody to share memory with on its node, but the same configuration.
+  EXPECT_EQ(PodOf(OneModelOnGpus(2, 1)).volumes().rbegin()->empty_dir().medium(), "Memory");
+}
+
+TEST(Gpu, OneGpuAndRanksOnCpuNeedNeither) {
+  Observed on_cpu = OneModelOnGpus(8, 4);
+  on_cpu.model.mutable_spec()->set_device("cpu");
+  EXPECT_EQ(OpenRules(on_cpu), 0);
+  for (const Observed& observed : {on_cpu, OneModelOnGpu()}) {
+    const k8s::v1::PodSpec pod = PodOf(observed);
+    for (const auto& volume : pod.volumes()) EXPECT_FALSE(volume.has_empty_dir());
+  }
+}
+
+TEST(Gpu, PodsOfSeveralGpusGoWhereAsManyAreFree) {
+  PlacementRequest request;
+  request.pods = {"a-0", "a-1"};
+  request.each = {{"nvidia.com/gpu", 4}};
+  request.tolerated_taints = {kGpuTaint};
+  EXPECT_EQ(PlaceGroup(request, {GpuNode("x", 8, 0)}).nodes.size(), 2u);
+  EXPECT_EQ(PlaceGroup(request, {GpuNode("x", 8, 3), GpuNode("y", 4, 0)}).nodes.size(), 2u);
+  // Ten are free, but the second pod finds no four of them on one node.
+  const auto none = PlaceGroup(request, {GpuNode("x", 8, 5), GpuNode("y", 8, 1)});
+  EXPECT_THAT(none.nodes, IsEmpty());
+  EXPECT_THAT(none.missing, HasSubstr("x: 3 nvidia.com/gpu free, 1 nvidia.com/gpu missing"));
 }
 
 TEST(Gpu, APodOnCpuAsksForNoneAndStaysOffNodesThatAreKept) {

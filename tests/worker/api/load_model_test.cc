@@ -78,7 +78,7 @@ class LoadModelTest : public testing::Test {
   // Loads, computes the logits of one token, and does what is left for later.
   std::vector<float> Start() {
     status_ = std::make_unique<WorkerStatus>();
-    auto loaded = LoadModelFile(settings_, OpenGpu, *status_);
+    auto loaded = LoadModelFile(settings_, OpenGpu, nullptr, *status_);
     if (!loaded.ok()) {
       ADD_FAILURE() << loaded.status();
       return {};
@@ -167,11 +167,11 @@ TEST_F(LoadModelTest, AFolderThatIsNotOursMeansNoCache) {
 TEST_F(LoadModelTest, ANamedDigestIsCheckedBeforeTheModelServes) {
   settings_.model_digest = DigestText(*HashFile(settings_.model_path, {}, nullptr));
   status_ = std::make_unique<WorkerStatus>();
-  ASSERT_TRUE(LoadModelFile(settings_, OpenGpu, *status_).ok());
+  ASSERT_TRUE(LoadModelFile(settings_, OpenGpu, nullptr, *status_).ok());
   EXPECT_THAT(Parts(), Contains("hash"));
   EXPECT_EQ(status_->snapshot().digest, settings_.model_digest);
   settings_.model_digest.back() = settings_.model_digest.back() == '0' ? '1' : '0';
-  const absl::Status refused = LoadModelFile(settings_, OpenGpu, *status_).status();
+  const absl::Status refused = LoadModelFile(settings_, OpenGpu, nullptr, *status_).status();
   EXPECT_EQ(refused.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(refused.message()), HasSubstr(settings_.model_digest));
 }

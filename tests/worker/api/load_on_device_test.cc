@@ -17,6 +17,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/clock.h"
 #include "worker/api/load_model.h"
+#include "worker/comm/host_collectives.h"
 #include "worker/device/emulated_device.h"
 #include "worker/engine/engine.h"
 
@@ -103,7 +104,8 @@ class LoadOnDeviceTest : public testing::Test {
 
   absl::StatusOr<LoadedModel> LoadOnCpu() {
     return LoadModelFile(
-        settings_, [](int) { return absl::InternalError("no GPU was asked for"); }, status_);
+        settings_, [](int) { return absl::InternalError("no GPU was asked for"); }, nullptr,
+        status_);
   }
   absl::StatusOr<LoadedModel> LoadOnGpu(int64_t memory_bytes = int64_t{2} << 30) {
     WorkerSettings settings = settings_;
@@ -117,7 +119,11 @@ class LoadOnDeviceTest : public testing::Test {
       device_ = device.get();
       return device;
     };
-    return LoadModelFile(settings, open, status_);
+    const CollectiveLoader load = [&]() -> absl::StatusOr<std::unique_ptr<CollectiveLibrary>> {
+      if (!collectives_.ok()) return collectives_;
+      return std::make_unique<HostCollectives>();
+    };
+    return LoadModelFile(settings, open, load, status_);
   }
 
   // Greedy answers, by request, to three that overlap: one is longer than a step, one of one token.
@@ -161,6 +167,7 @@ class LoadOnDeviceTest : public testing::Test {
   WorkerSettings settings_;
   std::string kv_cache_type_ = "auto";
   int64_t kv_cache_bytes_ = kMiB;
+  absl::Status collectives_;  // what loading them says
   WorkerStatus status_;
   std::vector<int> opened_;
   int64_t taken_ = 0;                // bytes, of all devices
@@ -237,7 +244,7 @@ TEST_F(LoadOnDeviceTest, AMissingGpuIsSaidBeforeAnythingIsRead) {
   settings_.device = DeviceKind::kGpu;
   settings_.model_path = "/nowhere.gguf";
   const auto refused = LoadModelFile(
-      settings_, [](int) { return DeviceUnavailable("no driver"); }, status_);
+      settings_, [](int) { return DeviceUnavailable("no driver"); }, nullptr, status_);
   EXPECT_TRUE(IsDeviceUnavailable(refused.status())) << refused.status();
 }
 
@@ -251,6 +258,35 @@ TEST_F(LoadOnDeviceTest, WhatDoesNotFitIsRefusedWithTheNumbers) {
                                  "sequence of 96 tokens"));
   EXPECT_THAT(message, HasSubstr("lower engine.contextLength"));
   EXPECT_EQ(taken_, 0) << "before any is taken";
+}
+
+// Half of it each, and a gigabyte more in reserve.
+TEST_F(LoadOnDeviceTest, RanksOfAPodHaveAGpuEachAndARoomForWhatLinksThem) {
+  const auto alone = LoadOnGpu();
+  ASSERT_TRUE(alone.ok()) << alone.status();
+  EXPECT_EQ(alone->collectives, nullptr);
+  const int64_t taken_alone = std::exchange(taken_, 0);
+  opened_.clear();
+  settings_.tensor_parallel = settings_.ranks_per_pod = 2;
+  const auto pair = LoadOnGpu(int64_t{3} << 30);
+  ASSERT_TRUE(pair.ok()) << pair.status();
+  EXPECT_THAT(opened_, ElementsAre(0, 1));
+  ASSERT_EQ(pair->ranks.size(), 2u);
+  EXPECT_NE(pair->collectives, nullptr);
+  // The KV cache has the same bytes on each, for one head instead of two.
+  EXPECT_EQ(alone->engine.blocks_total, kv_cache_bytes_ / (6 * 1024));
+  EXPECT_EQ(pair->engine.blocks_total, kv_cache_bytes_ / (3 * 1024));
+  EXPECT_LT(taken_, 2 * taken_alone);
+  kv_cache_bytes_ = 0;
+  const auto refused = LoadOnGpu(int64_t{2} << 30);
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("2048 in reserve"));
+}
+
+TEST_F(LoadOnDeviceTest, WhatCannotLinkTheGpusIsSaidBeforeAnythingIsRead) {
+  collectives_ = DeviceUnavailable("NCCL 2.20.0 is too old");
+  settings_.tensor_parallel = settings_.ranks_per_pod = 2;
+  settings_.model_path = "/nowhere.gguf";
+  EXPECT_TRUE(IsDeviceUnavailable(LoadOnGpu().status()));
 }
 
 TEST_F(LoadOnDeviceTest, AModelThatAGpuCannotComputeIsRefused) {

@@ -10,6 +10,7 @@ namespace rempart::worker {
 namespace {
 
 using testing::HasSubstr;
+using testing::IsEmpty;
 
 std::string Message(const std::string& json) {
   return std::string(ParseWorkerSettings(json).status().message());
@@ -101,8 +102,9 @@ TEST(WorkerConfig, WhatADeviceCannotDoIsRefused) {
               HasSubstr("engine.arithmetic (on a GPU) is \"exact\""));
   EXPECT_THAT(message(R"(,"device":"gpu","engine":{"kernelTier":"avx2"})"),
               HasSubstr("engine.kernel_tier is \"avx2\": a GPU has one"));
-  EXPECT_THAT(message(R"(,"device":"gpu","tensorParallel":2)"),
-              HasSubstr("the group has 2 ranks: groups of several ranks on GPUs"));
+  EXPECT_THAT(message(R"(,"device":"gpu","pipelineParallel":2)"),
+              HasSubstr("device is gpu and pipeline_parallel is 2: stages on GPUs"));
+  EXPECT_THAT(message(R"(,"device":"gpu","tensorParallel":2,"ranksPerPod":2)"), IsEmpty());
 }
 
 TEST(WorkerConfig, RefusesPlainTextOutsideTheMachine) {

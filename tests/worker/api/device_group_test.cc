@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: Apache-2.0
+// Whole worker processes of one group, each rank on an emulated GPU, linked by the NCCL
+// communicator over a library made for tests: in one pod and over several, and what a lost pod
+// leaves.
+#include <dlfcn.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "common/mutex.h"
+#include "proto/group/v1/group.grpc.pb.h"
+#include "tests/worker/api/attach_bench.h"
+#include "tests/worker/comm/fake_nccl.h"
+#include "worker/api/load_model.h"
+#include "worker/api/worker_process.h"
+#include "worker/comm/nccl_library.h"
+#include "worker/device/emulated_device.h"
+
+namespace rempart::worker {
+namespace {
+
+namespace fs = std::filesystem;
+using group::v1::Progress;
+
+// Enough of a tokenizer for the prompts below.
+constexpr char kTokenizer[] = R"({
+  "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "added_tokens": [],
+  "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+                    "use_regex": true},
+  "post_processor": null,
+  "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true,
+              "use_regex": true},
+  "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+            "vocab": {"<s>": 0, "h": 1, "i": 2, "hi": 3}, "merges": ["h i"]}})";
+
+// The operator's end of the Join streams of one group.
+class Operator : public group::v1::GroupControl::Service {
+ public:
+  explicit Operator(const std::string& address) {
+    grpc::ServerBuilder builder;
+    builder.AddListeningPort(address, grpc::InsecureServerCredentials());
+    builder.RegisterService(this);
+    server_ = builder.BuildAndStart();
+  }
+  ~Operator() override { server_->Shutdown(std::chrono::system_clock::now()); }
+
+  grpc::Status Join(
+      grpc::ServerContext*,
+      grpc::ServerReaderWriter<group::v1::ToMember, group::v1::FromMember>* stream) override {
+    group::v1::FromMember message;
+    int32_t pod = -1;
+    while (stream->Read(&message)) {
+      MutexLock lock(&mu_);
+      if (message.has_identity()) {
+        pod = message.identity().pod_index();
+        members_[pod] = {stream, message.identity(), {}};
+      } else if (message.has_progress() && pod >= 0) {
+        members_[pod].progress = message.progress();
+      }
+    }
+    MutexLock lock(&mu_);
+    if (pod >= 0 && members_[pod].stream == stream) members_.erase(pod);
+    return grpc::Status::OK;
+  }
+
+  // Begins an epoch of the pods 0 to pods - 1, lets it go on, and waits until the leader serves.
+  bool RunEpoch(int32_t epoch, int32_t pods) {
+    if (!Await(pods, epoch - 1, Progress::STARTING)) return false;
+    group::v1::ToMember begin;
+    begin.mutable_epoch()->set_epoch(epoch);
+    begin.mutable_epoch()->set_key(std::string(32, static_cast<char>('a' + epoch)));
+    {
+      MutexLock lock(&mu_);
+      for (int32_t pod = 0; pod < pods; ++pod) {
+        begin.mutable_epoch()->add_addresses(members_[pod].identity.address());
+        begin.mutable_epoch()->add_data_addresses(members_[pod].identity.data_address());
+      }
+    }
+    Send(begin);
+    if (!Await(pods, epoch, Progress::LOADED)) return false;
+    group::v1::ToMember go;
+    go.mutable_go()->set_epoch(epoch);
+    Send(go);
+    return Await(1, epoch, Progress::READY);
+  }
+  void Abort(int32_t epoch) {
+    group::v1::ToMember abort;
+    abort.mutable_abort()->set_epoch(epoch);
+    abort.mutable_abort()->set_reason("the test ends it");
+    abort.mutable_abort()->set_blamed_rank(-1);
+    Send(abort);
+  }
+
+ private:
+  struct Member {
+    grpc::ServerReaderWriter<group::v1::ToMember, group::v1::FromMember>* stream = nullptr;
+    group::v1::Identity identity;
+    Progress progress;
+  };
+
+  void Send(const group::v1::ToMember& order) {
+    MutexLock lock(&mu_);
+    for (auto& [pod, member] : members_) member.stream->Write(order);
+  }
+  // Until the first `pods` members are in this phase; STARTING: of no epoch that runs.
+  bool Await(int32_t pods, int32_t epoch, Progress::Phase phase) {
+    const auto there = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+      for (int32_t pod = 0; pod < pods; ++pod) {
+        const auto found = members_.find(pod);
+        if (found == members_.end() || found->second.progress.phase() != phase) return false;
+        if (phase != Progress::STARTING && found->second.progress.epoch() != epoch) return false;
+      }
+      return true;
+    };
+    MutexLock lock(&mu_);
+    return mu_.AwaitWithTimeout(absl::Condition(&there), absl::Seconds(120));
+  }
+
+  Mutex mu_;
+  std::map<int32_t, Member> members_ ABSL_GUARDED_BY(mu_);  // by pod
+  std::unique_ptr<grpc::Server> server_;
+};
+
+// One pod's process, as a thread.
+class Pod {
+ public:
+  Pod(const WorkerSettings& settings, const std::string& library)
+      : thread_([this, settings, library] {
+          const GpuOpener open = [](int) -> absl::StatusOr<std::unique_ptr<Device>> {
+            return std::make_unique<EmulatedDevice>(int64_t{4} << 30);
+          };
+          const ModelLoader load = [&](const WorkerSettings& wanted, WorkerStatus& status) {
+            ++loads_;
+            return LoadModelFile(
+                wanted, open, [&] { return Nccl::Load(library); }, status);
+          };
+          exit_code_ = RunWorker(settings, load, stop_);
+        }) {}
+  // Waits until it has ended by itself.
+  int Join() {
+    thread_.join();
+    return exit_code_;
+  }
+  // Ends it at once, as a second signal does.
+  int End() {
+    stop_.Signal();
+    stop_.Signal();
+    if (thread_.joinable()) thread_.join();
+    return exit_code_;
+  }
+  ~Pod() { End(); }
+  int loads() const { return loads_; }
+
+ private:
+  StopRequest stop_;
+  std::atomic<int> loads_ = 0;
+  std::atomic<int> exit_code_ = -1;
+  std::thread thread_;
+};
+
+class DeviceGroupTest : public testing::Test {
+ protected:
+  DeviceGroupTest() {
+    static int next = 0;
+    root_ = absl::StrCat("/tmp/rempart_device_group_", getpid(), "_", ++next, "/");
+    fs::create_directories(root_ + "model");
+    fs::copy("tests/goldens/families/llama3/config.json", root_ + "model");
+    fs::copy("tests/goldens/families/llama3/model.safetensors", root_ + "model");
+    std::ofstream(root_ + "model/tokenizer.json") << kTokenizer;
+    settings_.model_name = "ia/tiny";
+    settings_.group_name = "ia/tiny-0";
+    settings_.model_path = root_ + "model";
+    settings_.device = DeviceKind::kGpu;
+    settings_.engine.threads = 1;
+    settings_.engine.max_sequences = 2;
+    settings_.engine.max_step_tokens = 16;
+    settings_.engine.context_length = 96;
+    settings_.engine.kv_cache_bytes = 1 << 20;
+    void* const handle = dlopen(REMPART_FAKE_NCCL, RTLD_NOW | RTLD_LOCAL);
+    nccl_ = reinterpret_cast<FakeNcclControls* (*)()>(dlsym(handle, "FakeNccl"))();
+    nccl_->inits = nccl_->aborts = 0;
+  }
+  ~DeviceGroupTest() override { fs::remove_all(root_); }
+
+  WorkerSettings Settings(int32_t tensor, int32_t ranks_per_pod, int32_t pod) const {
+    WorkerSettings settings = settings_;
+    settings.tensor_parallel = tensor;
+    settings.ranks_per_pod = ranks_per_pod;
+    settings.pod_count = tensor / ranks_per_pod;
+    settings.pod_index = pod;
+    settings.pod_name = absl::StrCat("tiny-0-", pod);
+    settings.listen_address = absl::StrCat("unix:", root_, "pod", pod, ".sock");
+    settings.advertised_address = settings.listen_address;
+    settings.first_gpu = pod * ranks_per_pod;
+    if (settings.pod_count == 1) return settings;
+    settings.data_address = "127.0.0.1:0";
+    settings.control_address = Control();
+    return settings;
+  }
+  std::string Control() const { return absl::StrCat("unix:", root_, "control.sock"); }
+
+  // The tokens of a greedy answer of the leader, which may be loading still.
+  std::vector<int32_t> Ask() const {
+    const auto give_up = std::chrono::system_clock::now() + std::chrono::seconds(120);
+    auto stub = v1::Worker::NewStub(grpc::CreateChannel(absl::StrCat("unix:", root_, "pod0.sock"),
+                                                        grpc::InsecureChannelCredentials()));
+    while (std::chrono::system_clock::now() < give_up) {
+      grpc::ClientContext context;
+      context.set_deadline(give_up);
+      context.set_wait_for_ready(true);
+      const auto stream = stub->Attach(&context);
+      v1::ToWorker message;
+      message.mutable_hello()->set_router_id("test/0");
+      message.mutable_hello()->set_protocol(kAttachProtocol);
+      stream->Write(message);
+      v1::FromWorker frame;
+      if (!stream->Read(&frame)) {
+        stream->Finish();
+        absl::SleepFor(absl::Milliseconds(20));
+        continue;
+      }
+      message.Clear();
+      *message.mutable_start() = TextStart(1, "hihihihihi", 12);
+      message.mutable_start()->mutable_sampling()->set_ignore_eos(true);
+      stream->Write(message);
+      std::vector<int32_t> tokens;
+      while (stream->Read(&frame)) {
+        for (const v1::Delta& delta : frame.step().deltas()) {
+          tokens.insert(tokens.end(), delta.token_ids().begin(), delta.token_ids().end());
+          EXPECT_FALSE(delta.has_error()) << delta.error().ShortDebugString();
+          if (delta.has_finish() || delta.has_error()) context.TryCancel();
+        }
+      }
+      stream->Finish();
+      return tokens;
+    }
+    ADD_FAILURE() << "nobody serves";
+    return {};
+  }
+
+  // What one GPU answers.
+  std::vector<int32_t> Expected() const {
+    Pod alone(Settings(1, 1, 0), REMPART_FAKE_NCCL);
+    const std::vector<int32_t> tokens = Ask();
+    EXPECT_EQ(tokens.size(), 12u);
+    EXPECT_EQ(alone.End(), kExitOk);
+    return tokens;
+  }
+
+  std::string root_;
+  WorkerSettings settings_;
+  FakeNcclControls* nccl_ = nullptr;
+};
+
+TEST_F(DeviceGroupTest, RanksOfOnePodAnswerAsOneGpuDoes) {
+  const std::vector<int32_t> expected = Expected();
+  EXPECT_EQ(nccl_->inits, 0) << "one rank needs no NCCL";
+  Pod pod(Settings(2, 2, 0), REMPART_FAKE_NCCL);
+  EXPECT_EQ(Ask(), expected);
+  EXPECT_EQ(nccl_->inits, 2);
+  EXPECT_EQ(pod.End(), kExitOk);
+  EXPECT_EQ(nccl_->aborts, 2);
+}
+
+TEST_F(DeviceGroupTest, PodsAnswerAsOneGpuDoesAndEachEpochLinksThemAnew) {
+  const std::vector<int32_t> expected = Expected();
+  Operator control(Control());
+  Pod first(Settings(2, 1, 0), REMPART_FAKE_NCCL), second(Settings(2, 1, 1), REMPART_FAKE_NCCL);
+  ASSERT_TRUE(control.RunEpoch(1, 2));
+  EXPECT_EQ(Ask(), expected);
+  EXPECT_EQ(nccl_->inits, 2);
+  control.Abort(1);
+  ASSERT_TRUE(control.RunEpoch(2, 2));
+  EXPECT_EQ(Ask(), expected);
+  EXPECT_EQ(nccl_->inits, 4);
+  EXPECT_EQ(nccl_->aborts, 2);
+  EXPECT_EQ(first.loads(), 1) << "weights stay";
+}
+
+TEST_F(DeviceGroupTest, APodThatIsLostEndsTheEpochAndAnotherTakesItsPlace) {
+  const std::vector<int32_t> expected = Expected();
+  Operator control(Control());
+  Pod first(Settings(2, 1, 0), REMPART_FAKE_NCCL);
+  {
+    Pod lost(Settings(2, 1, 1), REMPART_FAKE_NCCL);
+    ASSERT_TRUE(control.RunEpoch(1, 2));
+    EXPECT_EQ(Ask(), expected);
+  }
+  Pod second(Settings(2, 1, 1), REMPART_FAKE_NCCL);
+  ASSERT_TRUE(control.RunEpoch(2, 2));
+  EXPECT_EQ(Ask(), expected);
+  EXPECT_EQ(first.loads(), 1);
+  EXPECT_EQ(nccl_->aborts, 2);
+}
+
+TEST_F(DeviceGroupTest, AMissingNcclEndsTheProcessBeforeTheModelIsRead) {
+  settings_.model_path = "/nowhere";
+  Pod pod(Settings(2, 2, 0), "/nonexistent/libnccl.so.2");
+  EXPECT_EQ(pod.Join(), kExitDevice);
+}
+
+}  // namespace
+}  // namespace rempart::worker
