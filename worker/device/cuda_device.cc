@@ -246,6 +246,10 @@ absl::StatusOr<std::vector<CudaDeviceInfo>> FindCudaDevices() {
     CudaDeviceInfo info;
     info.ordinal = i;
     info.name = properties.name;
+    char address[32] = {};
+    RETURN_IF_ERROR(
+        ToStatus(cudaDeviceGetPCIBusId(address, sizeof(address), i), "cudaDeviceGetPCIBusId"));
+    info.pci_bus_id = address;
     info.compute_major = properties.major;
     info.compute_minor = properties.minor;
     info.multiprocessors = properties.multiProcessorCount;
@@ -254,6 +258,9 @@ absl::StatusOr<std::vector<CudaDeviceInfo>> FindCudaDevices() {
     if (cudaDeviceGetAttribute(&khz, cudaDevAttrMemoryClockRate, i) == cudaSuccess) {
       // Two transfers a clock.
       info.memory_bytes_per_second = int64_t{2} * khz * 1000 * (properties.memoryBusWidth / 8);
+    }
+    if (cudaDeviceGetAttribute(&khz, cudaDevAttrClockRate, i) == cudaSuccess) {
+      info.clock_hz = int64_t{1000} * khz;
     }
     found.push_back(info);
   }

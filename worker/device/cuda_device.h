@@ -3,6 +3,7 @@
 // is found at run time. Compiled with REMPART_CUDA only; this header names nothing of CUDA.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
@@ -23,9 +24,11 @@ struct CudaDeviceOptions {
 struct CudaDeviceInfo {
   int ordinal = 0;
   std::string name;
+  std::string pci_bus_id;  // "0000:1b:00.0"
   int compute_major = 0;
   int compute_minor = 0;
   int multiprocessors = 0;
+  int64_t clock_hz = 0;  // the highest; 0: unknown
   int64_t total_bytes = 0;
   int64_t memory_bytes_per_second = 0;  // of the data sheet: clock times bus width; 0: unknown
 };

@@ -2,9 +2,7 @@
 #include "worker/device/gpu.h"
 
 #include "absl/strings/str_cat.h"
-#ifdef REMPART_WITH_CUDA
-#include "worker/device/cuda_device.h"
-#endif
+#include "common/status_macros.h"
 
 namespace rempart::worker {
 
@@ -21,6 +19,12 @@ absl::StatusOr<std::unique_ptr<Device>> OpenGpu(int index) {
                    "Kubernetes: with NVIDIA's device plugin), or set device: cpu"));
 }
 
+absl::StatusOr<std::vector<CudaDeviceInfo>> FindGpus() {
+  absl::StatusOr<std::vector<CudaDeviceInfo>> found = FindCudaDevices();
+  if (!found.ok()) return DeviceUnavailable(found.status().message());
+  return found;
+}
+
 #else
 
 absl::StatusOr<std::unique_ptr<Device>> OpenGpu(int index) {
@@ -30,6 +34,17 @@ absl::StatusOr<std::unique_ptr<Device>> OpenGpu(int index) {
                    "worker that was built with the cmake preset cuda, or set device: cpu"));
 }
 
+absl::StatusOr<std::vector<CudaDeviceInfo>> FindGpus() {
+  return DeviceUnavailable("this binary was built without CUDA");
+}
+
 #endif
+
+absl::StatusOr<std::vector<std::string>> FindGpuAddresses() {
+  ASSIGN_OR_RETURN(const std::vector<CudaDeviceInfo> found, FindGpus());
+  std::vector<std::string> addresses;
+  for (const CudaDeviceInfo& device : found) addresses.push_back(device.pci_bus_id);
+  return addresses;
+}
 
 }  // namespace rempart::worker

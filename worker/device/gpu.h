@@ -5,8 +5,11 @@
 
 #include <functional>
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
+#include "worker/device/cuda_device.h"
 #include "worker/device/device.h"
 
 namespace rempart::worker {
@@ -17,5 +20,10 @@ using GpuOpener = std::function<absl::StatusOr<std::unique_ptr<Device>>(int inde
 
 // As the driver counts those that it shows to this process.
 absl::StatusOr<std::unique_ptr<Device>> OpenGpu(int index);
+
+// All of them, in the same order. DeviceUnavailable when there are none.
+absl::StatusOr<std::vector<CudaDeviceInfo>> FindGpus();
+// Their PCI addresses.
+absl::StatusOr<std::vector<std::string>> FindGpuAddresses();
 
 }  // namespace rempart::worker

@@ -6,6 +6,8 @@
 
 #include <string>
 
+#include "worker/device/nvml.h"
+
 namespace rempart::worker {
 namespace {
 
@@ -19,6 +21,19 @@ TEST(OpenGpu, SaysWhyThereIsNoneAndWhatToDo) {
   EXPECT_TRUE(IsDeviceUnavailable(refused)) << refused;
   EXPECT_THAT(std::string(refused.message()),
               AllOf(HasSubstr("GPU 1000 cannot be used: "), HasSubstr("set device: cpu")));
+}
+
+// As many as OpenGpu opens: none where it opens none.
+TEST(FindGpus, AgreesWithOpenGpu) {
+  const auto found = FindGpuAddresses();
+  EXPECT_EQ(found.ok(), FindGpus().ok());
+  if (!found.ok()) {
+    EXPECT_TRUE(IsDeviceUnavailable(found.status())) << found.status();
+    EXPECT_FALSE(OpenGpu(0).ok());
+    return;
+  }
+  EXPECT_FALSE(OpenGpu(static_cast<int>(found->size())).ok());
+  for (const std::string& address : *found) EXPECT_NE(CanonicalPciBusId(address), "") << address;
 }
 
 TEST(DeviceUnavailable, IsToldFromOtherThingsThatAreUnavailable) {
