@@ -105,7 +105,9 @@ int Run(const std::string& config) {
     return LoadModelFile(
         wanted, OpenGpu, [] { return Nccl::Load(""); }, status);
   };
-  return RunWorker(*settings, load, stop);
+  return RunWorker(
+      *settings, load, stop,
+      {.find = FindGpuAddresses, .end_process = [](int exit_code) { _exit(exit_code); }});
 }
 
 int Main(const std::vector<std::string>& arguments) {

@@ -134,7 +134,10 @@ void JoinRegistry::Joined(int64_t stream, const group::v1::Identity& identity, S
     pod.send = std::move(send);
     pod.at = clock_->Now();
     pod.quotes_failure = pod.progress.phase == WorkerPhase::kFailed;
-    if (!pod.quotes_failure) pod.progress = {};
+    if (!pod.quotes_failure) {
+      pod.progress = {};
+      if (identity.last_epoch() == 0) pod.gpus = {};  // another process
+    }
     const int32_t told_over = group.state.members[identity.pod_index()].told_over;
     Member& member = group.state.members[identity.pod_index()] = {};
     member.pod_index = identity.pod_index();
@@ -200,6 +203,21 @@ void JoinRegistry::Progressed(int64_t stream, const Progress& wire) {
     NotePhase(group);
   }
   if (!changed.empty()) on_change_(changed);
+}
+
+void JoinRegistry::ToldGpus(int64_t stream, const group::v1::GpuReport& wire) {
+  GpusReport gpus = GpusFromWire(wire);
+  std::string name;
+  {
+    MutexLock lock(&mu_);
+    const auto found = streams_.find(stream);
+    if (found == streams_.end()) return;
+    Pod& pod = groups_[found->second.group].pods[found->second.pod_index];
+    if (pod.stream != stream || pod.gpus == gpus) return;
+    name = found->second.group;
+    pod.gpus = std::move(gpus);
+  }
+  on_change_(name);
 }
 
 void JoinRegistry::TellLeader(const std::string& name, WorkerPhase when, ToMember order) {
@@ -469,6 +487,7 @@ MemberReport JoinRegistry::MemberReportOf(const Group& group, int32_t index, con
   report.progress.config_hash = member.config_hash;
   report.epoch = member.epoch;
   report.weight_bytes_read = pod.weight_bytes_read;
+  report.gpus = pod.gpus;
   const auto& blamed = group.state.ending.blamed_pods;
   report.blamed = member.epoch <= group.state.ending.epoch &&
                   member.given_epoch <= group.state.ending.epoch &&

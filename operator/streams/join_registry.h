@@ -5,6 +5,7 @@
 // 1. The last stream of a pod counts; what an older one says later is ignored.
 // 2. A worker that said why it failed is quoted until it gets further than that: it dies and starts
 //    again with pauses in between, and the reason must not flicker.
+//    So is what it said of its GPUs, until its next process says something of them.
 // 3. Any other broken stream leaves its pod unknown; then the pod's readiness counts.
 // 4. A group of one pod is complete by itself: its epoch comes at once.
 #pragma once
@@ -22,6 +23,7 @@
 #include "common/mutex.h"
 #include "operator/group/coordinate.h"
 #include "operator/plan/observed.h"
+#include "operator/streams/gpus_report.h"
 #include "proto/group/v1/group.pb.h"
 
 namespace rempart::op {
@@ -50,6 +52,7 @@ struct MemberReport {
   int32_t epoch = 0;  // that it is in; 0: none
   int64_t weight_bytes_read = 0;
   std::vector<RankReport> ranks = {};  // its own
+  GpusReport gpus = {};
 };
 
 struct EndingReport {
@@ -115,6 +118,7 @@ class JoinRegistry {
   // A stream has introduced itself. `send` is called under the registry's lock until Left returns.
   void Joined(int64_t stream, const group::v1::Identity& identity, Send send);
   void Progressed(int64_t stream, const group::v1::Progress& progress);
+  void ToldGpus(int64_t stream, const group::v1::GpuReport& gpus);
   void Left(int64_t stream);
   // Tells the group's leader to finish what runs within `deadline` (zero: without one) and to take
   // nothing new; does nothing when no leader is on a stream, or when it says that it drains.
@@ -141,6 +145,7 @@ class JoinRegistry {
     absl::Time at = {};
     int64_t weight_bytes_read = 0;
     FabricReport fabric = {};
+    GpusReport gpus = {};
   };
   struct Group {
     GroupState state;

@@ -75,9 +75,17 @@ class JoinStream : public grpc::ServerBidiReactor<FromMember, ToMember> {
                   "Join: the first message, and only the first, is an identity with a group_name"});
       return false;
     }
-    if (incoming_.kind_case() == FromMember::kProgress) {
-      registry_->Progressed(id_, incoming_.progress());
-      return true;
+    switch (incoming_.kind_case()) {
+      case FromMember::kProgress:
+        registry_->Progressed(id_, incoming_.progress());
+        return true;
+      case FromMember::kGpus:
+        registry_->ToldGpus(id_, incoming_.gpus());
+        return true;
+      case FromMember::KIND_NOT_SET:  // of a newer worker
+        return true;
+      case FromMember::kIdentity:
+        break;
     }
     introduced_ = true;
     LogInfo("join", "worker joined",

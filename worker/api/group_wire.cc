@@ -74,4 +74,39 @@ RankStatus ReadRank(const group::v1::RankProgress& message) {
   return status;
 }
 
+void WriteGpus(const GpuSnapshot& snapshot, group::v1::GpuReport* out) {
+  out->set_driver_version(snapshot.driver_version);
+  out->set_cuda_version(snapshot.cuda_version);
+  out->set_problem(snapshot.problem);
+  for (const GpuFacts& gpu : snapshot.gpus) {
+    group::v1::Gpu* written = out->add_gpus();
+    written->set_uuid(gpu.uuid);
+    written->set_name(gpu.name);
+    written->set_pci_bus_id(gpu.pci_bus_id);
+    written->set_compute_capability(gpu.compute_capability);
+    written->set_mig(gpu.is_mig);
+    written->set_memory_bytes(gpu.total_bytes);
+    written->set_ecc_uncorrected(gpu.ecc_uncorrected);
+    written->set_ecc_uncorrected_lifetime(gpu.ecc_uncorrected_lifetime);
+    written->set_remap_pending(gpu.remap_pending);
+    written->set_remap_failed(gpu.remap_failed);
+    written->set_wants_reset(gpu.condition == GpuCondition::kWantsReset);
+  }
+  for (const GpuPair& pair : snapshot.pairs) {
+    group::v1::GpuPair* written = out->add_pairs();
+    written->set_first(pair.first);
+    written->set_second(pair.second);
+    written->set_nvlinks(pair.nvlinks);
+    written->set_path(pair.path);
+  }
+  if (!snapshot.fault.has_value()) return;
+  group::v1::GpuFault* fault = out->mutable_fault();
+  fault->set_gpu(snapshot.fault->gpu);
+  fault->set_xid(Clamped(snapshot.fault->xid));
+  fault->set_meaning(snapshot.fault->meaning);
+  fault->set_advice(snapshot.fault->advice);
+  fault->set_at_unix_ms(absl::ToUnixMillis(snapshot.fault->at));
+  fault->set_broken(snapshot.fault->is_broken);
+}
+
 }  // namespace rempart::worker

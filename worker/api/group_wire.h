@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Steps and progress of ranks as group/v1 spells them. Pure.
+// Steps, progress of ranks and GPUs as group/v1 spells them. Pure.
 #pragma once
 
 #include "absl/status/statusor.h"
 #include "proto/group/v1/group.pb.h"
+#include "worker/device/gpu_health.h"
 #include "worker/group/rank_progress.h"
 #include "worker/group/step.h"
 
@@ -15,5 +16,7 @@ absl::StatusOr<GroupStep> ReadStep(const group::v1::ToFollower& message);
 
 void WriteRank(const RankStatus& status, group::v1::RankProgress* out);
 RankStatus ReadRank(const group::v1::RankProgress& message);
+
+void WriteGpus(const GpuSnapshot& snapshot, group::v1::GpuReport* out);
 
 }  // namespace rempart::worker

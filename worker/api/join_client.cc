@@ -221,10 +221,18 @@ JoinClient::Outcome JoinClient::RunStream(const std::string& address, std::stop_
     over = true;
   });
   Phase last_phase = Phase::kStarting;
+  int64_t last_gpus = 0;
   absl::Time next = absl::InfinitePast();
   while (alive && !over && !stop.stop_requested()) {
     const StatusSnapshot snapshot = status_->snapshot();
-    if (snapshot.phase != last_phase || absl::Now() >= next) {
+    // Before a phase that may be the end, so that whoever hears of it knows why.
+    if (const int64_t version = GpuVersion(); version != last_gpus) {
+      last_gpus = version;
+      FromMember frame;
+      *frame.mutable_gpus() = handlers_.gpus();
+      alive = stream->Write(frame);
+    }
+    if (alive && (snapshot.phase != last_phase || absl::Now() >= next)) {
       last_phase = snapshot.phase;
       next = absl::Now() + kProgressPeriod;
       alive = stream->Write(ProgressFrame(snapshot));

@@ -51,6 +51,10 @@ struct JoinHandlers {
   std::function<std::vector<RankStatus>()> ranks = {};
   // Requests that run or wait in this pod; called with each progress.
   std::function<int32_t()> requests = {};
+  // Of a member with GPUs: which version of their report there is (0: none yet), and the report,
+  // which is sent when the version is another than the last one sent on the stream.
+  std::function<int64_t()> gpu_version = {};
+  std::function<group::v1::GpuReport()> gpus = {};
 };
 
 class JoinClient {
@@ -63,7 +67,8 @@ class JoinClient {
                                                            const WorkerStatus* status);
   ~JoinClient();
 
-  // Returns when the operator's side has been handed the current phase, or after `timeout`.
+  // Returns when the operator's side has been handed the current phase, and what was to be said of
+  // the GPUs before, or after `timeout`.
   void Flush(absl::Duration timeout);
 
  private:
@@ -84,6 +89,7 @@ class JoinClient {
                       Outcome& outcome);
   group::v1::FromMember ProgressFrame(const StatusSnapshot& snapshot) const;
   group::v1::FromMember IdentityFrame() const;
+  int64_t GpuVersion() const { return handlers_.gpu_version ? handlers_.gpu_version() : 0; }
 
   const std::string control_address_;
   const TlsConfig tls_;

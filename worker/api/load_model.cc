@@ -386,8 +386,9 @@ absl::StatusOr<LoadedModel> LoadModelFile(const WorkerSettings& settings, const 
   }
   loaded.kernel_tier = model->gpus.empty() ? model->ops->name : model->gpus[0].device->ops().name;
   for (size_t part = 0; part < model->parts.size(); ++part) {
-    loaded.ranks.push_back(model->gpus.empty() ? std::make_unique<RankOfFile>(model, part)
-                                               : MakeRankOnDevice(std::move(model->gpus[part])));
+    loaded.ranks.push_back(model->gpus.empty()
+                               ? std::make_unique<RankOfFile>(model, part)
+                               : MakeRankOnDevice(std::move(model->gpus[part]), &status));
   }
   loaded.layers = static_cast<int64_t>(source.config.layers.size());
   loaded.hidden = source.config.hidden;

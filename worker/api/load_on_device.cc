@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "common/log.h"
 #include "common/mutex.h"
 #include "common/status_macros.h"
@@ -17,10 +18,13 @@ namespace {
 
 // NCCL's buffers and channels, at most: what they take is not known before they are made.
 constexpr int64_t kCommunicatorBytes = int64_t{1} << 30;
+// The driver may know why a GPU broke (an XID), and whoever watches it ends the process then with
+// that reason. It comes within milliseconds of the error.
+constexpr absl::Duration kForTheCause = absl::Milliseconds(500);
 
 class RankOnDevice : public RankModel {
  public:
-  explicit RankOnDevice(DevicePart part) : part_(std::move(part)) {}
+  RankOnDevice(DevicePart part, WorkerStatus* status) : part_(std::move(part)), status_(status) {}
 
   int32_t vocabulary_size() const override {
     return static_cast<int32_t>(part_.transformer->config().vocabulary);
@@ -47,6 +51,10 @@ class RankOnDevice : public RankModel {
     if (status.ok()) return status;
     if (const absl::Status broken = part_.device->Check(); !broken.ok()) {
       LogError("worker", "the GPU is broken: ending the process", {{"error", broken.message()}});
+      status_->Fail("Failed",
+                    absl::StrCat("computing on the GPU failed, and the worker starts again: ",
+                                 std::string(broken.message())));
+      absl::SleepFor(kForTheCause);
       _exit(kExitRuntime);
     }
     return status;
@@ -57,6 +65,7 @@ class RankOnDevice : public RankModel {
   // steps.
   Mutex mu_;
   DevicePart part_;
+  WorkerStatus* const status_;
 };
 
 }  // namespace
@@ -91,8 +100,8 @@ absl::Status LoadOnDevice(const ModelConfig& config, const Weights& weights,
   return absl::OkStatus();
 }
 
-std::unique_ptr<RankModel> MakeRankOnDevice(DevicePart part) {
-  return std::make_unique<RankOnDevice>(std::move(part));
+std::unique_ptr<RankModel> MakeRankOnDevice(DevicePart part, WorkerStatus* status) {
+  return std::make_unique<RankOnDevice>(std::move(part), status);
 }
 
 }  // namespace rempart::worker

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "worker/api/worker_status.h"
 #include "worker/config/worker_config.h"
 #include "worker/device/gpu.h"
 #include "worker/group/rank_model.h"
@@ -35,7 +36,8 @@ absl::Status LoadOnDevice(const ModelConfig& config, const Weights& weights,
                           DevicePart& part);
 
 // Of a loaded part. A device that breaks while it computes ends the process: its errors are sticky,
-// and whoever restarts the process may find it mended, or another one.
-std::unique_ptr<RankModel> MakeRankOnDevice(DevicePart part);
+// and whoever restarts the process may find it mended, or another one. The status, which outlives
+// the rank, says so first.
+std::unique_ptr<RankModel> MakeRankOnDevice(DevicePart part, WorkerStatus* status);
 
 }  // namespace rempart::worker

@@ -4,6 +4,8 @@
 #include <prometheus/metric_family.h>
 #include <prometheus/text_serializer.h>
 
+#include <functional>
+#include <utility>
 #include <vector>
 
 namespace rempart::worker {
@@ -12,6 +14,14 @@ namespace {
 using prometheus::ClientMetric;
 using prometheus::MetricFamily;
 using prometheus::MetricType;
+
+using Labels = std::vector<std::pair<std::string, std::string>>;
+
+// One value of a metric that a GPU may have several of.
+struct Sample {
+  Labels labels;
+  double value = 0;
+};
 
 class Families {
  public:
@@ -71,7 +81,107 @@ class Families {
             [](const RankStatus& rank) { return rank.heard_age_ms / 1e3; });
   }
 
+  void Gpus(const GpuSnapshot& snapshot) {
+    if (snapshot.gpus.empty()) return;
+    GpuInfo(snapshot);
+    GpuState(snapshot.gpus);
+    std::vector<Sample> links, xids, broken;
+    for (const GpuPair& pair : snapshot.pairs) {
+      for (const auto& [from, to] :
+           {std::pair(pair.first, pair.second), std::pair(pair.second, pair.first)}) {
+        links.push_back(
+            {{{"gpu", std::to_string(from)}, {"peer", std::to_string(to)}, {"path", pair.path}},
+             static_cast<double>(pair.nvlinks)});
+      }
+    }
+    for (const auto& [key, count] : snapshot.xids) {
+      xids.push_back({{{"gpu", std::to_string(key.first)}, {"xid", std::to_string(key.second)}},
+                      static_cast<double>(count)});
+    }
+    for (size_t i = 0; i < snapshot.gpus.size(); ++i) {
+      const bool is_broken = snapshot.fault.has_value() && snapshot.fault->is_broken &&
+                             snapshot.fault->gpu == static_cast<int32_t>(i);
+      broken.push_back({{{"gpu", std::to_string(i)}}, is_broken ? 1.0 : 0.0});
+    }
+    Samples("rempart_worker_gpu_nvlinks", "NVLinks to another GPU of this pod.", links);
+    Samples("rempart_worker_gpu_xids_total", "XID errors that the driver reported.", xids,
+            MetricType::Counter);
+    Samples("rempart_worker_gpu_broken", "1: the worker cannot go on with this GPU.", broken);
+  }
+
  private:
+  void GpuInfo(const GpuSnapshot& snapshot) {
+    std::vector<Sample> samples;
+    for (size_t i = 0; i < snapshot.gpus.size(); ++i) {
+      const GpuFacts& gpu = snapshot.gpus[i];
+      samples.push_back({{{"gpu", std::to_string(i)},
+                          {"uuid", gpu.uuid},
+                          {"name", gpu.name},
+                          {"pci", gpu.pci_bus_id},
+                          {"compute_capability", gpu.compute_capability},
+                          {"mig", gpu.is_mig ? "1" : "0"},
+                          {"driver", snapshot.driver_version},
+                          {"cuda", snapshot.cuda_version}},
+                         1});
+    }
+    Samples("rempart_worker_gpu_info", "Facts of the GPUs that ranks compute on; always 1.",
+            samples);
+  }
+
+  void GpuState(const std::vector<GpuFacts>& gpus) {
+    PerGpu("rempart_worker_gpu_memory_total_bytes", "Memory of the GPU.", gpus,
+           [](const GpuFacts& gpu) { return static_cast<double>(gpu.total_bytes); });
+    PerGpu("rempart_worker_gpu_memory_used_bytes", "Of it, in use by anybody.", gpus,
+           [](const GpuFacts& gpu) { return static_cast<double>(gpu.used_bytes); });
+    PerGpu("rempart_worker_gpu_temperature_celsius", "Of the GPU's die.", gpus,
+           [](const GpuFacts& gpu) { return static_cast<double>(gpu.temperature_celsius); });
+    PerGpu("rempart_worker_gpu_power_watts", "What the GPU draws.", gpus,
+           [](const GpuFacts& gpu) { return static_cast<double>(gpu.power_milliwatts) / 1e3; });
+    PerGpu("rempart_worker_gpu_ecc_uncorrected",
+           "Memory errors that ECC could not correct, since the driver was loaded.", gpus,
+           [](const GpuFacts& gpu) { return static_cast<double>(gpu.ecc_uncorrected); });
+    PerGpu("rempart_worker_gpu_ecc_uncorrected_lifetime", "The same, of the GPU's life.", gpus,
+           [](const GpuFacts& gpu) { return static_cast<double>(gpu.ecc_uncorrected_lifetime); });
+    PerGpu("rempart_worker_gpu_remap_pending",
+           "1: memory that broke waits for a reset to be replaced.", gpus,
+           [](const GpuFacts& gpu) { return gpu.remap_pending ? 1.0 : 0.0; });
+    PerGpu("rempart_worker_gpu_remap_failed", "1: memory that broke could not be replaced.", gpus,
+           [](const GpuFacts& gpu) { return gpu.remap_failed ? 1.0 : 0.0; });
+    std::vector<Sample> slowdowns;
+    for (size_t i = 0; i < gpus.size(); ++i) {
+      for (const std::string& reason : gpus[i].slowdowns) {
+        slowdowns.push_back({{{"gpu", std::to_string(i)}, {"reason", reason}}, 1});
+      }
+    }
+    Samples("rempart_worker_gpu_slowdown", "1: the GPU's clocks are held back for this reason.",
+            slowdowns);
+  }
+
+  // A negative value is one that is not known.
+  void PerGpu(const char* name, const char* help, const std::vector<GpuFacts>& gpus,
+              const std::function<double(const GpuFacts&)>& value) {
+    std::vector<Sample> samples;
+    for (size_t i = 0; i < gpus.size(); ++i) {
+      const double known = value(gpus[i]);
+      if (known >= 0) samples.push_back({{{"gpu", std::to_string(i)}}, known});
+    }
+    Samples(name, help, samples);
+  }
+
+  void Samples(const char* name, const char* help, const std::vector<Sample>& samples,
+               MetricType type = MetricType::Gauge) {
+    if (samples.empty()) return;
+    const ClientMetric plain = Add(name, help, type);
+    std::vector<ClientMetric>& all = families_.back().metric;
+    all.clear();
+    for (const Sample& sample : samples) {
+      ClientMetric& metric = all.emplace_back(plain);
+      for (const auto& [label, text] : sample.labels) metric.label.push_back({label, text});
+      type == MetricType::Counter ? metric.counter.value = sample.value
+                                  : metric.gauge.value = sample.value;
+    }
+  }
+
   void PerRank(const char* name, const char* help, const std::vector<RankStatus>& ranks,
                double (*value)(const RankStatus&)) {
     if (ranks.empty()) return;
@@ -103,13 +213,15 @@ class Families {
 }  // namespace
 
 std::string MetricsText(const EngineLoad& load, const StatusSnapshot& status,
-                        const WorkerFacts& facts, const std::vector<RankStatus>& ranks) {
+                        const WorkerFacts& facts, const std::vector<RankStatus>& ranks,
+                        const GpuSnapshot& gpus) {
   Families families(facts.model_name);
   families.Info(facts);
   families.Gauge("rempart_worker_ready", "1 when a real token has passed the group.",
                  status.phase == Phase::kReady ? 1 : 0);
   families.StartSeconds(status.start_parts);
   families.Group(status, ranks);
+  families.Gpus(gpus);
   families.Gauge("rempart_worker_sequences_running", "Sequences that hold KV blocks.",
                  load.running);
   families.Gauge("rempart_worker_sequences_waiting", "Sequences that wait for a slot or blocks.",

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "worker/api/worker_status.h"
+#include "worker/device/gpu_health.h"
 #include "worker/engine/engine.h"
 #include "worker/group/rank_progress.h"
 
@@ -19,8 +20,9 @@ struct WorkerFacts {
   std::string kernel_tier = {};
 };
 
-// Prometheus text format 0.0.4.
+// Prometheus text format 0.0.4. Without GPUs there are no metrics of them.
 std::string MetricsText(const EngineLoad& load, const StatusSnapshot& status,
-                        const WorkerFacts& facts, const std::vector<RankStatus>& ranks);
+                        const WorkerFacts& facts, const std::vector<RankStatus>& ranks,
+                        const GpuSnapshot& gpus);
 
 }  // namespace rempart::worker

@@ -24,6 +24,7 @@
 #include "worker/api/epoch_orders.h"
 #include "worker/api/epoch_run.h"
 #include "worker/api/follow_service.h"
+#include "worker/api/group_wire.h"
 #include "worker/api/health_server.h"
 #include "worker/api/join_client.h"
 #include "worker/api/worker_metrics.h"
@@ -39,6 +40,8 @@ constexpr absl::Duration kDrainDeadline = absl::Seconds(25);
 // A forward pass that takes longer than this is stuck.
 constexpr absl::Duration kStepLimit = absl::Seconds(120);
 constexpr absl::Duration kFlushTimeout = absl::Seconds(2);
+// For what was written last to leave the machine, before a process ends without closing streams.
+constexpr absl::Duration kLastWords = absl::Milliseconds(100);
 // Of the thread of that check; the engine's threads are at 0.
 constexpr int kCheckNice = 10;
 // How often the outcome of the check that runs beside the service is looked for.
@@ -134,10 +137,12 @@ class BackgroundCheck {
 // Members are destroyed from the last to the first: streams end before the engine that serves them.
 class WorkerProcess {
  public:
-  WorkerProcess(const WorkerSettings& settings, const ModelLoader& load, StopRequest& stop)
+  WorkerProcess(const WorkerSettings& settings, const ModelLoader& load, StopRequest& stop,
+                const GpuHost& gpus)
       : settings_(settings),
         load_(load),
         stop_(stop),
+        gpus_(gpus),
         attach_({.group_name = settings.group_name,
                  .served_names = settings.served_names,
                  .required_caller = TlsIsConfigured(settings.tls) ? "rempart-router" : ""},
@@ -150,6 +155,7 @@ class WorkerProcess {
       LogError("worker", opened.message());
       return opened.code() == absl::StatusCode::kUnavailable ? kExitAddress : kExitConfig;
     }
+    WatchGpus();
     if (is_alone()) orders_.Begin({.epoch = 1});
     while (stop_.signals() == 0) {
       EpochFate fate;
@@ -247,6 +253,41 @@ class WorkerProcess {
     memory_reason_ = std::move(reason);
   }
 
+  void WatchGpus() {
+    if (settings_.device != DeviceKind::kGpu || !gpus_.find) return;
+    GpuWatchOptions options;
+    options.find = gpus_.find;
+    options.first_gpu = settings_.first_gpu;
+    options.count = settings_.ranks_per_pod;
+    options.nvml_library = gpus_.nvml_library;
+    MutexLock lock(&mu_);
+    watch_ = std::make_unique<GpuWatch>(std::move(options),
+                                        [this](const GpuFault& fault) { EndOfBrokenGpu(fault); });
+  }
+
+  // Not under the lock: what it waits for may want it.
+  void EndWatch() {
+    std::unique_ptr<GpuWatch> ended;
+    MutexLock lock(&mu_);
+    ended = std::move(watch_);
+  }
+
+  // On the thread that watches. Nothing is taken down: a call to that GPU may never return, and
+  // the driver frees what was on it.
+  void EndOfBrokenGpu(const GpuFault& fault) {
+    const std::string message = absl::StrCat(fault.Text(), ". The worker ends; ", fault.advice);
+    LogError("worker", message, {{"reason", "GpuBroken"}, {"xid", fault.xid}});
+    status_.Fail("GpuBroken", message);
+    if (join_ != nullptr) join_->Flush(kFlushTimeout);
+    absl::SleepFor(kLastWords);
+    if (gpus_.end_process) gpus_.end_process(kExitRuntime);
+  }
+
+  GpuSnapshot Gpus() const {
+    MutexLock lock(&mu_);
+    return watch_ == nullptr ? GpuSnapshot() : watch_->snapshot();
+  }
+
   int Fail(const absl::Status& why) {
     FailureKind kind = KindOf(why);
     const StatusSnapshot known = status_.snapshot();
@@ -271,17 +312,19 @@ class WorkerProcess {
 
   absl::Status OpenHealth() {
     if (settings_.health_address.empty()) return absl::OkStatus();
-    ASSIGN_OR_RETURN(
-        health_,
-        HealthServer::Start(
-            settings_.health_address,
-            {.live =
-                 [this] {
-                   return LivenessReply(Load(), status_.snapshot(), absl::Now(), kStepLimit);
-                 },
-             .ready = [this] { return ReadinessReply(status_.snapshot()); },
-             .metrics =
-                 [this] { return MetricsText(Load(), status_.snapshot(), Facts(), Ranks()); }}));
+    ASSIGN_OR_RETURN(health_, HealthServer::Start(
+                                  settings_.health_address,
+                                  {.live =
+                                       [this] {
+                                         return LivenessReply(Load(), status_.snapshot(),
+                                                              absl::Now(), kStepLimit);
+                                       },
+                                   .ready = [this] { return ReadinessReply(status_.snapshot()); },
+                                   .metrics =
+                                       [this] {
+                                         return MetricsText(Load(), status_.snapshot(), Facts(),
+                                                            Ranks(), Gpus());
+                                       }}));
     return absl::OkStatus();
   }
 
@@ -332,6 +375,15 @@ class WorkerProcess {
     handlers.on_resume = [this] { ResumeOnOrder(); };
     handlers.requests = [this] { return Unfinished(); };
     handlers.ranks = [this] { return Ranks(); };
+    handlers.gpu_version = [this] {
+      MutexLock lock(&mu_);
+      return watch_ == nullptr ? 0 : watch_->version();
+    };
+    handlers.gpus = [this] {
+      group::v1::GpuReport report;
+      WriteGpus(Gpus(), &report);
+      return report;
+    };
     ASSIGN_OR_RETURN(join_, JoinClient::Start(settings_.control_address, settings_.tls, identity,
                                               std::move(handlers), &status_));
     return absl::OkStatus();
@@ -416,6 +468,7 @@ class WorkerProcess {
   }
 
   void CloseStreams() {
+    EndWatch();
     join_.reset();
     if (server_ == nullptr) return;
     // Finished streams get a moment to carry their last frames.
@@ -458,6 +511,7 @@ class WorkerProcess {
   const WorkerSettings& settings_;
   const ModelLoader& load_;
   StopRequest& stop_;
+  const GpuHost& gpus_;
   SystemClock clock_;
   WorkerStatus status_;
   bool told_start_ = false;
@@ -479,6 +533,7 @@ class WorkerProcess {
   std::unique_ptr<HealthServer> health_;
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<JoinClient> join_;
+  std::unique_ptr<GpuWatch> watch_ ABSL_GUARDED_BY(mu_);  // ends before the streams
 };
 
 }  // namespace
@@ -510,8 +565,9 @@ void StopRequest::Wait(int signals, absl::Time until) const {
   mu_.AwaitWithDeadline(absl::Condition(&enough), until);
 }
 
-int RunWorker(const WorkerSettings& settings, const ModelLoader& load, StopRequest& stop) {
-  return WorkerProcess(settings, load, stop).Run();
+int RunWorker(const WorkerSettings& settings, const ModelLoader& load, StopRequest& stop,
+              const GpuHost& gpus) {
+  return WorkerProcess(settings, load, stop, gpus).Run();
 }
 
 }  // namespace rempart::worker

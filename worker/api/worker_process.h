@@ -18,6 +18,7 @@
 #include "worker/api/request_reader.h"
 #include "worker/api/worker_status.h"
 #include "worker/config/worker_config.h"
+#include "worker/device/gpu_watch.h"
 #include "worker/engine/engine.h"
 #include "worker/group/rank_model.h"
 
@@ -82,7 +83,16 @@ class StopRequest {
   bool loading_ ABSL_GUARDED_BY(mu_) = false;
 };
 
+// What a process with device: gpu watches its GPUs through. Without a finder nothing is watched.
+struct GpuHost {
+  GpuFinder find = {};
+  std::string nvml_library = {};  // empty: the loader's path
+  // Ends the process at once when a GPU is broken: taking down what is on it may never return.
+  std::function<void(int exit_code)> end_process = {};
+};
+
 // Runs to the end and returns the process's exit status; what went wrong has been logged.
-int RunWorker(const WorkerSettings& settings, const ModelLoader& load, StopRequest& stop);
+int RunWorker(const WorkerSettings& settings, const ModelLoader& load, StopRequest& stop,
+              const GpuHost& gpus = {});
 
 }  // namespace rempart::worker

@@ -57,11 +57,12 @@ struct StatusSnapshot {
   int layers = 0;
 };
 
+// kFailed is the last phase: the process is about to end, whatever its other threads still do.
 class WorkerStatus {
  public:
   void SetPhase(Phase phase) {
     MutexLock lock(&mu_);
-    snapshot_.phase = phase;
+    GoTo(phase);
   }
   void SetLoaded(int64_t bytes_done, int64_t bytes_total) {
     MutexLock lock(&mu_);
@@ -87,12 +88,12 @@ class WorkerStatus {
   }
   void BeginEpoch(int32_t epoch) {
     MutexLock lock(&mu_);
-    snapshot_.phase = Phase::kConnecting;
+    GoTo(Phase::kConnecting);
     snapshot_.epoch = epoch;
   }
   void EndEpoch(const EpochEnd& end) {
     MutexLock lock(&mu_);
-    snapshot_.phase = Phase::kStarting;
+    GoTo(Phase::kStarting);
     snapshot_.ended_epoch = std::exchange(snapshot_.epoch, 0);
     snapshot_.ended_reason = end.reason;
     snapshot_.ended_blamed_rank = end.blamed_rank;
@@ -125,6 +126,10 @@ class WorkerStatus {
   }
 
  private:
+  void GoTo(Phase phase) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    if (snapshot_.phase != Phase::kFailed) snapshot_.phase = phase;
+  }
+
   mutable Mutex mu_;
   StatusSnapshot snapshot_ ABSL_GUARDED_BY(mu_);
 };

@@ -92,6 +92,96 @@ TEST_F(JoinRegistryTest, MembersLearnOfEachOtherAndOfOneSecret) {
   EXPECT_EQ(registry.Report("ia/m-0").progress.bytes_total, 100);
 }
 
+group::v1::GpuReport TwoGpus() {
+  group::v1::GpuReport report;
+  for (const char* uuid : {"GPU-a", "GPU-b"}) {
+    report.add_gpus()->set_name("NVIDIA H200");
+    report.mutable_gpus(report.gpus_size() - 1)->set_uuid(uuid);
+    report.mutable_gpus(report.gpus_size() - 1)->set_ecc_uncorrected(-1);
+  }
+  return report;
+}
+
+void Break(int32_t gpu, int32_t xid, group::v1::GpuReport& report) {
+  report.mutable_fault()->set_gpu(gpu);
+  report.mutable_fault()->set_xid(xid);
+  report.mutable_fault()->set_meaning("the GPU has fallen off the bus");
+  report.mutable_fault()->set_at_unix_ms(1'800'000'000'500);
+  report.mutable_fault()->set_broken(true);
+}
+
+TEST_F(JoinRegistryTest, WhatAMemberSaysOfItsGpusIsNewsOnce) {
+  Join(1, 0, 1);
+  const auto gpus = [&] { return registry.Report("ia/m-0").members.at(0).gpus; };
+  EXPECT_TRUE(gpus().gpus.empty());
+  changes.clear();
+  group::v1::GpuReport report = TwoGpus();
+  registry.ToldGpus(1, report);
+  registry.ToldGpus(1, report);
+  EXPECT_EQ(changes.size(), 1u);
+  EXPECT_EQ(gpus().gpus, (std::vector<std::string>{"NVIDIA H200 GPU-a", "NVIDIA H200 GPU-b"}));
+  EXPECT_EQ(gpus().concern, "");
+  EXPECT_FALSE(gpus().fault.has_value());
+  report.mutable_gpus(1)->set_ecc_uncorrected(2);
+  report.mutable_gpus(1)->set_remap_pending(true);
+  report.set_problem("XIDs are not heard");
+  Break(1, 79, report);
+  registry.ToldGpus(1, report);
+  EXPECT_EQ(changes.size(), 2u);
+  EXPECT_EQ(gpus().concern,
+            "XIDs are not heard; NVIDIA H200 GPU-b: 2 memory errors that ECC could not correct, it "
+            "wants a reset when nothing runs on it");
+  ASSERT_TRUE(gpus().fault.has_value());
+  EXPECT_EQ(gpus().fault->gpu, "NVIDIA H200 GPU-b");
+  EXPECT_EQ(gpus().fault->xid, 79);
+  EXPECT_EQ(gpus().fault->at, absl::FromUnixMillis(1'800'000'000'500));
+  EXPECT_TRUE(gpus().fault->is_broken);
+  registry.ToldGpus(77, TwoGpus());  // of no stream
+  EXPECT_EQ(changes.size(), 2u);
+}
+
+TEST_F(JoinRegistryTest, AFaultIsKeptUntilAnotherProcessSpeaks) {
+  const auto has_fault = [&] {
+    return registry.Report("ia/m-0").members.at(0).gpus.fault.has_value();
+  };
+  group::v1::GpuReport broken = TwoGpus();
+  Break(0, 48, broken);
+  // A process that failed is quoted after its end, until the next has something to say.
+  Join(1, 0, 1);
+  registry.ToldGpus(1, broken);
+  Say(1, Progress::FAILED);
+  registry.Left(1);
+  EXPECT_TRUE(has_fault());
+  Join(2, 0, 1);
+  EXPECT_TRUE(has_fault());
+  registry.ToldGpus(1, TwoGpus());
+  EXPECT_TRUE(has_fault()) << "of an older stream";
+  registry.ToldGpus(2, TwoGpus());
+  EXPECT_FALSE(has_fault());
+  // One whose stream broke says it again; one that just ended is forgotten with its next process.
+  Say(2, Progress::READY, 7);
+  registry.ToldGpus(2, broken);
+  registry.Left(2);
+  Join(3, 0, 1, 7);
+  EXPECT_TRUE(has_fault());
+  registry.Left(3);
+  Join(4, 0, 1);
+  EXPECT_FALSE(has_fault());
+}
+
+TEST(GpusFromWire, TakesNothingForGranted) {
+  group::v1::GpuReport report = TwoGpus();
+  Break(9, 79, report);
+  EXPECT_EQ(GpusFromWire(report).fault->gpu, "");
+  Break(-1, 79, report);
+  report.mutable_fault()->set_meaning(std::string(5000, 'x'));
+  EXPECT_EQ(GpusFromWire(report).fault->gpu, "");
+  EXPECT_EQ(GpusFromWire(report).fault->meaning.size(), 512u);
+  for (int i = 0; i < 100; ++i) report.add_gpus()->set_remap_failed(true);
+  EXPECT_EQ(GpusFromWire(report).gpus.size(), 16u);
+  EXPECT_EQ(GpusFromWire(report).concern.size(), 512u);
+}
+
 TEST_F(JoinRegistryTest, AFrozenLeaderIsNotReadyOnItsOldWord) {
   const int32_t epoch = Serve();
   EXPECT_EQ(registry.Report("ia/m-0").progress.phase, WorkerPhase::kReady);

@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 
 namespace rempart::op {
 namespace {
@@ -76,6 +77,23 @@ TEST_F(JoinServiceTest, LosingTheLeadEndsTheStreamsAndClosesTheDoor) {
   Worker late(address_);
   ASSERT_TRUE(late.stream->Read(&message));
   EXPECT_TRUE(message.has_redirect());
+}
+
+TEST_F(JoinServiceTest, HearsOfGpusAndPassesOverWhatItDoesNotKnow) {
+  service_.Open();
+  Worker worker(address_);
+  worker.stream->Write(FromMember());  // as a kind of a newer worker looks here
+  FromMember message;
+  message.mutable_gpus()->add_gpus()->set_name("NVIDIA H200");
+  worker.stream->Write(message);
+  const auto gpus = [&] {
+    const GroupReport report = registry_.Report("ia/m-0");
+    return report.members.empty() ? 0 : report.members[0].gpus.gpus.size();
+  };
+  for (int i = 0; i < 2000 && gpus() == 0; ++i) absl::SleepFor(absl::Milliseconds(10));
+  EXPECT_EQ(gpus(), 1u);
+  EXPECT_EQ(registry_.groups(), std::vector<std::string>{"ia/m-0"});
+  worker.context.TryCancel();
 }
 
 }  // namespace

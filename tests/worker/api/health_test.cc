@@ -12,6 +12,7 @@ namespace rempart::worker {
 namespace {
 
 using testing::HasSubstr;
+using testing::Not;
 
 const absl::Time kNow = absl::FromUnixSeconds(1000);
 
@@ -44,12 +45,58 @@ TEST(Metrics, AreInPrometheusText) {
       load,
       {.phase = Phase::kReady,
        .start_parts = {{"repack", absl::Milliseconds(250)}, {"total", absl::Seconds(1)}}},
-      {.model_name = "ia/m", .kernel_tier = "avx2"}, {});
+      {.model_name = "ia/m", .kernel_tier = "avx2"}, {}, {});
   EXPECT_THAT(text, HasSubstr("# TYPE rempart_worker_generated_tokens_total counter"));
   EXPECT_THAT(text, HasSubstr("rempart_worker_generated_tokens_total{model=\"ia/m\"} 12"));
   EXPECT_THAT(text, HasSubstr("kernels=\"avx2\""));
   EXPECT_THAT(text, HasSubstr("rempart_worker_start_seconds{model=\"ia/m\",part=\"repack\"} 0.25"));
   EXPECT_THAT(text, HasSubstr("rempart_worker_start_seconds{model=\"ia/m\",part=\"total\"} 1"));
+  EXPECT_THAT(text, Not(HasSubstr("rempart_worker_gpu_"))) << "it has none";
+}
+
+TEST(Metrics, TellWhatIsKnownOfEachGpu) {
+  GpuSnapshot gpus;
+  gpus.driver_version = "580.65.06";
+  gpus.cuda_version = "13.1";
+  for (const char* uuid : {"GPU-a", "GPU-b"}) {
+    GpuFacts& gpu = gpus.gpus.emplace_back();
+    gpu.uuid = uuid;
+    gpu.name = "NVIDIA H200";
+    gpu.pci_bus_id = "00000000:1B:00.0";
+    gpu.compute_capability = "9.0";
+    gpu.total_bytes = 1024;
+    gpu.used_bytes = 0;
+  }
+  gpus.gpus[0].ecc_uncorrected = 3;
+  gpus.gpus[0].power_milliwatts = 350'500;
+  gpus.gpus[0].slowdowns = {"power_cap", "thermal_hardware"};
+  gpus.gpus[1].remap_pending = true;
+  gpus.pairs = {{.first = 0, .second = 1, .nvlinks = 18, .path = "SYS"}};
+  gpus.xids = {{{1, 31}, 2}, {{1, 79}, 1}};
+  gpus.fault = {.gpu = 1, .xid = 79, .is_broken = true};
+  const std::string text = MetricsText({}, {}, {.model_name = "ia/m"}, {}, gpus);
+  for (const char* line :
+       {"rempart_worker_gpu_info{model=\"ia/m\",gpu=\"1\",uuid=\"GPU-b\",name=\"NVIDIA H200\","
+        "pci=\"00000000:1B:00.0\",compute_capability=\"9.0\",mig=\"0\",driver=\"580.65.06\","
+        "cuda=\"13.1\"} 1",
+        "rempart_worker_gpu_memory_total_bytes{model=\"ia/m\",gpu=\"0\"} 1024",
+        "rempart_worker_gpu_memory_used_bytes{model=\"ia/m\",gpu=\"1\"} 0",
+        "rempart_worker_gpu_power_watts{model=\"ia/m\",gpu=\"0\"} 350.5",
+        "rempart_worker_gpu_ecc_uncorrected{model=\"ia/m\",gpu=\"0\"} 3",
+        "rempart_worker_gpu_remap_pending{model=\"ia/m\",gpu=\"0\"} 0",
+        "rempart_worker_gpu_remap_pending{model=\"ia/m\",gpu=\"1\"} 1",
+        "rempart_worker_gpu_slowdown{model=\"ia/m\",gpu=\"0\",reason=\"thermal_hardware\"} 1",
+        "rempart_worker_gpu_nvlinks{model=\"ia/m\",gpu=\"0\",peer=\"1\",path=\"SYS\"} 18",
+        "rempart_worker_gpu_nvlinks{model=\"ia/m\",gpu=\"1\",peer=\"0\",path=\"SYS\"} 18",
+        "# TYPE rempart_worker_gpu_xids_total counter",
+        "rempart_worker_gpu_xids_total{model=\"ia/m\",gpu=\"1\",xid=\"31\"} 2",
+        "rempart_worker_gpu_broken{model=\"ia/m\",gpu=\"0\"} 0",
+        "rempart_worker_gpu_broken{model=\"ia/m\",gpu=\"1\"} 1"}) {
+    EXPECT_THAT(text, HasSubstr(std::string(line) + "\n"));
+  }
+  // What a GPU does not tell is absent.
+  EXPECT_THAT(text, Not(HasSubstr("rempart_worker_gpu_ecc_uncorrected{model=\"ia/m\",gpu=\"1\"}")));
+  EXPECT_THAT(text, Not(HasSubstr("rempart_worker_gpu_temperature_celsius")));
 }
 
 TEST(HealthServer, IsAskedByProbe) {

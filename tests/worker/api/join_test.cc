@@ -5,10 +5,12 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <memory>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "worker/api/group_wire.h"
 
 namespace rempart::worker {
 namespace {
@@ -29,6 +31,10 @@ class Recorder : public group::v1::GroupControl::Service {
       MutexLock lock(&mu);
       if (message.has_identity()) identities.push_back(message.identity());
       if (message.has_progress()) last = message.progress();
+      if (message.has_gpus()) gpus.push_back(message.gpus());
+      if (message.has_progress() && message.progress().phase() == Progress::FAILED) {
+        gpus_before_the_end = gpus.size();
+      }
       if (break_next) {
         break_next = false;
         return grpc::Status(grpc::StatusCode::UNAVAILABLE, "restarting");
@@ -52,6 +58,8 @@ class Recorder : public group::v1::GroupControl::Service {
   Mutex mu;
   std::vector<group::v1::Identity> identities;
   Progress last;
+  std::vector<group::v1::GpuReport> gpus;
+  size_t gpus_before_the_end = 0;
   bool break_next = false;
   bool drain_next = false;
 };
@@ -110,6 +118,110 @@ TEST(JoinClient, TellsItsProgressSurvivesABreakAndHearsDrain) {
   EXPECT_TRUE(recorder.Wait([&] { return recorder.last.reason() == "InvalidModelFile"; }));
   client->reset();
   server->Shutdown();
+}
+
+TEST(JoinClient, TellsItsGpusOnEachStreamAndWhenTheyChange) {
+  Recorder recorder;
+  const std::string address = absl::StrCat("unix:/tmp/rempart_join_gpus_", getpid(), ".sock");
+  grpc::ServerBuilder builder;
+  builder.AddListeningPort(address, grpc::InsecureServerCredentials());
+  builder.RegisterService(&recorder);
+  auto server = builder.BuildAndStart();
+  WorkerStatus status;
+  std::atomic<int64_t> version = 0;
+  auto client = JoinClient::Start(address, {}, {.group_name = "ia/m-0"},
+                                  {.gpu_version = [&] { return version.load(); },
+                                   .gpus =
+                                       [&] {
+                                         group::v1::GpuReport report;
+                                         report.set_driver_version(absl::StrCat(version.load()));
+                                         return report;
+                                       }},
+                                  &status);
+  ASSERT_TRUE(client.ok()) << client.status();
+  const auto told = [&](size_t count) {
+    return recorder.Wait([&, count] { return recorder.gpus.size() == count; });
+  };
+  EXPECT_TRUE(recorder.Wait([&] { return recorder.last.phase() == Progress::STARTING; }));
+  EXPECT_TRUE(told(0)) << "nothing is known yet";
+  version = 1;
+  EXPECT_TRUE(told(1));
+  {
+    MutexLock lock(&recorder.mu);
+    recorder.last.Clear();
+  }
+  status.SetPhase(Phase::kReady);
+  EXPECT_TRUE(recorder.Wait([&] { return recorder.last.phase() == Progress::READY; }));
+  EXPECT_TRUE(told(1)) << "once";
+  {
+    MutexLock lock(&recorder.mu);
+    recorder.break_next = true;
+  }
+  EXPECT_TRUE(told(2)) << "again on a new stream";
+  version = 2;
+  EXPECT_TRUE(told(3));
+  // A fault is heard before the failure that follows from it.
+  version = 3;
+  status.Fail("GpuBroken", "GPU 0: XID 79");
+  (*client)->Flush(absl::Seconds(20));
+  EXPECT_TRUE(recorder.Wait([&] { return recorder.last.phase() == Progress::FAILED; }));
+  EXPECT_EQ(recorder.gpus_before_the_end, 4u);
+  EXPECT_EQ(recorder.gpus.back().driver_version(), "3");
+  client->reset();
+  server->Shutdown();
+}
+
+TEST(WriteGpus, SaysAllThatIsKnown) {
+  GpuSnapshot snapshot;
+  snapshot.driver_version = "580.65.06";
+  snapshot.cuda_version = "13.1";
+  snapshot.problem = "XIDs are not heard";
+  for (const char* uuid : {"GPU-a", "GPU-b"}) snapshot.gpus.emplace_back().uuid = uuid;
+  GpuFacts& gpu = snapshot.gpus[0];
+  gpu.name = "NVIDIA H200";
+  gpu.pci_bus_id = "00000000:1B:00.0";
+  gpu.compute_capability = "9.0";
+  gpu.is_mig = gpu.remap_pending = gpu.remap_failed = true;
+  gpu.total_bytes = int64_t{150} << 30;
+  gpu.ecc_uncorrected = 2;
+  gpu.ecc_uncorrected_lifetime = 12;
+  gpu.condition = GpuCondition::kWantsReset;
+  snapshot.pairs = {{.first = 0, .second = 1, .nvlinks = 18, .path = "SYS"}};
+  group::v1::GpuReport report;
+  WriteGpus(snapshot, &report);
+  EXPECT_EQ(report.driver_version(), "580.65.06");
+  EXPECT_EQ(report.cuda_version(), "13.1");
+  EXPECT_EQ(report.problem(), "XIDs are not heard");
+  ASSERT_EQ(report.gpus_size(), 2);
+  EXPECT_EQ(report.gpus(0).uuid(), "GPU-a");
+  EXPECT_EQ(report.gpus(0).name(), "NVIDIA H200");
+  EXPECT_EQ(report.gpus(0).pci_bus_id(), "00000000:1B:00.0");
+  EXPECT_EQ(report.gpus(0).compute_capability(), "9.0");
+  EXPECT_TRUE(report.gpus(0).mig() && report.gpus(0).remap_pending() &&
+              report.gpus(0).remap_failed() && report.gpus(0).wants_reset());
+  EXPECT_EQ(report.gpus(0).memory_bytes(), int64_t{150} << 30);
+  EXPECT_EQ(report.gpus(0).ecc_uncorrected(), 2);
+  EXPECT_EQ(report.gpus(0).ecc_uncorrected_lifetime(), 12);
+  EXPECT_EQ(report.gpus(1).ecc_uncorrected(), -1) << "not known";
+  EXPECT_FALSE(report.gpus(1).wants_reset());
+  ASSERT_EQ(report.pairs_size(), 1);
+  EXPECT_EQ(report.pairs(0).second(), 1);
+  EXPECT_EQ(report.pairs(0).nvlinks(), 18);
+  EXPECT_EQ(report.pairs(0).path(), "SYS");
+  EXPECT_FALSE(report.has_fault());
+  snapshot.fault = {.gpu = 1,
+                    .xid = 74,
+                    .meaning = "m",
+                    .advice = "a",
+                    .at = absl::FromUnixMillis(1'800'000'000'123),
+                    .is_broken = true};
+  WriteGpus(snapshot, &report);
+  EXPECT_EQ(report.fault().gpu(), 1);
+  EXPECT_EQ(report.fault().xid(), 74);
+  EXPECT_EQ(report.fault().meaning(), "m");
+  EXPECT_EQ(report.fault().advice(), "a");
+  EXPECT_EQ(report.fault().at_unix_ms(), 1'800'000'000'123);
+  EXPECT_TRUE(report.fault().broken());
 }
 
 // An operator beside the one that leads.

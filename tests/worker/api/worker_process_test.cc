@@ -6,9 +6,11 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <optional>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
@@ -17,11 +19,14 @@
 #include "proto/group/v1/group.grpc.pb.h"
 #include "tests/worker/api/attach_bench.h"
 #include "tests/worker/api/fake_encoder.h"
+#include "tests/worker/device/fake_nvml.h"
 #include "worker/api/health_server.h"
 #include "worker/device/device.h"
 
 namespace rempart::worker {
 namespace {
+
+constexpr absl::Duration kMoment = absl::Milliseconds(10);
 
 // The fake as the only rank of a group.
 class FakeRank : public RankModel {
@@ -69,6 +74,7 @@ class Operator : public group::v1::GroupControl::Service {
     while (stream->Read(&message)) {
       MutexLock lock(&mu_);
       if (message.has_progress()) last_ = message.progress();
+      if (message.has_gpus()) gpus_ = message.gpus();
     }
     MutexLock lock(&mu_);
     stream_ = nullptr;
@@ -90,6 +96,22 @@ class Operator : public group::v1::GroupControl::Service {
     order.mutable_resume();
     Send(order);
   }
+  group::v1::GpuReport AwaitGpus(int count) {
+    const auto heard = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+      return gpus_.gpus_size() == count;
+    };
+    MutexLock lock(&mu_);
+    EXPECT_TRUE(mu_.AwaitWithTimeout(absl::Condition(&heard), absl::Seconds(60)));
+    return gpus_;
+  }
+  group::v1::GpuReport gpus() {
+    MutexLock lock(&mu_);
+    return gpus_;
+  }
+  group::v1::Progress progress() {
+    MutexLock lock(&mu_);
+    return last_;
+  }
   bool Hears(group::v1::Progress::Phase phase, int32_t requests) {
     const auto heard = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
       return last_.phase() == phase && last_.requests() == requests;
@@ -103,6 +125,7 @@ class Operator : public group::v1::GroupControl::Service {
   grpc::ServerReaderWriter<group::v1::ToMember, group::v1::FromMember>* stream_
       ABSL_GUARDED_BY(mu_) = nullptr;
   group::v1::Progress last_ ABSL_GUARDED_BY(mu_);
+  group::v1::GpuReport gpus_ ABSL_GUARDED_BY(mu_);
   std::unique_ptr<grpc::Server> server_;
 };
 
@@ -300,6 +323,107 @@ TEST_F(WorkerProcessTest, ExitsWithTheKindOfFailure) {
   EXPECT_EQ(exit_code(absl::FailedPreconditionError("context too long")), kExitConfig);
   EXPECT_EQ(exit_code(DeviceUnavailable("no driver")), kExitDevice);
   EXPECT_EQ(exit_code(absl::UnavailableError("cannot read")), kExitRuntime);
+}
+
+// A worker on the second of CUDA's GPUs, which is the first of the driver's.
+class WorkerOnGpus : public WorkerProcessTest {
+ protected:
+  WorkerOnGpus() : control_(absl::StrCat("unix:", socket_, ".control")) {
+    settings_.control_address = absl::StrCat("unix:", socket_, ".control");
+    settings_.group_name = "ia/tiny-0";
+    settings_.device = DeviceKind::kGpu;
+    settings_.first_gpu = 1;
+    host_.find = []() -> absl::StatusOr<std::vector<std::string>> {
+      return std::vector<std::string>{"0000:12:00.0", "0000:10:00.0"};
+    };
+    host_.nvml_library = REMPART_FAKE_NVML;
+    host_.end_process = [this](int exit_code) {
+      ended_with_ = exit_code;
+      stop_.Signal();
+    };
+  }
+  ~WorkerOnGpus() override { Stop(); }
+  void Run() {
+    process_.emplace([this] { exit_code_ = RunWorker(settings_, LoadFake, stop_, host_); });
+    EXPECT_TRUE(control_.Hears(group::v1::Progress::READY, 0));
+  }
+  void Stop() {
+    if (!process_.has_value()) return;
+    if (stop_.signals() == 0) stop_.Signal();
+    process_->join();
+    process_.reset();
+  }
+
+  FakeNvml driver_{REMPART_FAKE_NVML};
+  Operator control_;
+  GpuHost host_;
+  std::atomic<int> ended_with_ = -1;
+  std::atomic<int> exit_code_ = -1;
+  std::optional<std::thread> process_;
+};
+
+TEST_F(WorkerOnGpus, TellsItsGpusAndWhatHappensToThem) {
+  Run();
+  const group::v1::GpuReport report = control_.AwaitGpus(1);
+  EXPECT_EQ(report.driver_version(), "580.65.06");
+  EXPECT_EQ(report.cuda_version(), "13.1");
+  EXPECT_EQ(report.gpus(0).uuid(), "GPU-0");
+  EXPECT_EQ(report.gpus(0).name(), "NVIDIA H200");
+  EXPECT_FALSE(report.has_fault());
+  // A fault of an application changes nothing else.
+  driver_.Raise(0, 31);
+  for (int i = 0; i < 2000 && !control_.gpus().has_fault(); ++i) absl::SleepFor(kMoment);
+  const group::v1::GpuFault fault = control_.gpus().fault();
+  EXPECT_EQ(fault.xid(), 31);
+  EXPECT_EQ(fault.gpu(), 0);
+  EXPECT_FALSE(fault.broken());
+  EXPECT_NEAR(static_cast<double>(fault.at_unix_ms()),
+              static_cast<double>(absl::ToUnixMillis(absl::Now())), 120e3);
+  EXPECT_TRUE(control_.Hears(group::v1::Progress::READY, 0));
+  Stop();
+  EXPECT_EQ(ended_with_, -1);
+  EXPECT_EQ(exit_code_, kExitOk);
+  EXPECT_EQ(driver_.open_count(), 0);
+}
+
+TEST_F(WorkerOnGpus, ABrokenGpuEndsTheProcessWithTheReason) {
+  Run();
+  control_.AwaitGpus(1);
+  driver_.Raise(2, 48);  // of another
+  driver_.Raise(0, 79);
+  EXPECT_TRUE(control_.Hears(group::v1::Progress::FAILED, 0));
+  const group::v1::Progress last = control_.progress();
+  EXPECT_EQ(last.reason(), "GpuBroken");
+  EXPECT_EQ(last.message(),
+            "GPU 0 (NVIDIA H200, GPU-0): XID 79: the GPU has fallen off the bus. The worker ends; "
+            "reboot the node; if it comes back, check the GPU's seat, power and slot");
+  EXPECT_TRUE(control_.gpus().fault().broken()) << "told before";
+  EXPECT_EQ(control_.gpus().fault().xid(), 79);
+  Stop();
+  EXPECT_EQ(ended_with_, kExitRuntime);
+  EXPECT_EQ(control_.progress().phase(), group::v1::Progress::FAILED) << "nothing follows";
+}
+
+TEST_F(WorkerOnGpus, ServesWithoutTheDriversLibrary) {
+  host_.nvml_library = "/nonexistent/libnvidia-ml.so.1";
+  Run();
+  for (int i = 0; i < 2000 && control_.gpus().problem().empty(); ++i) absl::SleepFor(kMoment);
+  EXPECT_NE(control_.gpus().problem().find("no NVIDIA driver"), std::string::npos);
+  EXPECT_EQ(control_.gpus().gpus_size(), 0);
+  EXPECT_TRUE(control_.Hears(group::v1::Progress::READY, 0));
+}
+
+TEST_F(WorkerOnGpus, OnACpuNothingIsWatched) {
+  settings_.device = DeviceKind::kCpu;
+  std::atomic<bool> asked = false;
+  host_.find = [&]() -> absl::StatusOr<std::vector<std::string>> {
+    asked = true;
+    return absl::InternalError("asked");
+  };
+  Run();
+  Stop();
+  EXPECT_FALSE(asked);
+  EXPECT_EQ(control_.gpus().problem(), "");
 }
 
 TEST_F(WorkerProcessTest, AFirstTokenThatFailsIsAFailureToStart) {
