@@ -3,12 +3,23 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "operator/plan/worker_phase.h"
 
 namespace rempart::op {
+
+// The last fault of a GPU that a member told of.
+struct GpuFaultObservation {
+  std::string gpu;  // "NVIDIA H200 GPU-5fb9a..."
+  int32_t xid = 0;  // 0: none was reported
+  std::string meaning;
+  std::string advice;
+  std::string time;     // RFC 3339 with milliseconds, by the member's clock
+  bool broken = false;  // the member could not go on with it
+};
 
 // The last word of one pod of a group.
 struct MemberObservation {
@@ -23,6 +34,9 @@ struct MemberObservation {
   int32_t step = 0;
   int32_t last_step_age_seconds = 0;
   std::string activity;
+  std::vector<std::string> gpus = {};
+  std::string gpu_concern = {};  // what is wrong with them short of a fault; empty: nothing
+  std::optional<GpuFaultObservation> gpu_fault = {};
 };
 
 // Why the last epoch of a group ended.

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "operator/plan/drain.h"
+#include "operator/plan/gpu_faults.h"
 #include "operator/plan/group_objects.h"
 #include "operator/plan/group_plan.h"
 #include "operator/plan/placement.h"
@@ -50,13 +51,6 @@ const NodeObservation* FindNode(const Observed& observed, const std::string& nam
   return nullptr;
 }
 
-const MemberObservation* FindMember(const GroupObservation& group, const PodObservation& pod) {
-  for (const MemberObservation& member : group.members.members) {
-    if (member.pod == pod.name && member.silent_ms / 1000 <= pod.age_seconds) return &member;
-  }
-  return nullptr;
-}
-
 SuspectNode& Suspect(const std::string& node, ModelStatus& status) {
   for (SuspectNode& known : *status.mutable_suspect_nodes()) {
     if (known.name() == node) return known;
@@ -64,31 +58,6 @@ SuspectNode& Suspect(const std::string& node, ModelStatus& status) {
   SuspectNode& fresh = *status.add_suspect_nodes();
   fresh.set_name(node);
   return fresh;
-}
-
-void RaiseSuspicion(const Observed& observed, const std::string& node, const std::string& why,
-                    Plan& plan) {
-  if (node.empty()) return;
-  SuspectNode& suspect = Suspect(node, plan.status);
-  suspect.set_count(suspect.count() + 1);
-  suspect.set_last_time(observed.now);
-  suspect.set_reason(why);
-  if (suspect.excluded() || suspect.count() < kSuspectsToExclude) return;
-  suspect.set_excluded(true);
-  plan.events.push_back(
-      {"Warning", "NodeExcluded",
-       absl::StrCat("node ", node, " gets no more members of this Model: ", suspect.count(),
-                    " broke there, the last: ", why, ". To lift it: kubectl annotate model ",
-                    observed.model.metadata().name(), " ", kRetryAnnotation,
-                    "=\"$(date)\" --overwrite")});
-}
-
-void CountFailure(const Observed& observed, const std::string& why, GroupMemory& memory) {
-  const int64_t since = observed.now_seconds - SecondsOf(memory.last_failure_time);
-  if (since > kFailureWindowSeconds) memory.failures = 0;
-  ++memory.failures;
-  memory.last_failure_time = observed.now;
-  memory.last_failure = why;
 }
 
 // "rank 1 (pod smollm2-0-1 on node node-1)": the blamed ranks of this pod, or its first one.
@@ -114,17 +83,19 @@ void CountEnding(const Observed& observed, const GroupObservation& group, GroupM
   std::vector<std::string> nodes;
   std::vector<std::string> blamed_members;
   bool by_hand = false;
+  bool by_gpu = false;  // counted with the fault
   for (const PodObservation& pod : group.pods) {
     const auto& blamed = ending.blamed_pods;
     if (std::find(blamed.begin(), blamed.end(), pod.name) == blamed.end()) continue;
     const bool replaced = int64_t{1000} * pod.age_seconds < int64_t{ending.age_ms} + kReplacedMs;
     by_hand |= pod.deleting || pod.gated || replaced;
     nodes.push_back(pod.node);
+    by_gpu |= HasBrokenGpu(memory, pod);
     blamed_members.push_back(BlamedInWords(observed, ending, pod));
   }
   if (by_hand) return;
   const std::string name = GroupName(observed.model, group.index);
-  CountFailure(observed, ending.reason, memory);
+  if (!by_gpu) CountFailure(observed, ending.reason, memory);
   plan.events.push_back(
       {"Warning", "MemberLost",
        absl::StrCat("group ", name, " lost ",
@@ -132,7 +103,7 @@ void CountEnding(const Observed& observed, const GroupObservation& group, GroupM
                                            : absl::StrJoin(blamed_members, " and "),
                     ", noticed after ", ending.detection_ms, " ms: ", ending.reason)});
   // When all are lost at once, it is none of them.
-  if (nodes.size() >= group.pods.size()) return;
+  if (by_gpu || nodes.size() >= group.pods.size()) return;
   for (const std::string& node : nodes) RaiseSuspicion(observed, node, ending.reason, plan);
 }
 
@@ -309,6 +280,38 @@ bool MoveAway(const Observed& observed, const GroupPlan& group, const GroupObser
 
 }  // namespace
 
+const MemberObservation* FindMember(const GroupObservation& group, const PodObservation& pod) {
+  for (const MemberObservation& member : group.members.members) {
+    if (member.pod == pod.name && member.silent_ms / 1000 <= pod.age_seconds) return &member;
+  }
+  return nullptr;
+}
+
+void RaiseSuspicion(const Observed& observed, const std::string& node, const std::string& why,
+                    Plan& plan) {
+  if (node.empty()) return;
+  SuspectNode& suspect = Suspect(node, plan.status);
+  suspect.set_count(suspect.count() + 1);
+  suspect.set_last_time(observed.now);
+  suspect.set_reason(why);
+  if (suspect.excluded() || suspect.count() < kSuspectsToExclude) return;
+  suspect.set_excluded(true);
+  plan.events.push_back(
+      {"Warning", "NodeExcluded",
+       absl::StrCat("node ", node, " gets no more members of this Model: ", suspect.count(),
+                    " broke there, the last: ", why, ". To lift it: kubectl annotate model ",
+                    observed.model.metadata().name(), " ", kRetryAnnotation,
+                    "=\"$(date)\" --overwrite")});
+}
+
+void CountFailure(const Observed& observed, const std::string& why, GroupMemory& memory) {
+  const int64_t since = observed.now_seconds - SecondsOf(memory.last_failure_time);
+  if (since > kFailureWindowSeconds) memory.failures = 0;
+  ++memory.failures;
+  memory.last_failure_time = observed.now;
+  memory.last_failure = why;
+}
+
 Memory Remember(const Observed& observed, Plan& plan) {
   const ModelStatus& before = observed.model.status();
   const auto& annotations = observed.model.metadata().annotations();
@@ -340,7 +343,11 @@ Memory Remember(const Observed& observed, Plan& plan) {
       one.last_failure = known.last_failure();
       one.counted_epoch = known.counted_epoch();
       one.restarts = known.restarts();
+      for (const auto& member : known.members()) {
+        if (member.has_gpu_fault()) one.gpu_faults[member.pod()] = member.gpu_fault();
+      }
     }
+    CountGpuFaults(observed, group, one, plan);
     CountEnding(observed, group, one, plan);
     CountRestarts(observed, group, one, plan);
   }
@@ -364,7 +371,8 @@ void ReplaceLost(const Observed& observed, const Memory& memory, Plan& plan) {
         continue;
       }
       if (pod.gated || past.exhausted() || IsReplacedAlready(plan, pod)) continue;
-      const Verdict verdict = JudgeMember(observed, *seen, pod);
+      const Verdict verdict = HasBrokenGpu(past, pod) ? Verdict{WhyGpuIsBroken(past, pod), 1}
+                                                      : JudgeMember(observed, *seen, pod);
       if (verdict.why.empty() || !MayActNow(observed, past)) continue;
       plan.deletions.push_back({pod.name, pod.uid, verdict.grace_seconds, verdict.why});
     }

@@ -5,6 +5,8 @@
 //   a member breaks ──> its group's failures + 1, its node suspect ──> replaced, with a longer
 //   pause
 //                       each time; on another node, where there is one
+//   its GPU is broken ──> the same, and the pod is replaced, for its process would get that GPU
+//   again
 //   a node twice within an hour ──> excluded until the annotation rempart.dev/retry changes
 //   more than kFailureBudget failures in a row ──> the operator stops replacing and says how to go
 //   on
@@ -35,6 +37,9 @@ struct GroupMemory {
   std::string last_failure;
   int32_t counted_epoch = 0;
   int32_t restarts = 0;
+  // The last that each pod, by name, told of; also after the pod was replaced, for as long as its
+  // words are still heard.
+  std::map<std::string, serving::v1alpha1::GpuFaultStatus> gpu_faults = {};
 
   bool exhausted() const { return failures > kFailureBudget; }
 };
@@ -44,11 +49,21 @@ using Memory = std::map<int32_t, GroupMemory>;  // by group index
 // forgets both and the failures when a person says so.
 Memory Remember(const Observed& observed, Plan& plan);
 
-// Adds the deletions of pods that are lost, stuck, or must leave their node.
+// Adds the deletions of pods that are lost, stuck, have a broken GPU, or must leave their node.
 void ReplaceLost(const Observed& observed, const Memory& memory, Plan& plan);
 
 // Adds the releases of gated pods, and why others stay gated.
 void PlacePods(const Observed& observed, Plan& plan);
+
+// A failure more of the group, and why.
+void CountFailure(const Observed& observed, const std::string& why, GroupMemory& memory);
+
+// One suspicion more of the node; excludes it when that is one too many.
+void RaiseSuspicion(const Observed& observed, const std::string& node, const std::string& why,
+                    Plan& plan);
+
+// Of the pod that is there, by its name: what its member said since the pod exists; null: nothing.
+const MemberObservation* FindMember(const GroupObservation& group, const PodObservation& pod);
 
 // Nodes in words, for messages about exclusion; empty when none is excluded.
 std::string ExcludedInWords(const ModelStatus& status);

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "operator/plan/gpu_faults.h"
 #include "operator/plan/group_plan.h"
 #include "operator/plan/status.h"
 
@@ -26,6 +27,18 @@ std::string GroupPhase(const GroupObservation& group) {
   return GroupPhaseName(group.progress.phase);
 }
 
+// How the GPUs are; empty: nothing is known.
+std::string HealthOf(const MemberObservation& member) {
+  if (member.gpu_fault.has_value()) return FaultInWords(*member.gpu_fault);
+  if (!member.gpu_concern.empty()) return member.gpu_concern;
+  return member.gpus.empty() ? "" : "OK";
+}
+
+void FillGpus(const MemberObservation& member, MemberStatus& status) {
+  *status.mutable_gpus() = {member.gpus.begin(), member.gpus.end()};
+  if (const std::string health = HealthOf(member); !health.empty()) status.set_health(health);
+}
+
 void FillMember(const GroupObservation& group, const PodObservation& pod, MemberStatus& status) {
   status.set_pod(pod.name);
   status.set_node(pod.node);
@@ -38,6 +51,7 @@ void FillMember(const GroupObservation& group, const PodObservation& pod, Member
     status.set_step(member.step);
     status.set_last_step_age_seconds(member.last_step_age_seconds);
     status.set_activity(member.activity);
+    FillGpus(member, status);
     if (member.silent_ms >= kSilentMs) {
       status.set_state("Silent");
     } else if (member.connected && member.phase != WorkerPhase::kUnknown) {
@@ -51,6 +65,11 @@ void FillPast(const GroupMemory& past, GroupStatus& status) {
   if (!past.last_failure_time.empty()) status.set_last_failure_time(past.last_failure_time);
   if (past.counted_epoch > 0) status.set_counted_epoch(past.counted_epoch);
   if (!past.last_failure.empty()) status.set_last_failure(past.last_failure);
+}
+
+void FillFault(const GroupMemory& past, const PodObservation& pod, MemberStatus& status) {
+  const auto fault = past.gpu_faults.find(pod.name);
+  if (fault != past.gpu_faults.end()) *status.mutable_gpu_fault() = fault->second;
 }
 
 // Why a pod of a group that still runs is not coming back as it is; empty: it stays.
@@ -120,7 +139,10 @@ void FillGroups(const Observed& observed, const Memory& memory, Plan& plan) {
     group.set_phase(GroupPhase(seen));
     int32_t restarts = 0;
     for (const PodObservation& pod : seen.pods) {
-      FillMember(seen, pod, *group.add_members());
+      MemberStatus& member = *group.add_members();
+      FillMember(seen, pod, member);
+      const auto past = memory.find(seen.index);
+      if (past != memory.end()) FillFault(past->second, pod, member);
       restarts += pod.restarts;
       if (!pod.last_termination.empty()) group.set_last_failure(pod.last_termination);
     }

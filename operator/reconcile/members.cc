@@ -17,6 +17,19 @@ int32_t Clamped(int64_t value) {
   return static_cast<int32_t>(std::clamp<int64_t>(value, 0, INT32_MAX));
 }
 
+void ObserveGpus(const GpusReport& report, MemberObservation& member) {
+  member.gpus = report.gpus;
+  member.gpu_concern = report.concern;
+  if (!report.fault.has_value()) return;
+  GpuFaultObservation& fault = member.gpu_fault.emplace();
+  fault.gpu = report.fault->gpu;
+  fault.xid = report.fault->xid;
+  fault.meaning = report.fault->meaning;
+  fault.advice = report.fault->advice;
+  fault.time = absl::FormatTime("%Y-%m-%dT%H:%M:%E3SZ", report.fault->at, absl::UTCTimeZone());
+  fault.broken = report.fault->is_broken;
+}
+
 MemberObservation ObserveMember(const MemberReport& report) {
   MemberObservation member;
   member.pod_index = report.pod_index;
@@ -28,6 +41,7 @@ MemberObservation ObserveMember(const MemberReport& report) {
   member.epoch = report.epoch;
   member.step = report.progress.step;
   member.last_step_age_seconds = report.progress.last_step_age_seconds;
+  ObserveGpus(report.gpus, member);
   // Of several ranks in one pod, the one that has been at it the longest.
   absl::Duration longest = absl::ZeroDuration();
   for (const RankReport& rank : report.ranks) {
