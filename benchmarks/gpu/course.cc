@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "benchmarks/gpu/course.h"
+
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <utility>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_replace.h"
+#include "absl/strings/str_split.h"
+#include "common/status_macros.h"
+
+namespace rempart::benchmarks {
+namespace {
+
+// Fields of a line are parted by tabs.
+std::string OneField(const std::string& text) {
+  return absl::StrReplaceAll(text, {{"\t", " "}, {"\n", " "}, {"\r", " "}});
+}
+
+std::string Rounded(double value) { return absl::StrFormat("%.4g", value); }
+
+void TakeLine(const std::vector<std::string>& fields, Outcome& outcome, bool& is_complete) {
+  double value = 0;
+  if (fields[0] == "figure" && fields.size() == 4 && absl::SimpleAtod(fields[2], &value)) {
+    outcome.result.figures.push_back({fields[1], value, fields[3]});
+  } else if (fields[0] == "wrong" && fields.size() == 2) {
+    outcome.result.wrong.push_back(fields[1]);
+  } else if (fields[0] == "seconds" && fields.size() == 2 && absl::SimpleAtod(fields[1], &value)) {
+    outcome.seconds = value;
+    is_complete = true;  // the last line
+  }
+}
+
+Outcome Try(const Part& part, const std::function<absl::Time()>& now) {
+  const absl::Time start = now();
+  Outcome outcome;
+  absl::StatusOr<PartResult> result = part.run();
+  if (result.ok()) {
+    outcome.result = *std::move(result);
+  } else {
+    outcome.error = std::string(result.status().message());
+  }
+  outcome.seconds = absl::ToDoubleSeconds(now() - start);
+  return outcome;
+}
+
+}  // namespace
+
+OutcomeStore::OutcomeStore(std::string folder, std::string key)
+    : folder_(std::move(folder)), key_(OneField(key)) {}
+
+std::string OutcomeStore::PathOf(const std::string& part) const {
+  return absl::StrCat(folder_, "/", part, ".tsv");
+}
+
+std::optional<Outcome> OutcomeStore::Load(const std::string& part) const {
+  std::ifstream file(PathOf(part));
+  if (!file) return std::nullopt;
+  const std::string text((std::istreambuf_iterator<char>(file)), {});
+  const std::vector<std::string> lines = absl::StrSplit(text, '\n', absl::SkipEmpty());
+  if (lines.empty() || lines[0] != absl::StrCat("key\t", key_)) return std::nullopt;
+  Outcome outcome;
+  bool is_complete = false;
+  for (const std::string& line : lines) {
+    TakeLine(absl::StrSplit(line, '\t'), outcome, is_complete);
+  }
+  if (!is_complete) return std::nullopt;
+  return outcome;
+}
+
+absl::Status OutcomeStore::Save(const std::string& part, const Outcome& outcome) const {
+  std::string text = absl::StrCat("key\t", key_, "\n");
+  for (const Figure& figure : outcome.result.figures) {
+    absl::StrAppend(&text, "figure\t", OneField(figure.name), "\t",
+                    absl::StrFormat("%.9g", figure.value), "\t", OneField(figure.unit), "\n");
+  }
+  for (const std::string& wrong : outcome.result.wrong) {
+    absl::StrAppend(&text, "wrong\t", OneField(wrong), "\n");
+  }
+  absl::StrAppend(&text, "seconds\t", outcome.seconds, "\n");
+  std::error_code error;
+  std::filesystem::create_directories(folder_, error);
+  const std::string path = PathOf(part);
+  std::ofstream(path + ".new") << text;
+  std::filesystem::rename(path + ".new", path, error);
+  if (!error) return absl::OkStatus();
+  return absl::UnavailableError(
+      absl::StrCat("cannot write ", path, ": ", error.message(), "; choose another folder: --out"));
+}
+
+void OutcomeStore::Forget(const std::string& part) const {
+  std::error_code error;
+  std::filesystem::remove(PathOf(part), error);
+}
+
+absl::StatusOr<Ending> RunCourse(const std::vector<Part>& parts, const OutcomeStore& store,
+                                 absl::Duration budget, const std::function<absl::Time()>& now,
+                                 const std::function<void(const std::string&)>& say) {
+  const absl::Time end = now() + budget;
+  bool is_good = true;
+  for (const Part& part : parts) {
+    if (const std::optional<Outcome> kept = store.Load(part.name)) {
+      is_good &= kept->is_good();
+      say(absl::StrCat(part.name, ": kept from an earlier run"));
+      continue;
+    }
+    if (end - now() < part.usual) {
+      say(absl::StrCat(part.name, ": takes ", absl::FormatDuration(part.usual),
+                       ", and less is left of --minutes; run the same again to go on"));
+      return Ending::kOutOfTime;
+    }
+    const Outcome outcome = Try(part, now);
+    if (!outcome.error.empty()) {
+      say(absl::StrCat(part.name, ": ", outcome.error));
+      return Ending::kBad;
+    }
+    RETURN_IF_ERROR(store.Save(part.name, outcome));
+    is_good &= outcome.is_good();
+    say(absl::StrCat(part.name, ": ", outcome.is_good() ? "done" : "WRONG", " in ",
+                     Rounded(outcome.seconds), " s"));
+    for (const std::string& wrong : outcome.result.wrong) say(absl::StrCat("  ", wrong));
+  }
+  return is_good ? Ending::kComplete : Ending::kBad;
+}
+
+std::string Report(const std::vector<Part>& parts, const OutcomeStore& store,
+                   const std::string& title) {
+  std::string text = absl::StrCat("# ", title, "\n");
+  for (const Part& part : parts) {
+    absl::StrAppend(&text, "\n## ", part.name, "\n\n", part.about, "\n\n");
+    const std::optional<Outcome> kept = store.Load(part.name);
+    if (!kept.has_value()) {
+      absl::StrAppend(&text, "Has not run.\n");
+      continue;
+    }
+    absl::StrAppend(&text, kept->is_good() ? "Good" : "**Wrong**", ", in ", Rounded(kept->seconds),
+                    " s.\n\n| figure | value | unit |\n|---|---|---|\n");
+    for (const Figure& figure : kept->result.figures) {
+      absl::StrAppend(&text, "| ", figure.name, " | ", Rounded(figure.value), " | ", figure.unit,
+                      " |\n");
+    }
+    for (const std::string& wrong : kept->result.wrong) {
+      absl::StrAppend(&text, "\n- wrong: ", wrong);
+    }
+    if (!kept->result.wrong.empty()) absl::StrAppend(&text, "\n");
+  }
+  return text;
+}
+
+}  // namespace rempart::benchmarks

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+// The course of benchmarks/gpu/run: parts one after the other within a budget of time, each kept in
+// a file as soon as it is done, so that a run that was cut short goes on where it was; and the
+// report of all that is kept.
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "benchmarks/gpu/parts.h"
+
+namespace rempart::benchmarks {
+
+struct Part {
+  std::string name;
+  std::string about;
+  absl::Duration usual;  // it does not begin with less time left
+  std::function<absl::StatusOr<PartResult>()> run;
+};
+
+// Of a part that has run, to its end or to an error.
+struct Outcome {
+  PartResult result;
+  std::string error;  // of the device; empty: none
+  double seconds = 0;
+
+  bool is_good() const { return error.empty() && result.wrong.empty(); }
+};
+
+// One file for each part in a folder. What was kept under another key (of another GPU or another
+// version) is not there.
+class OutcomeStore {
+ public:
+  OutcomeStore(std::string folder, std::string key);
+  std::optional<Outcome> Load(const std::string& part) const;
+  absl::Status Save(const std::string& part, const Outcome& outcome) const;
+  void Forget(const std::string& part) const;
+
+ private:
+  std::string PathOf(const std::string& part) const;
+
+  const std::string folder_;
+  const std::string key_;
+};
+
+enum class Ending {
+  kComplete,   // every part is there and good
+  kBad,        // every part that could run has; something is wrong
+  kOutOfTime,  // another run goes on
+};
+
+// Runs what is not kept yet. `now` is a clock; `say` gets a line for each part. A part that ended
+// with an error is not kept: it is tried again in the next run. After such an error nothing more
+// runs, for a GPU's errors stay.
+absl::StatusOr<Ending> RunCourse(const std::vector<Part>& parts, const OutcomeStore& store,
+                                 absl::Duration budget, const std::function<absl::Time()>& now,
+                                 const std::function<void(const std::string&)>& say);
+
+// Markdown. Parts that have not run are named as such.
+std::string Report(const std::vector<Part>& parts, const OutcomeStore& store,
+                   const std::string& title);
+
+}  // namespace rempart::benchmarks

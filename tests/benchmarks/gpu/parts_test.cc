@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+// The parts over the emulated device: they find nothing wrong with it, find what is wrong with one
+// that computes badly, and their figures are those of the arithmetic.
+#include "benchmarks/gpu/parts.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <map>
+
+#include "benchmarks/gpu/seeded_model.h"
+#include "worker/device/emulated_device.h"
+
+namespace rempart::benchmarks {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+constexpr int64_t kMemory = int64_t{1} << 30;
+
+std::map<std::string, double> ByName(const PartResult& result) {
+  std::map<std::string, double> figures;
+  for (const Figure& figure : result.figures) figures[figure.name] = figure.value;
+  return figures;
+}
+
+// Leaves the last token out of one product in three.
+class ForgetfulDevice : public worker::EmulatedDevice {
+ public:
+  ForgetfulDevice() : EmulatedDevice(kMemory) {}
+  absl::Status Matmul(const kernels::DeviceMatmulArgs& args) override {
+    kernels::DeviceMatmulArgs less = args;
+    if (args.num_tokens > 1 && ++products_ % 3 == 0) --less.num_tokens;
+    return EmulatedDevice::Matmul(less);
+  }
+
+ private:
+  int products_ = 0;
+};
+
+TEST(CheckParity, FindsTheEmulatorToComputeWhatTheCpuDoes) {
+  worker::EmulatedDevice device(kMemory);
+  const auto result = CheckParity(device);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_THAT(result->wrong, IsEmpty());
+  auto figures = ByName(*result);
+  EXPECT_EQ(figures.size(), 6u);
+  for (const char* name : {"llama", "mistral", "qwen"}) {
+    EXPECT_GT(figures[std::string(name) + "_same_tokens"], 80) << name;
+    EXPECT_GT(figures[std::string(name) + "_worst_logits_error"], 0) << name;
+    EXPECT_LT(figures[std::string(name) + "_worst_logits_error"], 2) << name;
+  }
+}
+
+TEST(CheckParity, SaysWhatIsWrongAndWhere) {
+  ForgetfulDevice device;
+  const auto result = CheckParity(device);
+  ASSERT_TRUE(result.ok()) << result.status();
+  ASSERT_FALSE(result->wrong.empty());
+  EXPECT_THAT(result->wrong[0], HasSubstr("llama, token "));
+}
+
+worker::DeviceModelOptions SmallOptions() {
+  worker::DeviceModelOptions options;
+  options.context_length = 64;
+  options.max_step_tokens = 32;
+  options.max_sequences = 4;
+  options.reserve_bytes = 0;
+  options.kv_bytes = int64_t{2} << 20;
+  return options;
+}
+
+TEST(MeasureSpeed, GivesTheFiguresOfAModel) {
+  const worker::ModelConfig config = SmallDecoders()[0].config;
+  const auto ready = GetReady([] { return std::make_unique<worker::EmulatedDevice>(kMemory); },
+                              config, SmallOptions());
+  ASSERT_TRUE(ready.ok()) << ready.status();
+  EXPECT_THAT(ready->times.wrong, IsEmpty());
+  auto times = ByName(ready->times);
+  EXPECT_GT(times["first_token"], 0);
+  EXPECT_NEAR(times["ready"], times["open"] + times["copy_weights"] + times["first_token"], 1e-9);
+  EXPECT_NEAR(times["copied"], static_cast<double>(ready->model->plan().weights_bytes) / 1e9,
+              1e-12);
+
+  SpeedSizes sizes;
+  sizes.batches = {1, 3, 4096};
+  sizes.prompt_tokens = 16;
+  sizes.decode_steps = 4;
+  sizes.prefill_tokens = 32;
+  sizes.prefill_repeats = 1;
+  const auto result =
+      MeasureSpeed(*ready->model, {.bytes_per_second = 1e12, .bf16_flops = 1e15}, sizes);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_THAT(result->wrong, IsEmpty());
+  auto figures = ByName(*result);
+  EXPECT_EQ(figures.count("decode_4096_tokens_per_s"), 0u) << "has no room";
+  EXPECT_GT(figures["decode_3_tokens_per_s"], 0);
+  EXPECT_EQ(figures.count("host_gap"), 1u);
+  // Of each token: the weights without the embedding's half MiB, and 18 tokens of 3 layers' K and
+  // V.
+  const double bytes = static_cast<double>(ready->model->plan().weights_bytes - 1024 * 256 * 2) +
+                       18.0 * 3 * 2 * 2 * 64 * 2;
+  EXPECT_NEAR(figures["decode_1_read"], bytes * figures["decode_1_tokens_per_s"] / 1e9,
+              1e-6 * figures["decode_1_read"]);
+  EXPECT_NEAR(figures["decode_1_of_memory_bound"], figures["decode_1_read"] / 1000 * 100, 1e-6);
+  // 3 layers of 2 * (256 * (256 + 128 + 128 + 256) + 3 * 256 * 704) * 32 and 2 * 32 * 32 * 256;
+  // and one row of the head.
+  const double flops =
+      3.0 * (2.0 * 32 * (256 * 768 + 3 * 256 * 704) + 2.0 * 32 * 32 * 256) + 2.0 * 256 * 1024;
+  EXPECT_NEAR(figures["prefill_32_computed"],
+              flops * figures["prefill_32_tokens_per_s"] / 32 / 1e12,
+              1e-6 * figures["prefill_32_computed"]);
+  EXPECT_NEAR(figures["prefill_32_of_peak"], figures["prefill_32_computed"] / 1000 * 100, 1e-6);
+  // Without knowledge of the GPU there are no shares of what it could do.
+  const auto unknown = MeasureSpeed(*ready->model, {}, sizes);
+  ASSERT_TRUE(unknown.ok()) << unknown.status();
+  EXPECT_EQ(ByName(*unknown).count("decode_1_of_memory_bound"), 0u);
+  EXPECT_EQ(ByName(*unknown).count("prefill_32_of_peak"), 0u);
+}
+
+TEST(GetReady, PassesOnWhyThereIsNoDevice) {
+  const auto ready = GetReady([] { return worker::DeviceUnavailable("no driver"); },
+                              SmallDecoders()[0].config, SmallOptions());
+  EXPECT_TRUE(worker::IsDeviceUnavailable(ready.status())) << ready.status();
+}
+
+TEST(PeakBf16Flops, IsThatOfTheDataSheet) {
+  EXPECT_NEAR(PeakBf16Flops(9, 0, 132, 1'830'000'000), 989e12, 1e12);
+  EXPECT_NEAR(PeakBf16Flops(8, 0, 108, 1'410'000'000), 312e12, 1e12);
+  EXPECT_NEAR(PeakBf16Flops(8, 9, 58, 2'040'000'000), 121e12, 1e12);
+  EXPECT_EQ(PeakBf16Flops(12, 0, 188, 2'600'000'000), 0) << "not known";
+}
+
+}  // namespace
+}  // namespace rempart::benchmarks
