@@ -83,6 +83,8 @@ class Fault:
     survivors: bool = False
     # How long it lasts at least.
     hold_seconds: float = 0
+    # How long what follows from its end is part of it.
+    aftermath_seconds: float = 0
     # It breaks connections of clients: they send those requests again, as the SDK does by default.
     cuts_connections: bool = False
 
@@ -186,8 +188,13 @@ def crash_router(env) -> list[str]:
     return []
 
 
-def restart_api_server(env) -> list[str]:
+def kill_api_server(env) -> list[str]:
     os.kill(process_pid("kube-apiserver"), signal.SIGKILL)
+    return []
+
+
+def restart_api_server(env) -> list[str]:
+    kill_api_server(env)
     time.sleep(5)
     cluster_up(env.nodes)
     return []
@@ -221,5 +228,7 @@ TABLE = [
     # What follows from it takes up to a minute: controllers and kubelets come back with pauses that have grown.
     Fault("kill the API server and start it again", restart_api_server, lambda env: cluster_up(env.nodes), blame=None,
           ends_epoch=False, survivors=True, hold_seconds=75),
+    Fault("kill the API server", kill_api_server, lambda env: cluster_up(env.nodes), blame=None, ends_epoch=False,
+          survivors=True, hold_seconds=20, aftermath_seconds=75),
     Fault("crash-loop a rank", crash_loop, survivors=True),
 ]

@@ -46,6 +46,7 @@ def measure(group: Group, fault: Fault) -> dict:
             time.sleep(max(0.0, struck + fault.hold_seconds - time.monotonic()))
         finally:
             fault.mend(group)
+        time.sleep(fault.aftermath_seconds)
         traffic.wait_for(3, 60)
     outcome = traffic.outcome
     blame = group.watch.first_blame(struck, epoch, fault.blame, blamed) if fault.blame else None

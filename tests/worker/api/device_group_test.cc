@@ -23,6 +23,7 @@
 #include "common/mutex.h"
 #include "proto/group/v1/group.grpc.pb.h"
 #include "tests/worker/api/attach_bench.h"
+#include "tests/worker/api/tiny_tokenizer.h"
 #include "tests/worker/comm/fake_nccl.h"
 #include "worker/api/load_model.h"
 #include "worker/api/worker_process.h"
@@ -34,18 +35,6 @@ namespace {
 
 namespace fs = std::filesystem;
 using group::v1::Progress;
-
-// Enough of a tokenizer for the prompts below.
-constexpr char kTokenizer[] = R"({
-  "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "added_tokens": [],
-  "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
-                    "use_regex": true},
-  "post_processor": null,
-  "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true,
-              "use_regex": true},
-  "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
-            "vocab": {"<s>": 0, "h": 1, "i": 2, "hi": 3}, "merges": ["h i"]}})";
 
 // The operator's end of the Join streams of one group.
 class Operator : public group::v1::GroupControl::Service {

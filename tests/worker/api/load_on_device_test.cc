@@ -2,6 +2,7 @@
 // Serving with device gpu, from the file to the engine's tokens, over the emulated device: what the
 // CPU answers, and what is refused.
 #include "worker/api/load_on_device.h"
+#include "tests/worker/api/tiny_tokenizer.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -46,18 +47,6 @@ float LogprobOf(const SampledLogprob& sampled, int32_t token_id) {
   }
   return -100.0f;
 }
-
-// Enough of a tokenizer; requests are given in tokens.
-constexpr char kTokenizer[] = R"({
-  "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "added_tokens": [],
-  "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
-                    "use_regex": true},
-  "post_processor": null,
-  "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true,
-              "use_regex": true},
-  "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
-            "vocab": {"<s>": 0, "h": 1, "i": 2, "hi": 3}, "merges": ["h i"]}})";
 
 // Breaks when told to, as a GPU that has fallen off its bus: for good.
 class FragileDevice : public EmulatedDevice {
