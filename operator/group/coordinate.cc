@@ -47,7 +47,9 @@ std::string Named(const GroupState& group, int32_t pod) {
   if (found == group.members.end()) return absl::StrCat("pod ", pod);
   const Member& member = found->second;
   std::string name = member.pod_name.empty() ? absl::StrCat("pod ", pod) : member.pod_name;
-  if (!member.node_name.empty()) absl::StrAppend(&name, " on ", member.node_name);
+  const bool replaced = WasReplaced(group, member) && !member.former_node_name.empty();
+  const std::string& node = replaced ? member.former_node_name : member.node_name;
+  if (!node.empty()) absl::StrAppend(&name, " on ", node);
   return name;
 }
 
@@ -107,10 +109,23 @@ std::set<int32_t> NamedRanks(const GroupState& group) {
   return ranks;
 }
 
+// Who they are is kept: the same place and name will soon be another pod's.
+void NamePods(const GroupState& group, const std::set<int32_t>& pods, Ending& ending) {
+  ending.blamed_pods.assign(pods.begin(), pods.end());
+  ending.blamed_pod_uids.clear();
+  for (const int32_t pod : pods) {
+    std::string& uid = ending.blamed_pod_uids.emplace_back();
+    const auto found = group.members.find(pod);
+    if (found == group.members.end()) continue;
+    const Member& member = found->second;
+    uid = WasReplaced(group, member) ? member.former_pod_uid : member.pod_uid;
+  }
+}
+
 void BlamePods(const GroupState& group, const std::set<int32_t>& pods, Evidence evidence,
                AwakeTime now, Ending& ending) {
   ending.evidence = evidence;
-  ending.blamed_pods.assign(pods.begin(), pods.end());
+  NamePods(group, pods, ending);
   ending.blamed_ranks.clear();
   for (const int32_t pod : pods) {
     const auto found = group.members.find(pod);
@@ -128,7 +143,7 @@ void BlameRanks(const GroupState& group, const std::set<int32_t>& ranks, Evidenc
   ending.blamed_ranks.assign(ranks.begin(), ranks.end());
   std::set<int32_t> pods;
   for (const int32_t rank : ranks) pods.insert(PodOf(group, rank));
-  ending.blamed_pods.assign(pods.begin(), pods.end());
+  NamePods(group, pods, ending);
 }
 
 std::string NamedAll(const GroupState& group, const std::set<int32_t>& pods) {
@@ -382,7 +397,11 @@ Decision CoordinateIdle(const GroupState& group, AwakeTime now, int32_t floor) {
         gone.insert(index);
       }
     }
-    if (!gone.empty()) {
+    // Who was silent, and is gone now, has been named already.
+    const auto& blamed = group.ending.blamed_pods;
+    const bool known = group.ending.evidence == Evidence::kSilent &&
+                       std::includes(blamed.begin(), blamed.end(), gone.begin(), gone.end());
+    if (!gone.empty() && !known) {
       Decision decision{Kind::kReblame, group.epoch, 0, group.ending};
       BlamePods(group, gone, Evidence::kGone, now, decision.ending);
       decision.ending.detection = group.ending.detection;

@@ -32,7 +32,11 @@ struct RankWord {
 struct Member {
   int32_t pod_index = 0;
   std::string pod_name = {};
+  std::string pod_uid = {};  // empty: not told
   std::string node_name = {};
+  // Of the process that was in this place before.
+  std::string former_pod_uid = {};
+  std::string former_node_name = {};
   std::string address = {};
   std::string data_address = {};
   std::string config_hash = {};
@@ -63,6 +67,8 @@ struct Ending {
   int32_t epoch = 0;  // 0: none yet
   std::string reason = {};
   std::vector<int32_t> blamed_pods = {};
+  // Which pods they were then, as long as blamed_pods; empty: not told.
+  std::vector<std::string> blamed_pod_uids = {};
   std::vector<int32_t> blamed_ranks = {};
   Evidence evidence = Evidence::kNone;
   AwakeTime at = {};

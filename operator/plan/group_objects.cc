@@ -99,6 +99,7 @@ void FillContainer(const Observed& observed, const GroupPlan& group,
     container.add_command(word);
   }
   AddFieldEnv(container, "REMPART_POD_NAME", "metadata.name");
+  AddFieldEnv(container, "REMPART_POD_UID", "metadata.uid");
   AddFieldEnv(container, "REMPART_POD_IP", "status.podIP");
   AddFieldEnv(container, "REMPART_NODE_NAME", "spec.nodeName");
   AddFieldEnv(container, "REMPART_POD_INDEX",

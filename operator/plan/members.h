@@ -47,6 +47,8 @@ struct EndingObservation {
   int32_t detection_ms = 0;
   int32_t age_ms = 0;  // since it ended
   std::vector<int32_t> blamed_ranks = {};
+  // Of blamed_pods, in their order; empty: not told.
+  std::vector<std::string> blamed_pod_uids = {};
 };
 
 // Links between the members, measured before the weights load; zeros: not measured.

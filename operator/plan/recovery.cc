@@ -21,9 +21,8 @@ namespace {
 
 using serving::v1alpha1::SuspectNode;
 
-// A pod that came after the end of an epoch, or so shortly before that the clocks and the seconds
-// of its creation cannot tell, replaces one that was deleted by hand, or by a plan: no node is to
-// blame.
+// Of a worker that does not say in which pod it runs: one that came after the end of an epoch, or
+// so shortly before that the clocks and the seconds of its creation cannot tell, replaces another.
 constexpr int32_t kReplacedMs = 3000;
 // A member silent for so long, while others of its group are heard, is replaced.
 constexpr int32_t kSilentMs = 5000;
@@ -73,6 +72,14 @@ std::string BlamedInWords(const Observed& observed, const EndingObservation& end
                       pod.node, ")");
 }
 
+// Whether this pod is another one than the one to blame, which was deleted by hand or by a plan: no
+// node is to blame.
+bool IsReplacement(const EndingObservation& ending, size_t blamed, const PodObservation& pod) {
+  const auto& uids = ending.blamed_pod_uids;
+  if (blamed < uids.size() && !uids[blamed].empty()) return uids[blamed] != pod.uid;
+  return int64_t{1000} * pod.age_seconds < int64_t{ending.age_ms} + kReplacedMs;
+}
+
 // The end of an epoch that nobody asked for.
 void CountEnding(const Observed& observed, const GroupObservation& group, GroupMemory& memory,
                  Plan& plan) {
@@ -86,9 +93,10 @@ void CountEnding(const Observed& observed, const GroupObservation& group, GroupM
   bool by_gpu = false;  // counted with the fault
   for (const PodObservation& pod : group.pods) {
     const auto& blamed = ending.blamed_pods;
-    if (std::find(blamed.begin(), blamed.end(), pod.name) == blamed.end()) continue;
-    const bool replaced = int64_t{1000} * pod.age_seconds < int64_t{ending.age_ms} + kReplacedMs;
-    by_hand |= pod.deleting || pod.gated || replaced;
+    const auto found = std::find(blamed.begin(), blamed.end(), pod.name);
+    if (found == blamed.end()) continue;
+    by_hand |= pod.deleting || pod.gated ||
+               IsReplacement(ending, static_cast<size_t>(found - blamed.begin()), pod);
     nodes.push_back(pod.node);
     by_gpu |= HasBrokenGpu(memory, pod);
     blamed_members.push_back(BlamedInWords(observed, ending, pod));

@@ -3,7 +3,9 @@
 
 #include <algorithm>
 
+#include "absl/strings/str_cat.h"
 #include "operator/plan/status.h"
+#include "operator/reconcile/observe.h"
 
 namespace rempart::op {
 namespace {
@@ -80,11 +82,26 @@ MembersObservation ObserveMembers(const GroupReport& report, absl::Time now) {
                  ending.blamed_pods,
                  Milliseconds(ending.detection),
                  Milliseconds(now - ending.at),
-                 ending.blamed_ranks};
+                 ending.blamed_ranks,
+                 ending.blamed_pod_uids};
   seen.fabric = {report.fabric.all_reduce_microseconds, report.fabric.mib_per_second,
                  report.fabric.microseconds_per_token};
   for (const MemberReport& member : report.members) seen.members.push_back(ObserveMember(member));
   return seen;
+}
+
+absl::Status CheckHasItsPlace(const group::v1::Identity& identity,
+                              const Store<k8s::v1::Pod>& pods) {
+  if (identity.pod_uid().empty()) return absl::OkStatus();  // it does not say, nor who it is
+  const ObjectKey key = {ModelOfGroup(identity.group_name()).ns, identity.pod_name()};
+  const auto pod = pods.Get(key);
+  if (pod != nullptr && pod->metadata().uid() == identity.pod_uid()) return absl::OkStatus();
+  // One that has just come may be here before the word of it is.
+  if (pod == nullptr && identity.last_epoch() == 0) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(
+      "pod ", key.ToString(), " with uid ", identity.pod_uid(), " ",
+      pod == nullptr ? "is no more there"
+                     : absl::StrCat("has been replaced by one with uid ", pod->metadata().uid())));
 }
 
 GroupFigures FiguresOf(const std::string& group, const GroupReport& report) {

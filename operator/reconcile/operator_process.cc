@@ -76,7 +76,8 @@ class OperatorProcess {
         joins_(clock, [this](const std::string& group) { OnJoinChange(group); }),
         join_service_(&joins_, {.required_caller = options.tls_dir.empty() ? "" : "rempart-worker",
                                 .open = false,
-                                .leader_address = [this] { return elector_.leader_address(); }}),
+                                .leader_address = [this] { return elector_.leader_address(); },
+                                .admit = [this](const auto& who) { return Admit(who); }}),
         topology_service_(options.tls_dir.empty() ? "" : "rempart-router"),
         elector_(&client_, LeaderFrom(options), clock) {
     Connect();
@@ -176,6 +177,12 @@ class OperatorProcess {
     topology_changed_ = true;
     const ObjectKey key = ModelOfGroup(group);
     if (!key.name.empty()) queue_.Add(key);
+  }
+
+  // Before the first list nobody can tell who has been replaced.
+  absl::Status Admit(const group::v1::Identity& identity) const {
+    if (!informers_.pods.synced()) return absl::OkStatus();
+    return CheckHasItsPlace(identity, informers_.pods.store());
   }
 
   absl::Status OpenDoors() {

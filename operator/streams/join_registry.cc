@@ -94,9 +94,11 @@ EndingReport ReportOf(const Ending& ending, const GroupState& state, absl::Time 
   report.epoch = ending.epoch;
   report.reason = ending.reason;
   report.blamed_ranks = ending.blamed_ranks;
-  for (const int32_t pod : ending.blamed_pods) {
-    const auto found = state.members.find(pod);
-    if (found != state.members.end()) report.blamed_pods.push_back(found->second.pod_name);
+  for (size_t i = 0; i < ending.blamed_pods.size(); ++i) {
+    const auto found = state.members.find(ending.blamed_pods[i]);
+    if (found == state.members.end()) continue;
+    report.blamed_pods.push_back(found->second.pod_name);
+    report.blamed_pod_uids.push_back(ending.blamed_pod_uids[i]);
   }
   report.at = at;
   report.detection = ending.detection;
@@ -138,10 +140,13 @@ void JoinRegistry::Joined(int64_t stream, const group::v1::Identity& identity, S
       pod.progress = {};
       if (identity.last_epoch() == 0) pod.gpus = {};  // another process
     }
-    const int32_t told_over = group.state.members[identity.pod_index()].told_over;
+    const Member former = group.state.members[identity.pod_index()];
     Member& member = group.state.members[identity.pod_index()] = {};
     member.pod_index = identity.pod_index();
     member.pod_name = identity.pod_name();
+    member.pod_uid = identity.pod_uid();
+    member.former_pod_uid = former.pod_uid;
+    member.former_node_name = former.node_name;
     member.node_name = identity.node_name();
     member.address = identity.address();
     member.data_address = identity.data_address();
@@ -152,7 +157,7 @@ void JoinRegistry::Joined(int64_t stream, const group::v1::Identity& identity, S
     member.heard = now_;
     member.given_epoch = identity.last_epoch();
     // A survivor says itself in which epoch it is; whatever it was told may not have reached it.
-    member.told_over = identity.last_epoch() > 0 ? 0 : told_over;
+    member.told_over = identity.last_epoch() > 0 ? 0 : former.told_over;
     if (member.pod_count == 1) GiveEpochAlone(group, identity.pod_index(), identity.last_epoch());
     Act(name, group);
     NotePhase(group);

@@ -60,6 +60,7 @@ struct EndingReport {
   std::string reason = {};
   std::vector<int32_t> blamed_ranks = {};
   std::vector<std::string> blamed_pods = {};
+  std::vector<std::string> blamed_pod_uids = {};  // as long; empty: not told
   absl::Time at = {};
   absl::Duration detection = {};
 };

@@ -88,6 +88,14 @@ class JoinStream : public grpc::ServerBidiReactor<FromMember, ToMember> {
         break;
     }
     introduced_ = true;
+    if (const absl::Status admitted = service_->Admit(incoming_.identity()); !admitted.ok()) {
+      LogWarning("join", "worker refused",
+                 {{"group", incoming_.identity().group_name()},
+                  {"node", incoming_.identity().node_name()},
+                  {"why", admitted.message()}});
+      Refuse(admitted);
+      return false;
+    }
     LogInfo("join", "worker joined",
             {{"group", incoming_.identity().group_name()},
              {"pod", incoming_.identity().pod_name()},
@@ -146,6 +154,10 @@ void JoinService::Close() {
   MutexLock lock(&mu_);
   open_ = false;
   for (JoinStream* stream : streams_) stream->Refuse(absl::FailedPreconditionError(kDoesNotLead));
+}
+
+absl::Status JoinService::Admit(const group::v1::Identity& identity) const {
+  return options_.admit ? options_.admit(identity) : absl::OkStatus();
 }
 
 void JoinService::Remove(JoinStream* stream) {

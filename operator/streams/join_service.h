@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
 #include "common/mutex.h"
 #include "operator/streams/join_registry.h"
 #include "proto/group/v1/group.grpc.pb.h"
@@ -28,6 +29,8 @@ struct JoinOptions {
   bool open = true;
   // Where the leader answers, while this process does not lead; empty: unknown.
   std::function<std::string()> leader_address = {};
+  // Whether this process still has its place; why not is told to it.
+  std::function<absl::Status(const group::v1::Identity&)> admit = {};
 };
 
 class JoinService : public group::v1::GroupControl::CallbackService {
@@ -50,6 +53,7 @@ class JoinService : public group::v1::GroupControl::CallbackService {
  private:
   friend class JoinStream;
   void Remove(JoinStream* stream);
+  absl::Status Admit(const group::v1::Identity& identity) const;
 
   JoinRegistry* const registry_;
   const JoinOptions options_;

@@ -113,6 +113,7 @@ FromMember JoinClient::IdentityFrame() const {
   identity->set_group_name(identity_.group_name);
   identity->set_pod_index(identity_.pod_index);
   identity->set_pod_name(identity_.pod_name);
+  identity->set_pod_uid(identity_.pod_uid);
   identity->set_node_name(identity_.node_name);
   identity->set_address(identity_.address);
   identity->set_version(identity_.version);
@@ -244,6 +245,8 @@ JoinClient::Outcome JoinClient::RunStream(const std::string& address, std::stop_
   if (alive && !over) context.TryCancel();  // stopping; a broken stream ends by itself
   reader.join();
   const grpc::Status status = stream->Finish();
+  // Refused, not broken: whether it will ever be wanted again is not for this process to say.
+  if (status.error_code() == grpc::StatusCode::FAILED_PRECONDITION) outcome.carried = false;
   MutexLock lock(&mu_);
   context_ = nullptr;
   if (outcome.redirected) {

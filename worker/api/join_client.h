@@ -30,6 +30,7 @@ struct JoinIdentity {
   std::string group_name = {};
   int32_t pod_index = 0;
   std::string pod_name = {};
+  std::string pod_uid = {};
   std::string node_name = {};
   std::string address = {};
   std::string version = {};

@@ -356,6 +356,7 @@ class WorkerProcess {
     identity.group_name = settings_.group_name;
     identity.pod_index = settings_.pod_index;
     identity.pod_name = settings_.pod_name;
+    identity.pod_uid = settings_.pod_uid;
     identity.node_name = settings_.node_name;
     identity.address = settings_.advertised_address;
     identity.version = kVersion;

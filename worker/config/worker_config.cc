@@ -238,6 +238,7 @@ absl::StatusOr<WorkerSettings> ReadWorkerSettings(const std::string& path) {
   settings.pod_ip = Environment("REMPART_POD_IP");
   settings.advertised_address = AdvertisedAddress(settings.listen_address, settings.pod_ip);
   settings.pod_name = Environment("REMPART_POD_NAME");
+  settings.pod_uid = Environment("REMPART_POD_UID");
   settings.node_name = Environment("REMPART_NODE_NAME");
   return settings;
 }

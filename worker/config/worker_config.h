@@ -49,12 +49,14 @@ struct WorkerSettings {
   DeviceKind device = DeviceKind::kCpu;
   int32_t first_gpu = 0;  // of the pod's ranks, as the driver counts
   TlsConfig tls;
-  // From the environment: REMPART_POD_INDEX, REMPART_POD_NAME, REMPART_NODE_NAME, REMPART_POD_IP.
+  // From the environment: REMPART_POD_INDEX, REMPART_POD_NAME, REMPART_POD_UID, REMPART_NODE_NAME,
+  // REMPART_POD_IP.
   // Where others reach listen_address: the pod's own address in place of "all interfaces".
   std::string advertised_address;
   int32_t pod_index = 0;
   std::string pod_ip;
   std::string pod_name;
+  std::string pod_uid;
   std::string node_name;
 };
 

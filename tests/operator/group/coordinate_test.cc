@@ -321,6 +321,43 @@ TEST(Coordinate, TwoLostAtOnceAreBothNamed) {
   EXPECT_EQ(abort.ending.reason, "lost m-1, m-2");
 }
 
+TEST(Coordinate, WhoIsToBlameIsTheOneThatWasThereNotTheOneThatCame) {
+  Group group;
+  for (int pod : {0, 1, 2}) {
+    Member& member = group.Join(pod);
+    member.pod_uid = "first";
+    member.node_name = "node-1";
+  }
+  group.Serve();
+  Member& fresh = group.Join(1);
+  fresh.pod_uid = "second";
+  fresh.node_name = "node-2";
+  fresh.former_pod_uid = "first";
+  fresh.former_node_name = "node-1";
+  const Decision abort = group.Decide();
+  EXPECT_EQ(abort.kind, Kind::kAbort);
+  EXPECT_EQ(abort.ending.blamed_pod_uids, std::vector<std::string>{"first"});
+  EXPECT_EQ(abort.ending.reason, "lost m-1 on node-1");
+}
+
+TEST(Coordinate, WhoWasSilentAndIsReplacedThenHasBeenNamedAlready) {
+  Group group;
+  const int32_t epoch = group.Serve();
+  while (group.Decide().kind == Kind::kNothing) {
+    group.Pass(0.5);
+    for (int pod : {0, 1}) {
+      group.Say(pod, WorkerPhase::kReady, epoch).ranks.clear();
+      group.Hears(pod, 2, absl::Seconds(3));
+    }
+  }
+  ASSERT_EQ(group.state().ending.blamed_pods, Ranks{2});
+  const std::string reason = group.state().ending.reason;
+  for (int pod : {0, 1}) group.SayEnded(pod, epoch, 2);
+  group.Join(2);
+  EXPECT_EQ(group.Decide().kind, Kind::kNothing) << "it has not said anything yet";
+  EXPECT_EQ(group.state().ending.reason, reason);
+}
+
 TEST(Coordinate, AMemberThatFailsEndsTheFormationAndIsQuoted) {
   Group group;
   for (int pod : {0, 1, 2}) group.Join(pod);

@@ -103,6 +103,21 @@ TEST(Recovery, AYoungMemberThatBreaksIsNamedAsWell) {
   EXPECT_EQ(MakePlan(observed).status.groups(0).failures(), 0);
 }
 
+TEST(Recovery, AMemberThatSaysWhichPodItWasIsNamedHoweverYoung) {
+  Observed observed = ServingThree();
+  PodObservation& pod = observed.groups[0].pods[1];
+  pod.age_seconds = 1;
+  pod.uid = "a";
+  End(7, "smollm2-0-1", observed);
+  observed.groups[0].members.ending.blamed_pod_uids = {"a"};
+  EXPECT_EQ(MakePlan(observed).status.groups(0).last_failure(), "lost smollm2-0-1");
+  // Another has its place and name since, and may be as old as can be.
+  pod.age_seconds = 500;
+  pod.uid = "b";
+  EXPECT_EQ(MakePlan(observed).status.groups(0).failures(), 0);
+  EXPECT_EQ(MakePlan(observed).status.suspect_nodes_size(), 0);
+}
+
 TEST(Recovery, WhoIsToBlameMayBeLearnedAfterTheEnd) {
   Observed observed = ServingThree();
   End(7, "smollm2-0-2", observed);

@@ -41,5 +41,39 @@ TEST(ObserveMembers, WhatIsSaidOfGpusReachesThePlan) {
   }
 }
 
+TEST(ObserveMembers, WhoIsToBlameIsToldWithItsPod) {
+  GroupReport report;
+  report.pod_count = 2;
+  report.last_ending.blamed_pods = {"m-0-1"};
+  report.last_ending.blamed_pod_uids = {"old"};
+  EXPECT_EQ(ObserveMembers(report, absl::Now()).ending.blamed_pod_uids,
+            std::vector<std::string>{"old"});
+}
+
+TEST(CheckHasItsPlace, APodThatWasReplacedIsRefusedAndANewOneIsNot) {
+  Store<k8s::v1::Pod> pods;
+  k8s::v1::Pod pod;
+  pod.mutable_metadata()->set_namespace_("ia");
+  pod.mutable_metadata()->set_name("m-0-1");
+  pod.mutable_metadata()->set_uid("new");
+  pods.Put(pod);
+  group::v1::Identity worker;
+  worker.set_group_name("ia/m-0");
+  worker.set_pod_name("m-0-1");
+  const auto check = [&](const std::string& uid, int32_t last_epoch) {
+    worker.set_pod_uid(uid);
+    worker.set_last_epoch(last_epoch);
+    return CheckHasItsPlace(worker, pods);
+  };
+  EXPECT_TRUE(check("new", 7).ok());
+  EXPECT_TRUE(check("", 7).ok()) << "a worker that does not say";
+  EXPECT_EQ(check("old", 7).message(),
+            "pod ia/m-0-1 with uid old has been replaced by one with uid new");
+  EXPECT_FALSE(check("old", 0).ok()) << "its kubelet has started it again, cut off as it was";
+  pods.Remove(KeyOf(pod));
+  EXPECT_EQ(check("old", 7).message(), "pod ia/m-0-1 with uid old is no more there");
+  EXPECT_TRUE(check("newer", 0).ok()) << "the word of it is on its way";
+}
+
 }  // namespace
 }  // namespace rempart::op

@@ -18,6 +18,7 @@ class JoinRegistryTest : public testing::Test {
     identity.set_pod_index(pod);
     identity.set_pod_count(pod_count);
     identity.set_pod_name("m-0-" + std::to_string(pod));
+    identity.set_pod_uid("uid-of-stream-" + std::to_string(stream));
     identity.set_address("10.0.0." + std::to_string(pod) + ":7070");
     identity.set_data_address("10.0.0." + std::to_string(pod) + ":7071");
     identity.set_last_epoch(last_epoch);
@@ -212,6 +213,7 @@ TEST_F(JoinRegistryTest, ALostMemberIsNamedAndTheGroupFormsAgain) {
   EXPECT_EQ(told[1].back().abort().blamed_rank(), 1);
   GroupReport report = registry.Report("ia/m-0");
   EXPECT_EQ(report.last_ending.blamed_pods, std::vector<std::string>{"m-0-1"});
+  EXPECT_EQ(report.last_ending.blamed_pod_uids, std::vector<std::string>{"uid-of-stream-2"});
   EXPECT_TRUE(report.members[1].blamed);
   Say(1, Progress::STARTING, 0, epoch);
   Say(3, Progress::STARTING);

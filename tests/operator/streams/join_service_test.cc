@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <memory>
 
 #include "absl/strings/str_cat.h"
@@ -47,8 +48,15 @@ class JoinServiceTest : public testing::Test {
   const std::string address_ = absl::StrCat("unix:/tmp/rempart_join_service_", getpid(), ".sock");
   SystemClock clock_;
   JoinRegistry registry_{&clock_, [](const std::string&) {}};
-  JoinService service_{
-      &registry_, {.open = false, .leader_address = [] { return std::string("10.0.0.7:7080"); }}};
+  std::atomic<bool> admits_ = true;
+  JoinService service_{&registry_,
+                       {.open = false,
+                        .leader_address = [] { return std::string("10.0.0.7:7080"); },
+                        .admit =
+                            [this](const group::v1::Identity&) {
+                              return admits_ ? absl::OkStatus()
+                                             : absl::FailedPreconditionError("it was replaced");
+                            }}};
   std::unique_ptr<grpc::Server> server_;
 };
 
@@ -77,6 +85,22 @@ TEST_F(JoinServiceTest, LosingTheLeadEndsTheStreamsAndClosesTheDoor) {
   Worker late(address_);
   ASSERT_TRUE(late.stream->Read(&message));
   EXPECT_TRUE(message.has_redirect());
+}
+
+TEST_F(JoinServiceTest, WhoHasBeenReplacedIsToldSoAndChangesNothing) {
+  service_.Open();
+  Worker worker(address_);
+  ToMember message;
+  ASSERT_TRUE(worker.stream->Read(&message));
+  admits_ = false;
+  Worker old(address_);
+  EXPECT_FALSE(old.stream->Read(&message));
+  const grpc::Status refused = old.stream->Finish();
+  EXPECT_EQ(refused.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  EXPECT_EQ(refused.error_message(), "it was replaced");
+  EXPECT_TRUE(registry_.Report("ia/m-0").members.at(0).connected);
+  EXPECT_EQ(registry_.streams(), 1);
+  worker.context.TryCancel();
 }
 
 TEST_F(JoinServiceTest, HearsOfGpusAndPassesOverWhatItDoesNotKnow) {
