@@ -8,6 +8,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 import typing
 
@@ -27,6 +28,32 @@ def worker_pid(pod: str) -> int:
             if f"REMPART_POD_NAME={pod}".encode() in (folder / "environ").read_bytes().split(b"\0"):
                 return int(folder.name)
     raise LookupError(f"no process of pod {pod}")
+
+
+class Ends:
+    """When processes ended, as seen from the machine: what breaks a member may itself take its time, a kubelet that looks for a full
+    disk every ten seconds, for one."""
+
+    def __init__(self, pids: dict[str, int]):
+        self._left = dict(pids)
+        self.at: dict[str, float] = {}
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self):
+        while not self._stopping.wait(0.02):
+            for pod, pid in list(self._left.items()):
+                if not pathlib.Path(f"/proc/{pid}").exists():
+                    self.at[pod] = time.monotonic()
+                    del self._left[pod]
 
 
 def router_pids(supervisors: bool) -> list[int]:
@@ -85,6 +112,8 @@ class Fault:
     hold_seconds: float = 0
     # How long what follows from its end is part of it.
     aftermath_seconds: float = 0
+    # Detection counts from the end of the member's process: until then Kubernetes looks on, and nothing is broken.
+    from_end: bool = False
     # It breaks connections of clients: they send those requests again, as the SDK does by default.
     cuts_connections: bool = False
 
@@ -219,7 +248,7 @@ TABLE = [
           ends_epoch=False, survivors=True, hold_seconds=30),
     Fault("cut a node's network", cut_node, lambda env: link(env.far_node, "up"), survivors=True),
     Fault("partition half", partition_half, mend_partition, survivors=True),
-    Fault("fill a node's disk", fill_disk, empty_disk, blame="waitingFor"),
+    Fault("fill a node's disk", fill_disk, empty_disk, blame="waitingFor", from_end=True),
     Fault("kill the operator in a rollout", kill_operator_mid_rollout, blame=None),
     Fault("end a router", end_router, blame=None, ends_epoch=False, survivors=True, hold_seconds=15),
     Fault("kill -9 a router", kill_router, blame=None, ends_epoch=False, survivors=True, hold_seconds=10, cuts_connections=True),

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from conftest import NAMESPACE, ROOT, condition, eventually, is_ready, model
-from faults import TABLE, Fault, kill, signal, weight_bytes_read, worker_pid
+from faults import TABLE, Ends, Fault, kill, signal, weight_bytes_read, worker_pid
 from group import Group, single_answers
 from traffic import Traffic
 
@@ -34,8 +34,8 @@ def measure(group: Group, fault: Fault) -> dict:
     processes = {pod: worker_pid(pod) for pod in group.pods}
     read = {pod: weight_bytes_read(pid) for pod, pid in processes.items()}
     came_back = False
-    with Traffic(group.client, group.served, group.expected, resends=fault.cuts_connections,
-                 chat=group.chat) as traffic:
+    with Ends(processes) as ends, Traffic(group.client, group.served, group.expected, resends=fault.cuts_connections,
+                                          chat=group.chat) as traffic:
         assert traffic.wait_for(3, 120), f"no answers before the fault: {traffic.outcome.lost}"
         struck = time.monotonic()
         try:
@@ -50,10 +50,15 @@ def measure(group: Group, fault: Fault) -> dict:
         traffic.wait_for(3, 60)
     outcome = traffic.outcome
     blame = group.watch.first_blame(struck, epoch, fault.blame, blamed) if fault.blame else None
+    ended = min((ends.at[pod] for pod in blamed if pod in ends.at), default=None)
+    if blame and fault.from_end:
+        assert ended is not None, f"no process of {blamed} has ended"
+        blame = (blame[0] - (ended - struck), blame[1])
     row = {"model": group.name, "fault": fault.name, "detect_seconds": round(blame[0], 2) if blame else None,
            "recover_seconds": round(outcome.longest_gap(struck), 2), "lost_requests": len(outcome.lost),
            "wrong_tokens": len(outcome.wrong), "completed": outcome.completed, "resent": outcome.resent,
            "blamed": blame[1] if blame else ""}
+    row["ended_after_seconds"] = round(ended - struck, 2) if ended else None
     survivors = [pod for pod in processes if pod not in blamed] if fault.survivors else []
     after = {pod: (worker_pid(pod), weight_bytes_read(worker_pid(pod))) for pod in survivors}
     row["survivors_read_again"] = sum(count - read[pod] for pod, (pid, count) in after.items())
