@@ -138,7 +138,7 @@ def store(result: dict) -> None:
              "`benchmarks/groups/run` measures `rempart serve` end to end: one process of two threads; two ranks of one thread each that share every layer",
              "(`tensor: 2`); two stages of layers, of one thread each (`pipeline: 2`). The groups' processes talk over TCP on loopback. Tokens per second,",
              "medians; ratios are to the one process in the same round, above 1 the group is faster, in brackets the worst and the best round. Every answer",
-             "of a group was the same as that of one process, token for token.", "",
+             "of a group was the same as that of one process, token for token. SmolLM2's 9 heads do not divide by two.", "",
              "`decode_1` and `decode_8`: 1 and 8 answers at once, while all are decoding. `prefill_1`: one long prompt, to its first token.", "",
              f"{result['date']}, commit {result['commit']}, {result['processor']}, {result['cores']} cores, {result['rounds']} rounds, "
              f"load {result['load']} beside the benchmark.", ""]
