@@ -20,6 +20,7 @@
 #include "cli/drill/options.h"
 #include "cli/manifest.h"
 #include "cli/serve.h"
+#include "common/signals.h"
 
 namespace rempart::cli {
 namespace {
@@ -93,13 +94,7 @@ std::string ParseFlags(const std::vector<std::string>& arguments, ServeOptions& 
 
 int RunServe(const std::vector<std::string>& arguments) {
   // Blocked before any thread starts, so that only the main thread sees them.
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGTERM);
-  sigaddset(&signals, SIGINT);
-  sigaddset(&signals, kNewsSignal);
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-  std::signal(SIGPIPE, SIG_IGN);
+  BlockEndSignals(kNewsSignal);
   ServeOptions options;
   options.binaries = FolderOfThisBinary();
   options.cache_folder = DefaultCacheFolder();
@@ -133,12 +128,7 @@ int RunDrillCommand(const std::vector<std::string>& arguments) {
   if (!options.ok()) return UsageError(std::string(options.status().message()));
   // Blocked before any thread starts; the first asks the drill to mend and end, and no other ends
   // it before it has.
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGTERM);
-  sigaddset(&signals, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-  std::signal(SIGPIPE, SIG_IGN);
+  const sigset_t signals = BlockEndSignals();
   std::stop_source stop;
   const std::jthread listener([&](std::stop_token over) {
     while (!over.stop_requested()) {

@@ -22,6 +22,7 @@
 #include "cli/run_folder.h"
 #include "common/clock.h"
 #include "common/log.h"
+#include "common/signals.h"
 #include "common/status_macros.h"
 #include "operator/streams/join_registry.h"
 #include "operator/streams/join_service.h"
@@ -104,10 +105,7 @@ class Server {
   // Until a signal, or until something cannot be started at all.
   int Run() {
     int exit_code = StartAll();
-    sigset_t signals;
-    sigemptyset(&signals);
-    sigaddset(&signals, SIGTERM);
-    sigaddset(&signals, SIGINT);
+    const sigset_t signals = EndSignals();
     sigset_t waking = signals;
     sigaddset(&waking, kNewsSignal);
     const timespec look = absl::ToTimespec(kLook);

@@ -15,6 +15,7 @@
 #include "absl/strings/strip.h"
 #include "common/health/health_server.h"
 #include "common/log.h"
+#include "common/signals.h"
 #include "operator/kube/access.h"
 #include "operator/kube/curl_transport.h"
 #include "operator/reconcile/operator_process.h"
@@ -185,12 +186,7 @@ int Run(const std::vector<std::string>& arguments) {
   // use.
   mallopt(M_ARENA_MAX, 2);
   // All threads inherit the mask; one waits for the signals.
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGTERM);
-  sigaddset(&signals, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-  std::signal(SIGPIPE, SIG_IGN);
+  const sigset_t signals = BlockEndSignals();
   std::stop_source stop;
   std::jthread waiter([&] {
     int signal = 0;

@@ -14,6 +14,7 @@
 #include "absl/strings/str_split.h"
 #include "common/clock.h"
 #include "common/log.h"
+#include "common/signals.h"
 #include "router/config/router_config.h"
 #include "router/http/listening_sockets.h"
 #include "router/http/router_process.h"
@@ -72,12 +73,7 @@ struct Flags {
 // The process that serves.
 int Serve(const Flags& flags) {
   // Blocked before any thread starts, so that only sigwait sees them.
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGTERM);
-  sigaddset(&signals, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-  std::signal(SIGPIPE, SIG_IGN);
+  const sigset_t signals = BlockEndSignals();
   auto settings = ReadRouterSettings(flags.config_path, flags.dev);
   if (!settings.ok()) return Complain(settings.status());
   SystemClock clock;

@@ -13,6 +13,7 @@
 
 #include "absl/time/time.h"
 #include "common/log.h"
+#include "common/signals.h"
 #include "common/status_macros.h"
 #include "worker/api/health_server.h"
 #include "worker/api/load_model.h"
@@ -47,23 +48,13 @@ int RunProbe(const std::vector<std::string>& arguments) {
   return kExitRuntime;
 }
 
-// Blocked before any other thread starts.
-sigset_t BlockSignals() {
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGTERM);
-  sigaddset(&signals, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-  return signals;
-}
-
 int RunOneStrike(const std::vector<std::string>& words) {
   const absl::StatusOr<Strike> strike = ParseStrike(words);
   if (!strike.ok()) {
     std::cerr << "rempart-worker: strike: " << strike.status().message() << "\n";
     return kExitConfig;
   }
-  BlockSignals();
+  BlockEndSignals();
   const absl::Status status = RunStrike(*strike);
   if (status.ok()) return kExitOk;
   std::cerr << "rempart-worker: strike: " << status.message() << "\n";
@@ -89,8 +80,7 @@ int Run(const std::string& config) {
     return kExitConfig;
   }
   // Signals go to one thread, which may take locks.
-  const sigset_t signals = BlockSignals();
-  signal(SIGPIPE, SIG_IGN);
+  const sigset_t signals = BlockEndSignals();
   static StopRequest stop;  // outlives the thread below, which nobody joins
   std::thread([signals] {
     for (;;) {
