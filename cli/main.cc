@@ -3,9 +3,11 @@
 #include <google/protobuf/util/json_util.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <stop_token>
 #include <string>
@@ -31,6 +33,9 @@ constexpr char kUsage[] =
     "  rempart serve -f MODEL.yaml [--port 8000] [--host 127.0.0.1] [--dev | --api-keys FILE]\n"
     "                [--cache DIR]\n"
     "  rempart plan -f MODEL.yaml     show what serve would start\n"
+    "  rempart perplexity MODEL FILE [--context 512] [--chunks N] [--threads N] [--exact]\n"
+    "                                 how well a model file or folder predicts a text, counted as\n"
+    "                                 llama-perplexity does\n"
     "  rempart doctor                 show what this machine has and lacks\n"
     "  rempart version\n\n"
     "  -f FILE          manifest, the same as for kubectl apply; source.uri is file:///path.\n"
@@ -123,6 +128,19 @@ int RunPlan(const std::vector<std::string>& arguments) {
   return kExitOk;
 }
 
+// The worker computes; its words, figures and exit status are ours.
+int RunPerplexity(const std::vector<std::string>& arguments) {
+  std::vector<std::string> words = {FolderOfThisBinary() + "/rempart-worker", "perplexity"};
+  words.insert(words.end(), arguments.begin(), arguments.end());
+  std::vector<char*> pointers;
+  for (std::string& word : words) pointers.push_back(word.data());
+  pointers.push_back(nullptr);
+  execv(pointers[0], pointers.data());
+  std::fprintf(stderr, "rempart: %s: %s; it is installed beside rempart\n", pointers[0],
+               std::strerror(errno));
+  return kExitRuntime;
+}
+
 int RunDrillCommand(const std::vector<std::string>& arguments) {
   const auto options = ParseDrillOptions(arguments);
   if (!options.ok()) return UsageError(std::string(options.status().message()));
@@ -146,6 +164,7 @@ int Main(const std::vector<std::string>& arguments) {
   if (command == "serve") return RunServe(rest);
   if (command == "plan") return RunPlan(rest);
   if (command == "drill") return RunDrillCommand(rest);
+  if (command == "perplexity") return RunPerplexity(rest);
   if (command == "doctor") return RunDoctor();
   if (command == "version" || command == "--version") {
     std::printf("rempart %s\n", REMPART_VERSION);

@@ -2,6 +2,7 @@
 // rempart-worker --config FILE
 // rempart-worker probe --address HOST:PORT ready|live
 // rempart-worker strike ...: what a drill does to a node
+// rempart-worker perplexity MODEL FILE: how well a model predicts a text
 #include <pthread.h>
 #include <signal.h>
 #include <unistd.h>
@@ -17,6 +18,7 @@
 #include "common/status_macros.h"
 #include "worker/api/health_server.h"
 #include "worker/api/load_model.h"
+#include "worker/api/perplexity.h"
 #include "worker/api/worker_process.h"
 #include "worker/comm/nccl_environment.h"
 #include "worker/comm/nccl_library.h"
@@ -31,6 +33,8 @@ constexpr char kUsage[] =
     "usage: rempart-worker --config FILE\n"
     "       rempart-worker probe --address HOST:PORT ready|live\n"
     "       rempart-worker strike kill ID | freeze SECONDS ID | cut SECONDS [NETWORK...]\n"
+    "       rempart-worker perplexity MODEL FILE [--context 512] [--chunks N] [--threads N]\n"
+    "                      [--kernel-tier NAME] [--exact]\n"
     "FILE is JSON as proto/worker/v1/config.proto describes it. `rempart drill` uses strike.\n"
     "Exit status: 0 ended as asked, 1 failed while running, 2 wrong flags or configuration,\n"
     "3 no valid model, 4 not enough memory, 5 address in use or not permitted, 6 no GPU to\n"
@@ -104,6 +108,9 @@ int Main(const std::vector<std::string>& arguments) {
   if (!arguments.empty() && arguments[0] == "probe") return RunProbe(arguments);
   if (!arguments.empty() && arguments[0] == "strike") {
     return RunOneStrike({arguments.begin() + 1, arguments.end()});
+  }
+  if (!arguments.empty() && arguments[0] == "perplexity") {
+    return RunPerplexity({arguments.begin() + 1, arguments.end()});
   }
   if (arguments.size() == 1 && (arguments[0] == "--help" || arguments[0] == "-h")) {
     std::cout << kUsage;

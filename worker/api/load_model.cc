@@ -148,18 +148,6 @@ absl::StatusOr<int64_t> KvBlocks(const EngineSettings& settings, int32_t context
   return wanted / bytes_per_block;
 }
 
-absl::StatusOr<const kernels::Ops*> ChooseOps(const std::string& tier) {
-  if (tier.empty()) return &kernels::BestOps();
-  const kernels::Ops* ops = kernels::FindOps(tier);
-  if (ops != nullptr) return ops;
-  std::string known;
-  for (const kernels::OpsTier& each : kernels::AllOps()) {
-    if (each.is_supported && !each.is_twin) absl::StrAppend(&known, " ", each.ops->name);
-  }
-  return absl::FailedPreconditionError(
-      absl::StrCat("engine.kernel_tier \"", tier, "\" is not one that this CPU has:", known));
-}
-
 // Names the file in errors about its content.
 absl::Status About(const std::string& path, const absl::Status& status) {
   if (status.ok() || status.message().find(path) != absl::string_view::npos) return status;
@@ -319,7 +307,7 @@ class Beside {
 absl::Status OpenParts(const WorkerSettings& settings, const GpuOpener& open_gpu,
                        const CollectiveLoader& load_collectives, ModelFile& model,
                        LoadedModel& loaded, WorkerStatus& status) {
-  ASSIGN_OR_RETURN(model.ops, ChooseOps(settings.engine.kernel_tier));
+  ASSIGN_OR_RETURN(model.ops, ChooseOps("engine.kernel_tier", settings.engine.kernel_tier));
   int threads = settings.engine.threads > 0 ? settings.engine.threads : UsableCpuCount();
   if (settings.device == DeviceKind::kGpu) {
     const absl::Time begin = absl::Now();
@@ -340,6 +328,18 @@ absl::Status OpenParts(const WorkerSettings& settings, const GpuOpener& open_gpu
 
 }  // namespace
 
+absl::StatusOr<const kernels::Ops*> ChooseOps(absl::string_view field, const std::string& tier) {
+  if (tier.empty()) return &kernels::BestOps();
+  const kernels::Ops* ops = kernels::FindOps(tier);
+  if (ops != nullptr) return ops;
+  std::string known;
+  for (const kernels::OpsTier& each : kernels::AllOps()) {
+    if (each.is_supported && !each.is_twin) absl::StrAppend(&known, " ", each.ops->name);
+  }
+  return absl::FailedPreconditionError(
+      absl::StrCat(field, " \"", tier, "\" is not one that this CPU has:", known));
+}
+
 absl::StatusOr<LoadedModel> LoadModelFile(const WorkerSettings& settings, const GpuOpener& open_gpu,
                                           const CollectiveLoader& load_collectives,
                                           WorkerStatus& status) {
@@ -356,8 +356,7 @@ absl::StatusOr<LoadedModel> LoadModelFile(const WorkerSettings& settings, const 
   std::unique_ptr<ModelText> text;
   std::optional<Sha256> digest;
   Beside tokenizer("tokenizer", status, [&] {
-    ASSIGN_OR_RETURN(text, source.is_folder ? ModelText::FromFolder(path, source.config.vocabulary)
-                                            : ModelText::FromGguf(source.metadata));
+    ASSIGN_OR_RETURN(text, ModelText::FromSource(source));
     return absl::OkStatus();
   });
   std::optional<Beside> hash;

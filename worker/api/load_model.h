@@ -10,6 +10,8 @@
 #include <memory>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "kernels/ops.h"
 #include "worker/api/worker_process.h"
 #include "worker/api/worker_status.h"
 #include "worker/comm/device_communicator.h"
@@ -20,6 +22,10 @@ namespace rempart::worker {
 
 // DeviceUnavailable when the GPUs of a group cannot be linked, with what to do.
 using CollectiveLoader = std::function<absl::StatusOr<std::unique_ptr<CollectiveLibrary>>()>;
+
+// The kernels of a tier, or the best where `tier` is empty. FailedPrecondition, naming `field` and
+// what there is, when this CPU lacks it.
+absl::StatusOr<const kernels::Ops*> ChooseOps(absl::string_view field, const std::string& tier);
 
 absl::StatusOr<LoadedModel> LoadModelFile(const WorkerSettings& settings, const GpuOpener& open_gpu,
                                           const CollectiveLoader& load_collectives,

@@ -97,6 +97,11 @@ absl::StatusOr<std::string> Fields(absl::string_view json) {
 
 }  // namespace
 
+absl::StatusOr<std::unique_ptr<ModelText>> ModelText::FromSource(const ModelSource& source) {
+  if (source.is_folder) return FromFolder(source.path, source.config.vocabulary);
+  return FromGguf(source.metadata);
+}
+
 absl::StatusOr<std::unique_ptr<ModelText>> ModelText::FromGguf(const GgufMetadata& metadata) {
   std::unique_ptr<ModelText> text(new ModelText());
   ASSIGN_OR_RETURN(const TokenizerMetadata tokenizer, ReadTokenizer(metadata));
@@ -145,8 +150,9 @@ bool ModelText::EndsGeneration(int32_t token_id) const { return ends_.contains(t
 
 int32_t ModelText::vocabulary_size() const { return vocabulary_; }
 
-absl::StatusOr<std::vector<int32_t>> ModelText::Encode(absl::string_view text) const {
-  ASSIGN_OR_RETURN(std::vector<int32_t> ids, tokenizer_->Encode(text, SpecialTokens::kParsed));
+absl::StatusOr<std::vector<int32_t>> ModelText::Encode(absl::string_view text,
+                                                       SpecialTokens special) const {
+  ASSIGN_OR_RETURN(std::vector<int32_t> ids, tokenizer_->Encode(text, special));
   for (const int32_t id : ids) {
     if (id < vocabulary_) continue;
     return absl::InvalidArgumentError(absl::StrCat("the text has the token ",
@@ -174,16 +180,27 @@ absl::StatusOr<std::vector<int32_t>> ModelText::EncodeChat(absl::string_view mes
                    ",\"eos_token\":", JsonString(tokenizer_->TokenSpelling(end_id_)), "}");
   ASSIGN_OR_RETURN(const std::string text,
                    template_->Render(all, absl::ToUnixSeconds(absl::Now())));
-  ASSIGN_OR_RETURN(std::vector<int32_t> ids, Encode(text));
+  ASSIGN_OR_RETURN(std::vector<int32_t> ids, Encode(text, SpecialTokens::kParsed));
   // Many templates write BOS themselves.
   if (add_begin_ && (ids.empty() || ids.front() != begin_id_)) ids.insert(ids.begin(), begin_id_);
   return ids;
 }
 
 absl::StatusOr<std::vector<int32_t>> ModelText::EncodeText(absl::string_view text) const {
-  ASSIGN_OR_RETURN(std::vector<int32_t> ids, Encode(text));
+  ASSIGN_OR_RETURN(std::vector<int32_t> ids, Encode(text, SpecialTokens::kParsed));
   if (add_begin_) ids.insert(ids.begin(), begin_id_);
   return ids;
+}
+
+absl::StatusOr<std::vector<int32_t>> ModelText::EncodePlainText(absl::string_view text) const {
+  ASSIGN_OR_RETURN(std::vector<int32_t> ids, Encode(text, SpecialTokens::kPlain));
+  if (add_begin_) ids.insert(ids.begin(), begin_id_);
+  return ids;
+}
+
+std::optional<int32_t> ModelText::begin_id() const {
+  if (!add_begin_) return std::nullopt;
+  return begin_id_;
 }
 
 }  // namespace rempart::worker

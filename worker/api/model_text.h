@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -14,12 +15,15 @@
 #include "worker/api/request_reader.h"
 #include "worker/engine/model_runner.h"
 #include "worker/model/gguf.h"
+#include "worker/model/model_source.h"
 #include "worker/text/text.h"
 
 namespace rempart::worker {
 
 class ModelText : public Vocabulary, public PromptEncoder {
  public:
+  // Of a model file or folder.
+  static absl::StatusOr<std::unique_ptr<ModelText>> FromSource(const ModelSource& source);
   // InvalidArgument names the metadata key at fault.
   static absl::StatusOr<std::unique_ptr<ModelText>> FromGguf(const GgufMetadata& metadata);
   // From tokenizer.json, tokenizer_config.json, chat_template.jinja, generation_config.json and
@@ -39,6 +43,10 @@ class ModelText : public Vocabulary, public PromptEncoder {
                                                   absl::string_view variables_json,
                                                   bool add_generation_prompt) const override;
   absl::StatusOr<std::vector<int32_t>> EncodeText(absl::string_view text) const override;
+  // The same, but control tokens that the text spells are text.
+  absl::StatusOr<std::vector<int32_t>> EncodePlainText(absl::string_view text) const;
+  // BOS, where the model begins texts with it.
+  std::optional<int32_t> begin_id() const;
 
  private:
   ModelText() = default;
@@ -46,7 +54,7 @@ class ModelText : public Vocabulary, public PromptEncoder {
   absl::Status ReadFolderTokens(const std::string& folder);
   // Control tokens that end a turn by their name, whatever the files declare.
   void AddKnownEndings();
-  absl::StatusOr<std::vector<int32_t>> Encode(absl::string_view text) const;
+  absl::StatusOr<std::vector<int32_t>> Encode(absl::string_view text, SpecialTokens special) const;
 
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<ChatTemplate> template_;  // null: the model has none

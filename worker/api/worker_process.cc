@@ -566,6 +566,8 @@ void StopRequest::Wait(int signals, absl::Time until) const {
   mu_.AwaitWithDeadline(absl::Condition(&enough), until);
 }
 
+int ExitCodeOf(const absl::Status& status) { return KindOf(status).exit_code; }
+
 int RunWorker(const WorkerSettings& settings, const ModelLoader& load, StopRequest& stop,
               const GpuHost& gpus) {
   return WorkerProcess(settings, load, stop, gpus).Run();

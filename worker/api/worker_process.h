@@ -35,6 +35,9 @@ enum ExitCode : int {
   kExitDevice = 6,
 };
 
+// The exit status of a process that a ModelLoader's error (below) has ended.
+int ExitCodeOf(const absl::Status& status);
+
 // A model that can serve: computing, naming and encoding tokens.
 struct LoadedModel {
   std::vector<std::unique_ptr<RankModel>> ranks;  // of this pod

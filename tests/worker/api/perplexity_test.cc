@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+// The chunking rule against one that is spelled out here, and what the command refuses.
+#include "worker/api/perplexity.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+
+#include "tests/worker/model/whole_model.h"
+#include "worker/api/model_text.h"
+#include "worker/api/worker_process.h"
+
+namespace rempart::worker {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+constexpr char kStories[] = "tests/goldens/stories/stories260K.f32.gguf";
+constexpr char kStory[] =
+    "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "
+    "One day, she saw a big red ball. She wanted to play with it. The ball was very high. Lily "
+    "was sad. Then her friend Tom came. He helped her to get the ball. They played all day.\n";
+
+class PerplexityTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    options_.model_path = kStories;
+    options_.text_path =
+        testing::TempDir() + testing::UnitTest::GetInstance()->current_test_info()->name() + ".txt";
+    options_.context = 32;
+    options_.threads = 2;
+    options_.exact = true;
+    Text(kStory);
+  }
+  void TearDown() override { std::filesystem::remove(options_.text_path); }
+  void Text(const std::string& text) {
+    std::ofstream(options_.text_path, std::ios::binary) << text;
+  }
+
+  PerplexityOptions options_;
+};
+
+// Of 32 tokens, those at 17 to 31 are predicted from all before them, of which the first is BOS.
+TEST_F(PerplexityTest, CountsTheSecondHalvesOfChunksThatBeginWithBos) {
+  const auto source = OpenModel(kStories);
+  ASSERT_TRUE(source.ok()) << source.status();
+  const auto text = ModelText::FromSource(*source);
+  ASSERT_TRUE(text.ok()) << text.status();
+  const std::string story(kStory, std::string(kStory).size() - 1);
+  const std::vector<int32_t> ids = *(*text)->EncodePlainText(story);
+  ASSERT_EQ((*text)->begin_id(), 1);
+  const size_t chunks = ids.size() / 32;
+  ASSERT_GE(chunks, 3u);
+  WholeModel model(kStories, kernels::BestOps(), /*exact=*/true, 2, kernels::DType::kF16);
+  double sum = 0;
+  for (size_t chunk = 0; chunk < chunks; ++chunk) {
+    std::vector<int32_t> tokens(ids.begin() + chunk * 32, ids.begin() + (chunk + 1) * 32);
+    tokens[0] = 1;
+    const std::vector<float> logits = model.Logits(tokens);
+    for (size_t i = 17; i < 32; ++i) {
+      const float* row = &logits[(i - 1) * model.vocabulary()];
+      double total = 0;
+      for (int64_t id = 0; id < model.vocabulary(); ++id) total += std::exp(double{row[id]});
+      sum += std::log(total) - row[tokens[i]];
+    }
+  }
+  std::vector<int32_t> heard;
+  const auto result = MeasurePerplexity(
+      options_, [&](const Perplexity& so_far) { heard.push_back(so_far.chunks); });
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->tokens_predicted, static_cast<int64_t>(chunks) * 15);
+  EXPECT_NEAR(std::log(result->value), sum / static_cast<double>(chunks * 15), 1e-4);
+  EXPECT_EQ(heard.size(), chunks);
+  // A model of stories knows a story: far from a uniform guess among 512 tokens.
+  EXPECT_LT(result->value, 20);
+  EXPECT_GT(result->error, 0);
+}
+
+TEST_F(PerplexityTest, TakesSomeChunksOnly) {
+  options_.chunks = 2;
+  const auto result = MeasurePerplexity(options_, nullptr);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->chunks, 2);
+  EXPECT_EQ(result->tokens_predicted, 30);
+}
+
+TEST_F(PerplexityTest, SaysWhatIsWrongWithTextAndModel) {
+  const auto refusal = [&] {
+    return std::string(MeasurePerplexity(options_, nullptr).status().message());
+  };
+  Text("Once upon a time");
+  EXPECT_THAT(refusal(), HasSubstr("fewer than --context 32: give a longer text"));
+  Text("\xff\xfe");
+  EXPECT_THAT(refusal(), AllOf(HasSubstr(options_.text_path), HasSubstr("UTF-8")));
+  Text(kStory);
+  options_.context = 1024;
+  EXPECT_THAT(refusal(), HasSubstr("--context 1024: the model was made for 512"));
+  options_.context = 32;
+  options_.kernel_tier = "abacus";
+  EXPECT_THAT(refusal(), HasSubstr("--kernel-tier \"abacus\" is not one that this CPU has"));
+  options_.kernel_tier.clear();
+  options_.text_path += ".gone";
+  EXPECT_THAT(refusal(), HasSubstr(".gone: No such file"));
+}
+
+TEST(PerplexityOptions, AreReadFromWords) {
+  const auto options = ParsePerplexityOptions(
+      {"--context", "64", "m.gguf", "--exact", "t.txt", "--chunks", "3", "--threads", "2"});
+  ASSERT_TRUE(options.ok()) << options.status();
+  EXPECT_EQ(options->model_path, "m.gguf");
+  EXPECT_EQ(options->text_path, "t.txt");
+  EXPECT_EQ(options->context, 64);
+  EXPECT_EQ(options->chunks, 3);
+  EXPECT_EQ(options->threads, 2);
+  EXPECT_TRUE(options->exact);
+}
+
+TEST(PerplexityOptions, NameTheArgumentAtFault) {
+  const auto refusal = [](const std::vector<std::string>& words) {
+    return std::string(ParsePerplexityOptions(words).status().message());
+  };
+  EXPECT_EQ(refusal({"m"}), "a model and a text file are needed, not 1 names");
+  EXPECT_EQ(refusal({"m", "t", "--context"}), "--context needs a value");
+  EXPECT_EQ(refusal({"m", "t", "--context", "4"}),
+            "--context 4: must be a number from 8 to 1048576");
+  EXPECT_EQ(refusal({"m", "t", "--chunks", "x"}), "--chunks x: must be a number from 1 to 1048576");
+  EXPECT_EQ(refusal({"m", "t", "--fast"}), "unknown flag --fast");
+}
+
+}  // namespace
+}  // namespace rempart::worker

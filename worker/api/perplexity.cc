@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "worker/api/perplexity.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <memory>
+#include <numeric>
+#include <optional>
+
+#include "absl/status/status.h"
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/types/span.h"
+#include "common/status_macros.h"
+#include "worker/api/load_model.h"
+#include "worker/api/model_text.h"
+#include "worker/device/thread_pool.h"
+#include "worker/model/model_source.h"
+#include "worker/model/rope.h"
+#include "worker/model/transformer.h"
+
+namespace rempart::worker {
+namespace {
+
+constexpr int64_t kMaxTextBytes = 64 << 20;
+constexpr int32_t kMaxContext = 1 << 20;
+// Tokens whose logits are held at the same time: 32 MiB for 262,144 entries.
+constexpr int64_t kRows = 32;
+constexpr int64_t kStepTokens = 512;
+
+// A model that computes one sequence from its beginning, over and over.
+class Scorer {
+ public:
+  static absl::StatusOr<std::unique_ptr<Scorer>> Open(const PerplexityOptions& options) {
+    std::unique_ptr<Scorer> scorer(new Scorer(options.threads));
+    ASSIGN_OR_RETURN(scorer->ops_, ChooseOps("--kernel-tier", options.kernel_tier));
+    ASSIGN_OR_RETURN(scorer->source_, OpenModel(options.model_path));
+    ModelSource& source = scorer->source_;
+    if (options.context > source.config.context_length) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("--context ", options.context, ": the model was made for ",
+                       source.config.context_length, ": set at most that"));
+    }
+    ChooseRopes(options.context, source.config);
+    ASSIGN_OR_RETURN(scorer->text_, ModelText::FromSource(source));
+    ASSIGN_OR_RETURN(scorer->weights_, BindWeights(source.tensors, source.config, *scorer->ops_,
+                                                   {.pack = !options.exact}, scorer->pool_));
+    TransformerOptions transformer;
+    transformer.kv_blocks = options.context / kernels::kKvBlockTokens + 1;
+    transformer.max_step_tokens = kStepTokens;
+    transformer.max_step_logits = kRows;
+    transformer.exact = options.exact;
+    ASSIGN_OR_RETURN(scorer->transformer_,
+                     Transformer::Create(source.config, scorer->weights_, *scorer->ops_,
+                                         scorer->pool_, transformer));
+    scorer->table_.resize(transformer.kv_blocks);
+    std::iota(scorer->table_.begin(), scorer->table_.end(), 0);
+    scorer->logits_.resize(kRows * source.config.vocabulary);
+    return scorer;
+  }
+
+  const ModelText& text() const { return *text_; }
+  const char* kernel_tier() const { return ops_->name; }
+
+  // Appends -log p of each of the tokens after position `first`, given all before it.
+  absl::Status Score(absl::Span<const int32_t> ids, int64_t first, std::vector<double>& losses) {
+    const auto count = static_cast<int64_t>(ids.size());
+    for (int64_t begin = 0; begin < first; begin += kStepTokens) {
+      StepBatch batch;
+      batch.slices.push_back({ids.subspan(begin, std::min(kStepTokens, first - begin)),
+                              static_cast<int32_t>(begin), table_, false});
+      RETURN_IF_ERROR(transformer_->Forward(batch, {}));
+    }
+    for (int64_t begin = first; begin + 1 < count; begin += kRows) {
+      RETURN_IF_ERROR(ScoreRows(ids, begin, std::min(kRows, count - 1 - begin), losses));
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  explicit Scorer(int threads) : pool_({.threads = threads}) {}
+
+  // A slice gives logits of its last token, so each token is a slice.
+  absl::Status ScoreRows(absl::Span<const int32_t> ids, int64_t begin, int64_t rows,
+                         std::vector<double>& losses) {
+    const int64_t vocabulary = source_.config.vocabulary;
+    StepBatch batch;
+    for (int64_t i = begin; i < begin + rows; ++i) {
+      batch.slices.push_back({ids.subspan(i, 1), static_cast<int32_t>(i), table_, true});
+    }
+    RETURN_IF_ERROR(
+        transformer_->Forward(batch, absl::MakeSpan(logits_).subspan(0, rows * vocabulary)));
+    const size_t before = losses.size();
+    losses.resize(before + rows);
+    pool_.ParallelFor(rows, 1, [&](int64_t from, int64_t to) {
+      for (int64_t i = from; i < to; ++i) {
+        float* row = logits_.data() + i * vocabulary;
+        const double next = row[ids[begin + i + 1]];
+        losses[before + i] = ops_->softmax(row, vocabulary) - next;
+      }
+    });
+    return absl::OkStatus();
+  }
+
+  ThreadPool pool_;
+  const kernels::Ops* ops_ = nullptr;
+  ModelSource source_;
+  std::unique_ptr<ModelText> text_;
+  Weights weights_;
+  std::unique_ptr<Transformer> transformer_;
+  std::vector<int32_t> table_;
+  std::vector<float> logits_;
+};
+
+Perplexity FromLosses(const std::vector<double>& losses, int32_t chunks, std::string tier) {
+  const auto count = static_cast<double>(losses.size());
+  const double mean = std::accumulate(losses.begin(), losses.end(), 0.0) / count;
+  double squares = 0;
+  for (const double loss : losses) squares += (loss - mean) * (loss - mean);
+  const double value = std::exp(mean);
+  const double error = count > 1 ? value * std::sqrt(squares / count / (count - 1)) : 0;
+  return {value, error, static_cast<int64_t>(losses.size()), chunks, std::move(tier)};
+}
+
+// Without the line end at its end, which llama-perplexity leaves out too.
+absl::StatusOr<std::string> ReadText(const std::string& path) {
+  ASSIGN_OR_RETURN(std::string text, ReadTextFile(path, kMaxTextBytes));
+  if (absl::EndsWith(text, "\n")) text.pop_back();
+  return text;
+}
+
+absl::Status BadNumber(const std::string& flag, const std::string& value, int32_t least,
+                       int32_t most) {
+  return absl::InvalidArgumentError(
+      absl::StrCat(flag, " ", value, ": must be a number from ", least, " to ", most));
+}
+
+std::string Line(const Perplexity& result) {
+  char figures[64];
+  std::snprintf(figures, sizeof(figures), "%.4f +/- %.4f", result.value, result.error);
+  return absl::StrCat("perplexity ", figures, " over ", result.chunks, " chunks, ",
+                      result.tokens_predicted, " tokens predicted, kernels ", result.kernel_tier);
+}
+
+}  // namespace
+
+absl::StatusOr<PerplexityOptions> ParsePerplexityOptions(const std::vector<std::string>& words) {
+  struct Number {
+    const char* flag;
+    int32_t least, most;
+    int32_t* value;
+  };
+  PerplexityOptions options;
+  const Number numbers[] = {{"--context", 8, kMaxContext, &options.context},
+                            {"--chunks", 1, kMaxContext, &options.chunks},
+                            {"--threads", 1, 1024, &options.threads}};
+  std::vector<std::string> names;
+  for (size_t i = 0; i < words.size(); ++i) {
+    const std::string& word = words[i];
+    if (word == "--exact") {
+      options.exact = true;
+      continue;
+    }
+    if (!absl::StartsWith(word, "--")) {
+      names.push_back(word);
+      continue;
+    }
+    const auto* number = std::find_if(std::begin(numbers), std::end(numbers),
+                                      [&](const Number& each) { return word == each.flag; });
+    if (number == std::end(numbers) && word != "--kernel-tier") {
+      return absl::InvalidArgumentError(absl::StrCat("unknown flag ", word));
+    }
+    if (i + 1 == words.size()) return absl::InvalidArgumentError(word + " needs a value");
+    const std::string& value = words[++i];
+    if (number == std::end(numbers)) {
+      options.kernel_tier = value;
+    } else if (!absl::SimpleAtoi(value, number->value) || *number->value < number->least ||
+               *number->value > number->most) {
+      return BadNumber(word, value, number->least, number->most);
+    }
+  }
+  if (names.size() != 2) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a model and a text file are needed, not ", names.size(), " names"));
+  }
+  options.model_path = names[0];
+  options.text_path = names[1];
+  return options;
+}
+
+absl::StatusOr<Perplexity> MeasurePerplexity(
+    const PerplexityOptions& options, const std::function<void(const Perplexity&)>& on_chunk) {
+  ASSIGN_OR_RETURN(const std::string text, ReadText(options.text_path));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Scorer> scorer, Scorer::Open(options));
+  const absl::StatusOr<std::vector<int32_t>> ids = scorer->text().EncodePlainText(text);
+  if (!ids.ok()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(options.text_path, ": ", std::string(ids.status().message())));
+  }
+  const auto whole = static_cast<int32_t>(ids->size() / options.context);
+  if (whole == 0) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(options.text_path, " has ", ids->size(), " tokens, fewer than --context ",
+                     options.context, ": give a longer text or a smaller context"));
+  }
+  const int32_t chunks = options.chunks > 0 ? std::min(options.chunks, whole) : whole;
+  std::vector<double> losses;
+  Perplexity result;
+  for (int32_t i = 0; i < chunks; ++i) {
+    const auto begin = ids->begin() + int64_t{i} * options.context;
+    std::vector<int32_t> chunk(begin, begin + options.context);
+    if (const std::optional<int32_t> bos = scorer->text().begin_id()) chunk[0] = *bos;
+    RETURN_IF_ERROR(scorer->Score(chunk, options.context / 2, losses));
+    result = FromLosses(losses, i + 1, scorer->kernel_tier());
+    if (on_chunk) on_chunk(result);
+  }
+  return result;
+}
+
+int RunPerplexity(const std::vector<std::string>& words) {
+  const absl::StatusOr<PerplexityOptions> options = ParsePerplexityOptions(words);
+  if (!options.ok()) {
+    std::fprintf(stderr, "perplexity: %s\nusage: %s\n",
+                 std::string(options.status().message()).c_str(), kPerplexityUsage);
+    return kExitConfig;
+  }
+  const absl::StatusOr<Perplexity> result =
+      MeasurePerplexity(*options, [](const Perplexity& so_far) {
+        std::fprintf(stderr, "[%d] %.4f\n", so_far.chunks, so_far.value);
+      });
+  if (!result.ok()) {
+    std::fprintf(stderr, "perplexity: %s\n", std::string(result.status().message()).c_str());
+    return ExitCodeOf(result.status());
+  }
+  std::printf("%s\n", Line(*result).c_str());
+  return kExitOk;
+}
+
+}  // namespace rempart::worker

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+// `rempart-worker perplexity MODEL FILE`: how well a model predicts a text, counted as llama.cpp's
+// llama-perplexity counts it, so that the two figures can be compared.
+//
+// The text becomes token ids (control tokens spelled in it are text), which are cut into chunks of
+// `context` tokens; what is left over is not counted. Each chunk is computed on its own, from
+// position 0; its first token gives way to BOS where the model begins texts with one. Of a chunk
+// the tokens in its second half are predicted, but for the first of them, each from all before it.
+// The perplexity is e to the mean of -log p over all predicted tokens.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+
+namespace rempart::worker {
+
+struct PerplexityOptions {
+  std::string model_path;  // a GGUF file, or a folder in Hugging Face layout
+  std::string text_path;   // UTF-8
+  int32_t context = 512;   // tokens of a chunk
+  int32_t chunks = 0;      // at most; 0: all of the text
+  int32_t threads = 0;     // 0: the CPUs of this process
+  std::string kernel_tier;
+  bool exact = false;  // F32 activations instead of int8
+};
+
+struct Perplexity {
+  double value = 0;
+  double error = 0;  // one standard deviation of `value`
+  int64_t tokens_predicted = 0;
+  int32_t chunks = 0;
+  std::string kernel_tier;
+};
+
+inline constexpr char kPerplexityUsage[] =
+    "perplexity MODEL FILE [--context 512] [--chunks N] [--threads N] [--kernel-tier NAME] "
+    "[--exact]";
+
+// What follows the word perplexity. InvalidArgument names the argument and the fix.
+absl::StatusOr<PerplexityOptions> ParsePerplexityOptions(const std::vector<std::string>& words);
+
+// `on_chunk` hears of the figure so far after each chunk. Errors are those of ModelLoader
+// (worker/api/worker_process.h); FailedPrecondition when the text is too short.
+absl::StatusOr<Perplexity> MeasurePerplexity(
+    const PerplexityOptions& options, const std::function<void(const Perplexity&)>& on_chunk);
+
+// Prints figures as they come and the last one on standard output; returns the exit status.
+int RunPerplexity(const std::vector<std::string>& words);
+
+}  // namespace rempart::worker
