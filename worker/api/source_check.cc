@@ -29,6 +29,10 @@ absl::Status ReadError(const std::string& path) {
   return absl::UnavailableError(absl::StrCat(path, ": cannot read: ", std::strerror(errno)));
 }
 
+std::string NameOf(const std::string& path) {
+  return std::filesystem::path(path).filename().string();
+}
+
 }  // namespace
 
 absl::StatusOr<Sha256> HashFile(const std::string& path, std::stop_token stop,
@@ -57,24 +61,24 @@ absl::StatusOr<Sha256> HashFile(const std::string& path, std::stop_token stop,
 
 absl::StatusOr<Sha256> HashModel(const std::string& path, std::stop_token stop,
                                  const HashProgress& on_progress) {
-  if (!IsFolder(path)) return HashFile(path, stop, on_progress);
-  ASSIGN_OR_RETURN(const std::vector<std::string> names, ModelFilesOf(path));
+  ASSIGN_OR_RETURN(const std::vector<std::string> files, ModelFilesOf(path));
+  if (!IsFolder(path) && files.size() == 1) return HashFile(path, stop, on_progress);
   std::vector<int64_t> sizes;
-  for (const std::string& name : names) {
+  for (const std::string& file : files) {
     std::error_code error;
-    const auto size = std::filesystem::file_size(path + "/" + name, error);
+    const auto size = std::filesystem::file_size(file, error);
     sizes.push_back(error ? 0 : static_cast<int64_t>(size));
   }
   const int64_t total = std::accumulate(sizes.begin(), sizes.end(), int64_t{0});
   int64_t before = 0;
   Sha256Hasher all;
-  for (size_t i = 0; i < names.size(); ++i) {
+  for (size_t i = 0; i < files.size(); ++i) {
     const auto progress = [&](int64_t done, int64_t) {
       if (on_progress) on_progress(before + done, total);
     };
-    ASSIGN_OR_RETURN(const Sha256 hash, HashFile(path + "/" + names[i], stop, progress));
+    ASSIGN_OR_RETURN(const Sha256 hash, HashFile(files[i], stop, progress));
     const std::string line =
-        absl::StrCat(absl::StripPrefix(DigestText(hash), "sha256:"), "  ", names[i], "\n");
+        absl::StrCat(absl::StripPrefix(DigestText(hash), "sha256:"), "  ", NameOf(files[i]), "\n");
     all.Add(line.data(), line.size());
     before += sizes[i];
   }
@@ -82,12 +86,12 @@ absl::StatusOr<Sha256> HashModel(const std::string& path, std::stop_token stop,
 }
 
 absl::StatusOr<Sha256> SampleModel(const std::string& path) {
-  if (!IsFolder(path)) return SampleSource(path);
-  ASSIGN_OR_RETURN(const std::vector<std::string> names, ModelFilesOf(path));
+  ASSIGN_OR_RETURN(const std::vector<std::string> files, ModelFilesOf(path));
+  if (!IsFolder(path) && files.size() == 1) return SampleSource(path);
   Sha256Hasher all;
-  for (const std::string& name : names) {
-    ASSIGN_OR_RETURN(const Sha256 sample, SampleSource(path + "/" + name));
-    const std::string line = absl::StrCat(DigestText(sample), "  ", name, "\n");
+  for (const std::string& file : files) {
+    ASSIGN_OR_RETURN(const Sha256 sample, SampleSource(file));
+    const std::string line = absl::StrCat(DigestText(sample), "  ", NameOf(file), "\n");
     all.Add(line.data(), line.size());
   }
   return all.Finish();

@@ -22,12 +22,12 @@ using HashProgress = std::function<void(int64_t done, int64_t total)>;
 absl::StatusOr<Sha256> HashFile(const std::string& path, std::stop_token stop,
                                 const HashProgress& on_progress);
 
-// Of a model file its SHA-256; of a folder that of what `sha256sum` prints about its model files
-// (ModelFilesOf) in the order of their names.
+// Of a model file its SHA-256; of a folder, or a file in parts, that of what `sha256sum` prints in
+// that folder about its model files or parts (ModelFilesOf), in the order of their names.
 absl::StatusOr<Sha256> HashModel(const std::string& path, std::stop_token stop,
                                  const HashProgress& on_progress);
 
-// SampleSource of a model file, or of all model files of a folder.
+// SampleSource of a model file, or of all model files of a folder, or all parts of a file.
 absl::StatusOr<Sha256> SampleModel(const std::string& path);
 
 // InvalidArgument, naming both, when `wanted` is another digest. An empty `wanted` fits any.

@@ -293,12 +293,6 @@ absl::Status Parser::CheckAlignment() {
     return Invalid("general.alignment is ", alignment_, ", must be a power of two from 8 to ",
                    kMaxAlignment, "; convert the model with a current converter");
   }
-  ASSIGN_OR_RETURN(const uint64_t splits, file_.metadata.Uint("split.count", 0));
-  if (splits > 1) {
-    return absl::UnimplementedError(
-        absl::StrCat(name_, ": split.count is ", splits,
-                     ": split files are not supported; join them with llama-gguf-split --merge"));
-  }
   return absl::OkStatus();
 }
 

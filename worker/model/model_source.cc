@@ -13,10 +13,12 @@
 #include "absl/status/status.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "common/status_macros.h"
 #include "worker/model/config_json.h"
 #include "worker/model/families/families.h"
 #include "worker/model/safetensors.h"
+#include "worker/model/split_files.h"
 
 namespace rempart::worker {
 namespace {
@@ -149,17 +151,73 @@ absl::StatusOr<ModelSource> OpenFolder(const std::string& folder) {
   return source;
 }
 
+// The part's own word of which it is must be that of its name.
+absl::Status CheckPart(const std::string& path, const GgufFile& file, size_t index, size_t count) {
+  const absl::StatusOr<uint64_t> number = file.metadata.Uint("split.no", 0);
+  if (!number.ok()) return About(path, number.status());
+  const absl::StatusOr<uint64_t> of = file.metadata.Uint("split.count", 1);
+  if (!of.ok()) return About(path, of.status());
+  if (*number == index && std::max<uint64_t>(*of, 1) == count) return absl::OkStatus();
+  if (count == 1) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("%s: split.no is %d and split.count %d: parts of a model are named "
+                        "NAME-00001-of-%05d.gguf and so on; name them so, and the first one here",
+                        path, *number, *of, *of));
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat(path, ": is named as part ", index + 1, " of ", count, ", but split.no is ",
+                   *number, " and split.count ", *of, ": download the model again"));
+}
+
+// Adds the tensors of a further part.
+absl::Status AddPart(const std::string& path, size_t index, size_t count, ModelSource& source,
+                     GgufFile& whole) {
+  absl::StatusOr<MappedFile> file = MappedFile::Open(path);
+  if (absl::IsNotFound(file.status())) {
+    return absl::NotFoundError(absl::StrCat(std::string(file.status().message()), ": part ",
+                                            index + 1, " of ", count,
+                                            " of the model is missing; put it beside the others"));
+  }
+  RETURN_IF_ERROR(file.status());
+  ASSIGN_OR_RETURN(GgufFile part, ParseGguf(path, file->bytes()));
+  RETURN_IF_ERROR(CheckPart(path, part, index, count));
+  for (auto& [name, tensor] : part.tensors) {
+    if (!whole.tensors.try_emplace(name, std::move(tensor)).second) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          path, ": the tensor ", name, " is in another part too; download the model again"));
+    }
+  }
+  source.files.push_back(*std::move(file));
+  return absl::OkStatus();
+}
+
+absl::Status CheckTensorCount(const std::string& path, const GgufFile& whole) {
+  const absl::StatusOr<uint64_t> expected =
+      whole.metadata.Uint("split.tensors.count", whole.tensors.size());
+  if (!expected.ok()) return About(path, expected.status());
+  if (*expected == whole.tensors.size()) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(path, ": split.tensors.count is ", *expected,
+                                                 ", but all parts have ", whole.tensors.size(),
+                                                 " tensors: download the model again"));
+}
+
 absl::StatusOr<ModelSource> OpenGguf(const std::string& path) {
   ModelSource source;
   source.path = path;
+  ASSIGN_OR_RETURN(const std::vector<std::string> paths, SplitFilesOf(path));
   ASSIGN_OR_RETURN(MappedFile file, MappedFile::Open(path));
   ASSIGN_OR_RETURN(GgufFile gguf, ParseGguf(path, file.bytes()));
+  RETURN_IF_ERROR(CheckPart(path, gguf, 0, paths.size()));
+  source.files.push_back(std::move(file));
+  for (size_t i = 1; i < paths.size(); ++i) {
+    RETURN_IF_ERROR(AddPart(paths[i], i, paths.size(), source, gguf));
+  }
+  if (paths.size() > 1) RETURN_IF_ERROR(CheckTensorCount(path, gguf));
   absl::StatusOr<ModelConfig> config = ReadModelConfig(gguf);
   if (!config.ok()) return About(path, config.status());
   source.config = *std::move(config);
   source.metadata = std::move(gguf.metadata);
   source.tensors = std::move(gguf.tensors);
-  source.files.push_back(std::move(file));
   return source;
 }
 
@@ -180,13 +238,17 @@ absl::StatusOr<ModelSource> OpenModel(const std::string& path) {
   return IsFolder(path) ? OpenFolder(path) : OpenGguf(path);
 }
 
-absl::StatusOr<std::vector<std::string>> ModelFilesOf(const std::string& folder) {
-  ASSIGN_OR_RETURN(std::vector<std::string> names, FilesOf(folder));
-  std::erase_if(names, [](const std::string& name) {
-    return !absl::EndsWith(name, ".safetensors") && !absl::EndsWith(name, ".json") &&
-           !absl::EndsWith(name, ".jinja") && !absl::EndsWith(name, ".model");
-  });
-  return names;
+absl::StatusOr<std::vector<std::string>> ModelFilesOf(const std::string& path) {
+  if (!IsFolder(path)) return SplitFilesOf(path);
+  ASSIGN_OR_RETURN(const std::vector<std::string> names, FilesOf(path));
+  std::vector<std::string> paths;
+  for (const std::string& name : names) {
+    if (absl::EndsWith(name, ".safetensors") || absl::EndsWith(name, ".json") ||
+        absl::EndsWith(name, ".jinja") || absl::EndsWith(name, ".model")) {
+      paths.push_back(absl::StrCat(path, "/", name));
+    }
+  }
+  return paths;
 }
 
 absl::StatusOr<std::string> ReadTextFile(const std::string& path, int64_t max_bytes) {

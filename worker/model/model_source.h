@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// A model as it lies on disk, opened and validated: a GGUF file, or a folder in Hugging Face layout
-// (config.json, *.safetensors in one piece or in shards). Both end as the same: a configuration,
-// and tensors by their GGUF names.
+// A model as it lies on disk, opened and validated: a GGUF file, in one piece or in parts of which
+// the first is named, or a folder in Hugging Face layout (config.json, *.safetensors in one piece
+// or in shards). Both end as the same: a configuration, and tensors by their GGUF names. Files are
+// mapped, so that a process reads only what it computes with.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +21,7 @@ struct ModelSource {
   std::string path;
   bool is_folder = false;
   std::vector<MappedFile> files;  // that `tensors` view
-  GgufMetadata metadata;          // of a GGUF file; views into it
+  GgufMetadata metadata;          // of a GGUF file, or its first part; views into it
   TensorMap tensors;
   ModelConfig config;
 
@@ -32,9 +33,9 @@ absl::StatusOr<ModelSource> OpenModel(const std::string& path);
 
 bool IsFolder(const std::string& path);
 
-// The files of a folder that make up its model, sorted by name: *.safetensors, *.json, *.jinja and
-// *.model.
-absl::StatusOr<std::vector<std::string>> ModelFilesOf(const std::string& folder);
+// The paths of the files that make up a model: a GGUF file and its further parts, or those of a
+// folder, sorted by name: *.safetensors, *.json, *.jinja and *.model.
+absl::StatusOr<std::vector<std::string>> ModelFilesOf(const std::string& path);
 
 // The content of a small file of a folder. NotFound when there is none, InvalidArgument above
 // `max_bytes`.

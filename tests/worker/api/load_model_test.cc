@@ -10,7 +10,7 @@
 #include <fstream>
 
 #include "absl/strings/str_cat.h"
-#include "tests/worker/model/gguf_builder.h"
+#include "tests/worker/model/tiny_gguf.h"
 #include "worker/api/source_check.h"
 
 namespace rempart::worker {
@@ -21,46 +21,7 @@ using ::testing::Contains;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
-constexpr uint64_t kHidden = 64, kFfn = 96, kVocabulary = 48;
-constexpr uint32_t kF32 = 0, kQ80 = 8;
-
-// A Llama of one layer in Q8_0, its weights made of a small pattern.
-std::string TinyModel() {
-  GgufBuilder builder;
-  builder.String("general.architecture", "llama")
-      .Uint("llama.block_count", 1)
-      .Uint("llama.embedding_length", kHidden)
-      .Uint("llama.feed_forward_length", kFfn)
-      .Uint("llama.attention.head_count", 2)
-      .Uint("llama.context_length", 64)
-      .Float("llama.attention.layer_norm_rms_epsilon", 1e-5f)
-      .String("tokenizer.ggml.model", "gpt2")
-      .String("tokenizer.ggml.pre", "smollm")
-      .Strings("tokenizer.ggml.tokens", {"a", "b", "c", "ab"})
-      .Strings("tokenizer.ggml.merges", {"a b"});
-  uint64_t offset = 0;
-  const auto add = [&](const std::string& name, uint64_t cols, uint64_t rows, uint32_t type) {
-    std::vector<uint64_t> extents = {cols};
-    if (rows > 1) extents.push_back(rows);
-    builder.Add({name, extents, type, offset});
-    offset += type == kF32 ? cols * rows * 4 : cols / 32 * 34 * rows;
-    offset = (offset + 31) / 32 * 32;
-  };
-  add("token_embd.weight", kHidden, kVocabulary, kQ80);
-  add("output_norm.weight", kHidden, 1, kF32);
-  add("blk.0.attn_norm.weight", kHidden, 1, kF32);
-  add("blk.0.ffn_norm.weight", kHidden, 1, kF32);
-  for (const char* name : {"q", "k", "v", "output"}) {
-    add(absl::StrCat("blk.0.attn_", name, ".weight"), kHidden, kHidden, kQ80);
-  }
-  add("blk.0.ffn_gate.weight", kHidden, kFfn, kQ80);
-  add("blk.0.ffn_up.weight", kHidden, kFfn, kQ80);
-  add("blk.0.ffn_down.weight", kFfn, kHidden, kQ80);
-  std::string file = builder.Build(offset);
-  // 0x2c2c is 0.065 as F16 and 2.4e-12 as F32; 0x2d is 45 as a code.
-  for (size_t i = file.size() - offset; i < file.size(); ++i) file[i] = i % 3 == 0 ? 0x2d : 0x2c;
-  return file;
-}
+std::string TinyModel() { return TinyGguf().front(); }
 
 class LoadModelTest : public testing::Test {
  protected:
@@ -123,6 +84,29 @@ TEST_F(LoadModelTest, TheSecondStartMapsWhatTheFirstRepacked) {
   EXPECT_THAT(Parts(), Not(Contains("repack")));
   EXPECT_EQ(first, second);
   EXPECT_TRUE(later_.ok()) << later_;
+}
+
+TEST_F(LoadModelTest, AModelInPartsIsTheSameAndItsDigestIsOfAllParts) {
+  const std::vector<float> whole = Start();
+  const int64_t read = status_->snapshot().weight_bytes_read;
+  settings_.repack_cache_folder = root_ + "/cache";
+  settings_.model_path = root_ + "/tiny-00001-of-00003.gguf";
+  const std::vector<std::string> parts = TinyGguf(3);
+  for (int i = 0; i < 3; ++i) {
+    std::ofstream(absl::StrCat(root_, "/tiny-0000", i + 1, "-of-00003.gguf"), std::ios::binary)
+        << parts[i];
+  }
+  EXPECT_EQ(Start(), whole);
+  EXPECT_EQ(status_->snapshot().weight_bytes_read, read);
+  const std::string digest = status_->snapshot().digest;
+  EXPECT_EQ(Start(), whole);
+  EXPECT_THAT(Parts(), Contains("map"));
+  std::string last = parts[2];
+  last.back() ^= 1;
+  std::ofstream(root_ + "/tiny-00003-of-00003.gguf", std::ios::binary) << last;
+  Start();
+  EXPECT_THAT(Parts(), Contains("repack")) << "of another model";
+  EXPECT_NE(status_->snapshot().digest, digest);
 }
 
 TEST_F(LoadModelTest, AnotherTierOrAnotherFileIsRepackedAnew) {

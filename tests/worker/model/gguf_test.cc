@@ -82,7 +82,6 @@ std::vector<HostileCase> HostileCases() {
        "general.alignment is 0"},
       {"alignment 24", GgufBuilder().Uint("general.alignment", 24).Build(0), "power of two"},
       {"alignment text", GgufBuilder().String("general.alignment", "x").Build(0), "not a non-neg"},
-      {"split", GgufBuilder().Uint("split.count", 3).Build(0), "split files"},
       {"long name", with({{std::string(300, 'n'), {1}, 0, 0}}, 32), "a tensor name is 300"},
       {"no dimensions", with({{"w", {}, 0, 0}}, 32), "n_dimensions is 0"},
       {"five dimensions", with({{"w", {1, 1, 1, 1, 1}, 0, 0}}, 32), "n_dimensions is 5"},

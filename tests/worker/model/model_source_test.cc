@@ -11,8 +11,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
+#include "tests/worker/model/tiny_gguf.h"
 #include "tests/worker/model/whole_model.h"
 #include "worker/model/safetensors.h"
+#include "worker/model/split_files.h"
 
 namespace rempart::worker {
 namespace {
@@ -130,7 +132,82 @@ TEST_F(ModelFolder, ListsTheFilesOfTheModel) {
     Write(name, "x");
   }
   EXPECT_THAT(*ModelFilesOf(folder_),
-              ElementsAre("chat_template.jinja", "config.json", "model.safetensors"));
+              ElementsAre(folder_ + "/chat_template.jinja", folder_ + "/config.json",
+                          folder_ + "/model.safetensors"));
+  EXPECT_THAT(*ModelFilesOf("m/x.gguf"), ElementsAre("m/x.gguf"));
+  EXPECT_THAT(*ModelFilesOf("m/x-00001-of-00002.gguf"),
+              ElementsAre("m/x-00001-of-00002.gguf", "m/x-00002-of-00002.gguf"));
+}
+
+class SplitModel : public ModelFolder {
+ protected:
+  std::string Part(int part, int count) {
+    return absl::StrCat("tiny-0000", part, "-of-0000", count, ".gguf");
+  }
+  void WriteParts(const std::vector<std::string>& parts) {
+    const auto count = static_cast<int>(parts.size());
+    for (int i = 0; i < count; ++i) Write(Part(i + 1, count), parts[i]);
+  }
+  std::string RefusalOf(const std::string& name) {
+    return std::string(OpenModel(folder_ + name).status().message());
+  }
+};
+
+TEST_F(SplitModel, IsTheSameAsOneFile) {
+  Write("whole.gguf", TinyGguf().front());
+  WriteParts(TinyGguf(3));
+  WholeModel parts(folder_ + Part(1, 3), kernels::BestOps(), true);
+  WholeModel whole(folder_ + "whole.gguf", kernels::BestOps(), true);
+  ASSERT_TRUE(parts.ok() && whole.ok());
+  EXPECT_EQ(parts.Logits({1, 2, 3}), whole.Logits({1, 2, 3}));
+}
+
+TEST_F(SplitModel, NamesThePartThatIsMissing) {
+  WriteParts(TinyGguf(3));
+  std::filesystem::remove(folder_ + Part(2, 3));
+  const absl::Status status = OpenModel(folder_ + Part(1, 3)).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(std::string(status.message()),
+              AllOf(HasSubstr(Part(2, 3)), HasSubstr("part 2 of 3 of the model is missing")));
+}
+
+TEST_F(SplitModel, AsksForTheFirstPart) {
+  WriteParts(TinyGguf(2));
+  EXPECT_THAT(
+      RefusalOf(Part(2, 2)),
+      AllOf(HasSubstr("is part 2 of 2"), HasSubstr("name its first part"), HasSubstr(Part(1, 2))));
+}
+
+TEST_F(SplitModel, RefusesPartsThatDoNotBelongTogether) {
+  const std::vector<std::string> two = TinyGguf(2), three = TinyGguf(3);
+  WriteParts(two);
+  Write(Part(2, 2), three[1]);
+  EXPECT_THAT(RefusalOf(Part(1, 2)),
+              AllOf(HasSubstr(Part(2, 2)),
+                    HasSubstr("named as part 2 of 2, but split.no is 1 and split.count 3")));
+  WriteParts({two[0], two[0]});
+  EXPECT_THAT(RefusalOf(Part(1, 2)), HasSubstr("named as part 2 of 2, but split.no is 0"));
+  Write("alone.gguf", two[0]);
+  EXPECT_THAT(RefusalOf("alone.gguf"), HasSubstr("parts of a model are named "
+                                                 "NAME-00001-of-00002.gguf"));
+  WriteParts({TinyGguf().front(), two[1]});
+  EXPECT_THAT(RefusalOf(Part(1, 2)), HasSubstr("named as part 1 of 2, but split.no is 0"));
+  WriteParts(TinyGguf(2, /*tensor_count=*/12));
+  EXPECT_THAT(RefusalOf(Part(1, 2)),
+              HasSubstr("split.tensors.count is 12, but all parts have 11 tensors"));
+}
+
+TEST(SplitFiles, AreRecognisedByTheirNamesAlone) {
+  for (const char* name : {"a.gguf", "a-00001-of-00001.gguf", "a-0001-of-0003.gguf",
+                           "a-00001-of-00003.bin", "00001-of-00003.gguf", ""}) {
+    EXPECT_THAT(*SplitFilesOf(name), ElementsAre(name));
+  }
+  EXPECT_THAT(*SplitFilesOf("-00001-of-00002.gguf"),
+              ElementsAre("-00001-of-00002.gguf", "-00002-of-00002.gguf"));
+  EXPECT_THAT(std::string(SplitFilesOf("a-00001-of-99999.gguf").status().message()),
+              HasSubstr("named as one of 99999 parts; at most 1000 are read"));
+  EXPECT_THAT(std::string(SplitFilesOf("a-00000-of-00002.gguf").status().message()),
+              HasSubstr("name its first part, a-00001-of-00002.gguf"));
 }
 
 TEST_F(ModelFolder, RefusesOtherFamiliesAndSaysWhichAreServed) {
