@@ -9,9 +9,8 @@
 namespace rempart::kernels {
 namespace {
 
-class AttentionTest : public testing::TestWithParam<const Ops*> {
+class AttentionTest : public ConformanceTest {
  protected:
-  const Ops& ops() const { return *GetParam(); }
   Random random_{20253};
 };
 
@@ -130,7 +129,8 @@ TEST_P(AttentionTest, MatchesTheReference) {
     std::vector<float> expected, actual;
     ReferenceOps().attention(c.Args(&expected), 0, c.Items());
     ops().attention(c.Args(&actual), 0, c.Items());
-    ExpectClose(actual, expected, 3e-6f, 1e-5f, What(shape));
+    ExpectClose(actual, expected, 3e-6f, 1e-5f, std::string("attention ") + DTypeName(shape.type),
+                What(shape));
   }
 }
 
@@ -141,7 +141,7 @@ TEST_P(AttentionTest, LargeScores) {
   std::vector<float> expected, actual;
   ReferenceOps().attention(c.Args(&expected), 0, c.Items());
   ops().attention(c.Args(&actual), 0, c.Items());
-  ExpectClose(actual, expected, 1e-4f, 1e-4f, "large scores");
+  ExpectClose(actual, expected, 1e-4f, 1e-4f, "attention large scores", "F32");
 }
 
 // To the bit: one token at a time as in decode, in pieces, and all at once as in prefill.

@@ -4,8 +4,12 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
+#include <limits>
+#include <map>
 #include <random>
 #include <string>
 #include <vector>
@@ -123,17 +127,59 @@ class PackedBuffer {
   uint8_t* data_;
 };
 
-// Each |actual - expected| is within `absolute` + `relative` * |expected|.
+// What ExpectClose allowed of one op and type, over all shapes of a test, and what it saw.
+struct Closeness {
+  int shapes = 0;
+  float least_absolute = std::numeric_limits<float>::max();
+  float most_absolute = 0;
+  float relative = 0;
+  float largest_difference = 0;
+  float largest_share = 0;  // of what was allowed
+};
+
+inline std::map<std::string, Closeness>& ClosenessSeen() {
+  static std::map<std::string, Closeness> seen;
+  return seen;
+}
+
+// Each |actual - expected| is within `absolute` + `relative` * |expected|. `op` names what is
+// compared, and its type where it has several; `what` the case.
 inline void ExpectClose(const std::vector<float>& actual, const std::vector<float>& expected,
-                        float absolute, float relative, const std::string& what) {
-  ASSERT_EQ(actual.size(), expected.size()) << what;
+                        float absolute, float relative, const std::string& op,
+                        const std::string& what) {
+  ASSERT_EQ(actual.size(), expected.size()) << op << " " << what;
+  Closeness& seen = ClosenessSeen()[op];
+  ++seen.shapes;
+  seen.least_absolute = std::min(seen.least_absolute, absolute);
+  seen.most_absolute = std::max(seen.most_absolute, absolute);
+  seen.relative = std::max(seen.relative, relative);
   for (size_t i = 0; i < actual.size(); ++i) {
     const float limit = absolute + relative * std::fabs(expected[i]);
-    if (!(std::fabs(actual[i] - expected[i]) <= limit)) {
-      ADD_FAILURE() << what << ": [" << i << "] is " << actual[i] << ", expected " << expected[i];
+    const float difference = std::fabs(actual[i] - expected[i]);
+    seen.largest_difference = std::max(seen.largest_difference, difference);
+    seen.largest_share = std::max(seen.largest_share, difference / limit);
+    if (!(difference <= limit)) {
+      ADD_FAILURE() << op << " " << what << ": [" << i << "] is " << actual[i] << ", expected "
+                    << expected[i] << ", which may differ by " << limit;
       return;
     }
   }
 }
+
+// Of one table of kernels; prints a line per op and type when a test ends.
+class ConformanceTest : public testing::TestWithParam<const Ops*> {
+ protected:
+  const Ops& ops() const { return *GetParam(); }
+
+  void SetUp() override { ClosenessSeen().clear(); }
+  void TearDown() override {
+    for (const auto& [op, seen] : ClosenessSeen()) {
+      std::printf("%-14s %-28s allowed %.1e", ops().name, op.c_str(), seen.least_absolute);
+      if (seen.most_absolute > seen.least_absolute) std::printf(" to %.1e", seen.most_absolute);
+      std::printf(" + %.0e |expected|; seen %.1e, %3.0f %% of what was allowed, in %d cases\n",
+                  seen.relative, seen.largest_difference, 100 * seen.largest_share, seen.shapes);
+    }
+  }
+};
 
 }  // namespace rempart::kernels

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // Norms, rotations, activations and reductions of every table against the reference.
 #include <limits>
+#include <tuple>
 
 #include "tests/kernels/conformance.h"
 
 namespace rempart::kernels {
 namespace {
 
-class ElementwiseTest : public testing::TestWithParam<const Ops*> {
+class ElementwiseTest : public ConformanceTest {
  protected:
-  const Ops& ops() const { return *GetParam(); }
   Random random_{20252};
 };
 
@@ -25,7 +25,7 @@ TEST_P(ElementwiseTest, RmsNorm) {
       std::vector<float> expected(3 * cols, 1.0f), actual(3 * cols, 1.0f);
       ReferenceOps().rms_norm(x.data(), cols + 1, w, 1e-5f, cols, expected.data(), cols, 0, 2);
       ops().rms_norm(x.data(), cols + 1, w, 1e-5f, cols, actual.data(), cols, 0, 2);
-      ExpectClose(actual, expected, 1e-6f, 3e-6f, "cols " + std::to_string(cols));
+      ExpectClose(actual, expected, 1e-6f, 3e-6f, "rms_norm", "cols " + std::to_string(cols));
     }
     std::vector<float> in_place = x, apart(x.size());
     ops().rms_norm(x.data(), cols + 1, weight.data(), 1e-5f, cols, apart.data(), cols + 1, 0, 3);
@@ -50,8 +50,10 @@ TEST_P(ElementwiseTest, RopeBothLayouts) {
       std::vector<float> expected_cos(4 * half), expected_sin(4 * half);
       ReferenceOps().rope_angles(positions.data(), frequencies.data(), half, 1.5f,
                                  expected_cos.data(), expected_sin.data(), 0, 4);
-      ExpectClose(cos, expected_cos, 1e-6f, 0, "cos");
-      ExpectClose(sin, expected_sin, 1e-6f, 0, "sin");
+      ExpectClose(cos, expected_cos, 1e-6f, 0, "rope_angles cos",
+                  "head_dim " + std::to_string(head_dim));
+      ExpectClose(sin, expected_sin, 1e-6f, 0, "rope_angles sin",
+                  "head_dim " + std::to_string(head_dim));
       for (RopeLayout layout : {RopeLayout::kInterleaved, RopeLayout::kHalves}) {
         std::vector<float> expected = RandomFloats(random_, 4 * (3 * head_dim + 1));
         std::vector<float> actual = expected;
@@ -66,7 +68,7 @@ TEST_P(ElementwiseTest, RopeBothLayouts) {
         ReferenceOps().rope(args, 1, 4);
         args.x = actual.data();
         ops().rope(args, 1, 4);
-        ExpectClose(actual, expected, 1e-6f, 1e-6f, "head_dim " + std::to_string(head_dim));
+        ExpectClose(actual, expected, 1e-6f, 1e-6f, "rope", "head_dim " + std::to_string(head_dim));
       }
     }
   }
@@ -78,13 +80,13 @@ TEST_P(ElementwiseTest, ActivationsTimesUp) {
     gate[0] = 200.0f;
     if (cols > 1) gate[1] = -200.0f;
     const auto up = RandomFloats(random_, 2 * (cols + 2));
-    for (auto [tested, reference] :
-         {std::pair(ops().silu_mul, ReferenceOps().silu_mul),
-          std::pair(ops().gelu_tanh_mul, ReferenceOps().gelu_tanh_mul)}) {
+    for (auto [tested, reference, name] :
+         {std::tuple(ops().silu_mul, ReferenceOps().silu_mul, "silu_mul"),
+          std::tuple(ops().gelu_tanh_mul, ReferenceOps().gelu_tanh_mul, "gelu_tanh_mul")}) {
       std::vector<float> expected(2 * cols), actual(2 * cols);
       reference(gate.data(), up.data(), cols + 2, cols, expected.data(), cols, 0, 2);
       tested(gate.data(), up.data(), cols + 2, cols, actual.data(), cols, 0, 2);
-      ExpectClose(actual, expected, 1e-6f, 2e-6f, "cols " + std::to_string(cols));
+      ExpectClose(actual, expected, 1e-6f, 2e-6f, name, "cols " + std::to_string(cols));
       std::vector<float> in_place = gate;
       tested(in_place.data(), up.data(), cols + 2, cols, in_place.data(), cols + 2, 0, 1);
       for (int64_t i = 0; i < cols; ++i) EXPECT_EQ(in_place[i], actual[i]);
@@ -105,7 +107,7 @@ TEST_P(ElementwiseTest, AddScaleSoftcap) {
     EXPECT_EQ(actual, expected);
     ReferenceOps().softcap(expected.data(), 5.0f, n / 3, n);
     ops().softcap(actual.data(), 5.0f, n / 3, n);
-    ExpectClose(actual, expected, 3e-6f, 1e-6f, "softcap");
+    ExpectClose(actual, expected, 3e-6f, 1e-6f, "softcap", "n " + std::to_string(n));
   }
 }
 
@@ -116,7 +118,7 @@ TEST_P(ElementwiseTest, SoftmaxAndItsLogSum) {
       std::vector<float> actual = expected;
       const float expected_log = ReferenceOps().softmax(expected.data(), n);
       EXPECT_NEAR(ops().softmax(actual.data(), n), expected_log, 2e-5f);
-      ExpectClose(actual, expected, 1e-9f, 1e-5f, "n " + std::to_string(n));
+      ExpectClose(actual, expected, 1e-9f, 1e-5f, "softmax", "n " + std::to_string(n));
     }
   }
 }

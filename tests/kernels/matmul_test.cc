@@ -8,9 +8,8 @@
 namespace rempart::kernels {
 namespace {
 
-class MatmulTest : public testing::TestWithParam<const Ops*> {
+class MatmulTest : public ConformanceTest {
  protected:
-  const Ops& ops() const { return *GetParam(); }
   Random random_{20251};
 };
 
@@ -27,6 +26,8 @@ std::vector<Shape> Shapes(DType type) {
   return {{1, block, 1},   {7, 2 * block, 3},  {16, 3 * block, 2}, {33, 2 * block, 5},
           {50, block, 13}, {17, 5 * block, 8}, {48, 3 * block, 31}};
 }
+
+std::string Op(const std::string& name, DType type) { return name + " " + DTypeName(type); }
 
 std::string What(DType type, const Shape& shape) {
   return std::string(DTypeName(type)) + " rows " + std::to_string(shape.rows) + " cols " +
@@ -116,7 +117,8 @@ TEST_P(MatmulTest, ExactMatchesTheReference) {
       std::vector<float> expected, actual;
       ReferenceOps().matmul_exact(c.Args(&expected), 0, shape.rows);
       ops().matmul_exact(c.Args(&actual), 0, shape.rows);
-      ExpectClose(actual, expected, Tolerance(c), 1e-5f, What(type, shape));
+      ExpectClose(actual, expected, Tolerance(c), 1e-5f, Op("matmul_exact", type),
+                  What(type, shape));
     }
   }
 }
@@ -128,7 +130,8 @@ TEST_P(MatmulTest, FastMatchesTheReference) {
       std::vector<float> expected, actual;
       ReferenceOps().matmul_fast(c.Args(&expected), 0, shape.rows);
       ops().matmul_fast(c.Args(&actual), 0, shape.rows);
-      ExpectClose(actual, expected, 4 * Tolerance(c), 1e-5f, What(type, shape));
+      ExpectClose(actual, expected, 4 * Tolerance(c), 1e-5f, Op("matmul_fast", type),
+                  What(type, shape));
     }
   }
 }
@@ -166,7 +169,8 @@ TEST_P(MatmulTest, FastIsExactAtTheExtremes) {
         std::vector<float> expected, actual;
         ReferenceOps().matmul_fast(c.Args(&expected), 0, shape.rows);
         ops().matmul_fast(c.Args(&actual), 0, shape.rows);
-        ExpectClose(actual, expected, 1e-3f, 1e-5f, What(type, shape));
+        ExpectClose(actual, expected, 1e-3f, 1e-5f, Op("matmul_fast extremes", type),
+                    What(type, shape));
       }
     }
   }
