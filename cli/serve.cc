@@ -210,7 +210,7 @@ class Server {
   }
 
   int StartAll() {
-    begun_ = absl::Now();
+    begun_ = SteadyNow();
     std::vector<Child*> children{router_.get()};
     for (const auto& group : groups_) {
       for (const auto& pod : group->pods) children.push_back(pod.get());
@@ -229,7 +229,7 @@ class Server {
   }
 
   int Look() {
-    const absl::Time now = absl::Now();
+    const absl::Time now = SteadyNow();
     if (const auto ending = router_->Poll(now)) {
       const int exit_code = Report(*router_, *ending, now - begun_ < absl::Seconds(10) && !told_);
       if (exit_code != kGoOn) return exit_code;
@@ -355,7 +355,7 @@ class Server {
   }
 
   void StopAll(const sigset_t& signals) {
-    const absl::Time deadline = absl::Now() + kStopTime;
+    const absl::Time deadline = SteadyNow() + kStopTime;
     // The router first: it finishes what runs while the workers still serve.
     StopChild(*router_, deadline, signals);
     for (const auto& group : groups_) {
@@ -370,7 +370,7 @@ class Server {
     child.Signal(SIGTERM);
     const timespec look = absl::ToTimespec(kLook / 10);
     while (child.running()) {
-      const absl::Time now = absl::Now();
+      const absl::Time now = SteadyNow();
       if (child.Poll(now).has_value()) return;
       const bool at_once = sigtimedwait(&signals, nullptr, &look) > 0;
       if (at_once || now > deadline) child.Signal(SIGKILL);
@@ -388,7 +388,7 @@ class Server {
   std::unique_ptr<Child> router_;
   int32_t gpus_taken_ = 0;
   std::string drawn_key_;
-  absl::Time begun_ = absl::Now();
+  absl::Time begun_ = SteadyNow();
   bool told_ = false;
 };
 

@@ -9,8 +9,8 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
-#include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "common/clock.h"
 
 namespace rempart {
 
@@ -23,22 +23,22 @@ class ABSL_LOCKABLE Mutex {
   }
 
   // Waits, without the lock, until `condition` over the guarded state holds; false when it does not
-  // by then. Whoever changes the state wakes the waiting by unlocking.
+  // by then (as SteadyNow counts). Whoever changes the state wakes the waiting by unlocking.
   bool AwaitWithDeadline(const absl::Condition& condition, absl::Time deadline)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(this) {
     if (condition.Eval()) return true;
     std::unique_lock<std::mutex> lock(mu_, std::adopt_lock);
     ++waiting_;
     changed_.notify_all();  // to wait unlocks, too
-    const bool holds =
-        changed_.wait_until(lock, absl::ToChronoTime(deadline), [&] { return condition.Eval(); });
+    const bool holds = changed_.wait_until(lock, WaitEnd(deadline - SteadyNow()),
+                                           [&] { return condition.Eval(); });
     --waiting_;
     lock.release();
     return holds;
   }
   bool AwaitWithTimeout(const absl::Condition& condition, absl::Duration timeout)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(this) {
-    return AwaitWithDeadline(condition, absl::Now() + timeout);
+    return AwaitWithDeadline(condition, SteadyNow() + timeout);
   }
 
  private:

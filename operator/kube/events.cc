@@ -38,7 +38,7 @@ void EventRecorder::Write(const EventRecord& record) {
       absl::StrFormat("%s.%016x", record.about.name().substr(0, 200), Digest(record));
   if (seen_.size() >= kMaxSeen) seen_.clear();
   Seen& seen = seen_[name];
-  if (seen.count++ == 0) seen.first = clock_->Now();
+  if (seen.count++ == 0) seen.first = clock_->WallNow();
   k8s::v1::Event event;
   event.mutable_metadata()->set_name(name);
   event.mutable_metadata()->set_namespace_(record.about.namespace_());
@@ -48,7 +48,7 @@ void EventRecorder::Write(const EventRecord& record) {
   event.set_message(record.message.substr(0, kMaxMessageBytes));
   event.set_count(seen.count);
   event.set_first_timestamp(Seconds(seen.first));
-  event.set_last_timestamp(Seconds(clock_->Now()));
+  event.set_last_timestamp(Seconds(clock_->WallNow()));
   event.set_reporting_component(kComponent);
   event.set_reporting_instance(instance_);
   event.mutable_source()->set_component(kComponent);

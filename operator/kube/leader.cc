@@ -39,7 +39,7 @@ absl::Status LeaderElector::Write(LeaseMove move) {
   k8s::v1::LeaseSpec& spec = *lease.mutable_spec();
   spec.set_holder_identity(options_.identity);
   spec.set_lease_duration_seconds(static_cast<int32_t>(absl::ToInt64Seconds(options_.duration)));
-  spec.set_renew_time(MicroTime(clock_->Now()));
+  spec.set_renew_time(MicroTime(clock_->WallNow()));
   if (move != LeaseMove::kRenew) spec.set_acquire_time(spec.renew_time());
   absl::StatusOr<k8s::v1::Lease> written;
   if (move == LeaseMove::kCreate) {

@@ -6,6 +6,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/time/clock.h"
+#include "common/clock.h"
 #include "common/log.h"
 #include "operator/kube/wait.h"
 
@@ -40,7 +41,7 @@ absl::Status Reflector::List() {
     return absl::OkStatus();
   }));
   resource_version_ = version;
-  last_resync_ = absl::Now();
+  last_resync_ = SteadyNow();
   ++lists_;
   synced_ = true;
   state_ = State::kWatching;
@@ -76,8 +77,8 @@ absl::Status Reflector::Watch(std::stop_token stop) {
       stop);
   RETURN_IF_ERROR(taken);
   RETURN_IF_ERROR(ended);
-  if (!stop.stop_requested() && absl::Now() - last_resync_ >= options_.resync) {
-    last_resync_ = absl::Now();
+  if (!stop.stop_requested() && SteadyNow() - last_resync_ >= options_.resync) {
+    last_resync_ = SteadyNow();
     sink_.resync();
   }
   return absl::OkStatus();
@@ -96,7 +97,7 @@ absl::Duration Reflector::NextPause(bool failed) {
 
 void Reflector::Run(std::stop_token stop) {
   while (!stop.stop_requested()) {
-    const absl::Time started = absl::Now();
+    const absl::Time started = SteadyNow();
     const bool listing = state_ == State::kEmpty;
     const absl::Status status = listing ? List() : Watch(stop);
     if (stop.stop_requested()) return;
@@ -106,7 +107,7 @@ void Reflector::Run(std::stop_token stop) {
     }
     // An expired version while watching costs no pause: the list that follows may fail and pause.
     if (!listing && NeedsList(status)) state_ = State::kEmpty;
-    const bool too_short = !listing && absl::Now() - started < options_.first_pause;
+    const bool too_short = !listing && SteadyNow() - started < options_.first_pause;
     const absl::Duration pause = NextPause(!status.ok() || too_short);
     if (pause > absl::ZeroDuration()) PauseUnlessStopped(stop, pause);
   }

@@ -6,8 +6,8 @@
 #include <mutex>
 #include <stop_token>
 
-#include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "common/clock.h"
 
 namespace rempart::op {
 
@@ -15,9 +15,7 @@ inline void PauseUnlessStopped(std::stop_token stop, absl::Duration pause) {
   std::mutex mu;
   std::condition_variable_any changed;
   std::unique_lock<std::mutex> lock(mu);
-  // By the system's clock, as Mutex: of waits by the steady one GCC's thread sanitizer knows
-  // nothing.
-  changed.wait_until(lock, stop, absl::ToChronoTime(absl::Now() + pause), [] { return false; });
+  changed.wait_until(lock, stop, WaitEnd(pause), [] { return false; });
 }
 
 }  // namespace rempart::op

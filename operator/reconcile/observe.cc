@@ -176,7 +176,7 @@ std::vector<GroupObservation> ObserveGroups(const Sources& sources, const Model&
     group.members =
         ObserveMembers(sources.joins->Report(absl::StrCat(model.metadata().namespace_(), "/",
                                                           model.metadata().name(), "-", index)),
-                       sources.now);
+                       sources.measured);
     sorted.push_back(std::move(group));
   }
   return sorted;

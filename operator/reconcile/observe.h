@@ -49,7 +49,8 @@ struct Sources {
   const Informers* informers;
   const JoinRegistry* joins;
   const NodeLedger* ledger;
-  absl::Time now;
+  absl::Time now;            // as the API server's time stamps say it
+  absl::Time measured;       // as the registry measures
   absl::Duration listening;  // since this process answers Join
 };
 

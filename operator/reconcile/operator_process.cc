@@ -281,8 +281,9 @@ class OperatorProcess {
   std::optional<Intended> MakePlanOf(const ObjectKey& key) {
     MutexLock lock(&planning_);
     const absl::Time now = clock_->Now();
-    std::optional<Observed> observed = Observe(
-        {&informers_, &joins_, &ledger_, now, now - listening_since_}, options_.settings, key);
+    std::optional<Observed> observed =
+        Observe({&informers_, &joins_, &ledger_, clock_->WallNow(), now, now - listening_since_},
+                options_.settings, key);
     if (!observed.has_value()) return std::nullopt;
     Plan plan = MakePlan(*observed);
     PromiseReleases(key.ns, plan, ledger_);

@@ -107,7 +107,7 @@ EndingReport ReportOf(const Ending& ending, const GroupState& state, absl::Time 
 
 }  // namespace
 
-int32_t JoinRegistry::Floor() const { return Clamped(absl::ToUnixSeconds(clock_->Now())); }
+int32_t JoinRegistry::Floor() const { return Clamped(absl::ToUnixSeconds(clock_->WallNow())); }
 
 void JoinRegistry::GiveEpochAlone(Group& group, int32_t pod_index, int32_t last_epoch) {
   Member& member = group.state.members.at(pod_index);

@@ -33,7 +33,7 @@ Generation::Generation(const ShardContext& shard, Connection& connection, Access
       route_(route),
       request_(std::move(request)) {
   head_.id = DrawId(route);
-  head_.created_unix_seconds = absl::ToUnixSeconds(record_.started);
+  head_.created_unix_seconds = absl::ToUnixSeconds(shard_.clock->WallNow());
   head_.served_name = request_.served_name;
   head_.include_usage = request_.include_usage;
   head_.has_logprobs = request_.sampling.top_logprobs.has_value();

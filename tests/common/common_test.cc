@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gtest/gtest.h>
 
+#include <thread>
+
+#include "absl/time/clock.h"
 #include "common/check.h"
 #include "common/clock.h"
+#include "common/mutex.h"
 #include "common/status_macros.h"
 
 namespace rempart {
@@ -30,6 +34,29 @@ TEST(Check, StreamsAreEvaluatedOnlyOnFailure) {
   int evaluations = 0;
   CHECK(true) << ++evaluations;
   EXPECT_EQ(evaluations, 0);
+}
+
+TEST(SteadyNow, GrowsAndStartsAtTheTimeOfDay) {
+  const absl::Time first = SteadyNow();
+  EXPECT_LT(absl::AbsDuration(absl::Now() - first), absl::Minutes(1));
+  EXPECT_GE(SteadyNow(), first);
+  const SystemClock clock;
+  EXPECT_GE(clock.Now(), first);
+  EXPECT_LT(absl::AbsDuration(clock.WallNow() - absl::Now()), absl::Minutes(1));
+}
+
+TEST(Mutex, WaitsUntilTheConditionHoldsOrTheTimeIsOver) {
+  Mutex mu;
+  bool done = false;
+  mu.Lock();
+  EXPECT_FALSE(mu.AwaitWithTimeout(absl::Condition(&done), absl::Milliseconds(1)));
+  EXPECT_FALSE(mu.AwaitWithDeadline(absl::Condition(&done), absl::InfinitePast()));
+  std::jthread other([&] {
+    MutexLock lock(&mu);
+    done = true;
+  });
+  EXPECT_TRUE(mu.AwaitWithDeadline(absl::Condition(&done), absl::InfiniteFuture()));
+  mu.Unlock();
 }
 
 TEST(ManualClock, MovesOnlyWhenTold) {

@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "common/clock.h"
 #include "common/log.h"
 #include "common/status_macros.h"
 #include "worker/group/fabric.h"
@@ -148,7 +149,7 @@ std::string EpochRun::AwaitCommunicatorId() {
 }
 
 void EpochRun::LinkDevicesOfRanks() {
-  const absl::Time begin = absl::Now();
+  const absl::Time begin = SteadyNow();
   const std::string id = is_leader() ? communicator_id_ : AwaitCommunicatorId();
   if (over()) return;
   std::stop_source give_up;
@@ -170,7 +171,7 @@ void EpochRun::LinkDevicesOfRanks() {
         -1);
   }
   device_communicators_ = *std::move(linked);
-  NotePart("link", absl::Now() - begin);
+  NotePart("link", SteadyNow() - begin);
   if (context_.settings->pod_count > 1) {
     LogWarning("group", "NCCL does not encrypt what the GPUs of several pods say to each other");
   }
@@ -185,7 +186,7 @@ absl::Status EpochRun::BeginRanks(LoadedModel& model) {
     return absl::OkStatus();
   }
   const int32_t first = context_.settings->pod_index * context_.settings->ranks_per_pod;
-  const absl::Time begin = absl::Now();
+  const absl::Time begin = SteadyNow();
   for (size_t i = 0; i < model.ranks.size(); ++i) {
     Communicator* const communicator = communicators_.empty() ? nullptr : communicators_[i].get();
     RETURN_IF_ERROR(model.ranks[i]->Begin(communicator, *blocks));
@@ -193,7 +194,7 @@ absl::Status EpochRun::BeginRanks(LoadedModel& model) {
     ranks_.push_back({first + static_cast<int32_t>(i), model.ranks[i].get(), communicator,
                       progress_.back().get()});
   }
-  NotePart("allocate", absl::Now() - begin);
+  NotePart("allocate", SteadyNow() - begin);
   const auto on_error = [this](int32_t rank, const absl::Status& status) {
     LogWarning("group", "step failed", {{"rank", rank}, {"error", status.message()}});
     const Communicator& communicator = *communicators_[rank % context_.settings->ranks_per_pod];
@@ -291,10 +292,10 @@ absl::Status EpochRun::BeginLeading() {
     fate_->End("not every pod follows the leader", -1);
     return absl::OkStatus();
   }
-  const absl::Time begin = absl::Now();
+  const absl::Time begin = SteadyNow();
   RETURN_IF_ERROR(WarmUp());
   if (over()) return absl::OkStatus();
-  NotePart("warm_up", absl::Now() - begin);
+  NotePart("warm_up", SteadyNow() - begin);
   {
     MutexLock lock(&mu_);
     shows_engine_ = true;

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/clock.h"
 #include "common/log.h"
 #include "common/tls/tls.h"
 #include "worker/api/group_wire.h"
@@ -138,8 +139,8 @@ bool FollowService::WaitForFollowers(absl::Duration timeout) {
   const auto complete_or_over = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     return static_cast<int32_t>(followers_.size()) == pods_ - 1 || fate_->end().has_value();
   };
-  const absl::Time deadline = absl::Now() + timeout;
-  while (!complete_or_over() && absl::Now() < deadline) {
+  const absl::Time deadline = SteadyNow() + timeout;
+  while (!complete_or_over() && SteadyNow() < deadline) {
     mu_.AwaitWithTimeout(absl::Condition(&complete_or_over), absl::Milliseconds(50));
   }
   return static_cast<int32_t>(followers_.size()) == pods_ - 1 && !fate_->end().has_value();
@@ -229,11 +230,11 @@ void FollowService::Left(FollowStream* stream) {
 }
 
 void FollowService::Beat(std::stop_token stop) {
-  absl::Time next = absl::Now();
+  absl::Time next = SteadyNow();
   while (!stop.stop_requested()) {
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
-    if (absl::Now() < next && absl::Now() > next - 2 * kFollowBeat) continue;
-    next = absl::Now() + kFollowBeat;
+    if (SteadyNow() < next && SteadyNow() > next - 2 * kFollowBeat) continue;
+    next = SteadyNow() + kFollowBeat;
     MutexLock lock(&mu_);
     if (epoch_ == 0) continue;
     auto beat = std::make_shared<ToFollower>();

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/time/clock.h"
+#include "common/clock.h"
 #include "common/log.h"
 #include "common/status_macros.h"
 #include "worker/api/group_wire.h"
@@ -233,9 +234,9 @@ JoinClient::Outcome JoinClient::RunStream(const std::string& address, std::stop_
       *frame.mutable_gpus() = handlers_.gpus();
       alive = stream->Write(frame);
     }
-    if (alive && (snapshot.phase != last_phase || absl::Now() >= next)) {
+    if (alive && (snapshot.phase != last_phase || SteadyNow() >= next)) {
       last_phase = snapshot.phase;
-      next = absl::Now() + kProgressPeriod;
+      next = SteadyNow() + kProgressPeriod;
       alive = stream->Write(ProgressFrame(snapshot));
       MutexLock lock(&mu_);
       if (alive) phase_sent_ = snapshot.phase;

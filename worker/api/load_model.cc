@@ -13,6 +13,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "common/clock.h"
 #include "common/log.h"
 #include "common/status_macros.h"
 #include "worker/api/load_on_device.h"
@@ -176,7 +177,7 @@ absl::Status BindParts(const WorkerSettings& settings, ModelFile& model, WorkerS
     pack.cache = &*model.cache;
     ASSIGN_OR_RETURN(pack.source, SampleModel(settings.model_path));
   }
-  const absl::Time begin = absl::Now();
+  const absl::Time begin = SteadyNow();
   const MatrixCut cut = model.gpus.empty() ? MatrixCut::kOutputs : MatrixCut::kPairs;
   for (size_t i = 0; i < model.parts.size(); ++i) {
     RankPart& part = *model.parts[i];
@@ -187,7 +188,7 @@ absl::Status BindParts(const WorkerSettings& settings, ModelFile& model, WorkerS
   }
   const Weights& weights = model.parts[0]->weights;
   const char* const how = !model.gpus.empty() ? "bind" : weights.from_cache ? "map" : "repack";
-  status.AddStartPart(how, absl::Now() - begin);
+  status.AddStartPart(how, SteadyNow() - begin);
   if (!model.gpus.empty()) return absl::OkStatus();
   const int64_t bytes = status.snapshot().weight_bytes_read;
   status.SetLoaded(bytes, bytes);
@@ -202,7 +203,7 @@ absl::Status BindParts(const WorkerSettings& settings, ModelFile& model, WorkerS
 absl::Status PrepareOnGpus(const WorkerSettings& settings, ModelFile& model, EngineOptions& engine,
                            WorkerStatus& status) {
   RETURN_IF_ERROR(BindParts(settings, model, status));
-  const absl::Time begin = absl::Now();
+  const absl::Time begin = SteadyNow();
   const DeviceModelOptions options = DeviceOptions(settings, engine.context_length);
   int64_t blocks = std::numeric_limits<int32_t>::max();
   for (size_t i = 0; i < model.parts.size(); ++i) {
@@ -212,7 +213,7 @@ absl::Status PrepareOnGpus(const WorkerSettings& settings, ModelFile& model, Eng
     blocks = std::min(blocks, model.gpus[i].transformer->plan().kv_blocks);
   }
   engine.blocks_total = static_cast<int32_t>(blocks);
-  status.AddStartPart("upload", absl::Now() - begin);
+  status.AddStartPart("upload", SteadyNow() - begin);
   // Nothing is read from them any more.
   for (const MappedFile& file : model.source.files) file.DropResidentPages();
   return absl::OkStatus();
@@ -289,9 +290,9 @@ class Beside {
  public:
   Beside(std::string name, WorkerStatus& status, std::function<absl::Status()> body)
       : thread_([this, name = std::move(name), &status, body = std::move(body)] {
-          const absl::Time begin = absl::Now();
+          const absl::Time begin = SteadyNow();
           outcome_ = body();
-          status.AddStartPart(name, absl::Now() - begin);
+          status.AddStartPart(name, SteadyNow() - begin);
         }) {}
   absl::Status Join() {
     thread_.join();
@@ -310,13 +311,13 @@ absl::Status OpenParts(const WorkerSettings& settings, const GpuOpener& open_gpu
   ASSIGN_OR_RETURN(model.ops, ChooseOps("engine.kernel_tier", settings.engine.kernel_tier));
   int threads = settings.engine.threads > 0 ? settings.engine.threads : UsableCpuCount();
   if (settings.device == DeviceKind::kGpu) {
-    const absl::Time begin = absl::Now();
+    const absl::Time begin = SteadyNow();
     ASSIGN_OR_RETURN(model.gpus, OpenGpus(settings, open_gpu));
     if (settings.pod_count * settings.ranks_per_pod > 1) {
       ASSIGN_OR_RETURN(loaded.collectives, load_collectives());
       LogInfo("worker", "GPUs are linked by", {{"library", loaded.collectives->Describe()}});
     }
-    status.AddStartPart("device", absl::Now() - begin);
+    status.AddStartPart("device", SteadyNow() - begin);
     threads = 1;  // the CPU computes nothing
   }
   for (int32_t rank = 0; rank < settings.ranks_per_pod; ++rank) {
@@ -347,11 +348,11 @@ absl::StatusOr<LoadedModel> LoadModelFile(const WorkerSettings& settings, const 
   auto model = std::make_shared<ModelFile>();
   LoadedModel loaded;
   RETURN_IF_ERROR(OpenParts(settings, open_gpu, load_collectives, *model, loaded, status));
-  const absl::Time begin = absl::Now();
+  const absl::Time begin = SteadyNow();
   ASSIGN_OR_RETURN(model->source, OpenModel(path));
   const ModelSource& source = model->source;
   if (model->gpus.empty()) OpenCache(settings.repack_cache_folder, *model);
-  status.AddStartPart("open", absl::Now() - begin);
+  status.AddStartPart("open", SteadyNow() - begin);
 
   std::unique_ptr<ModelText> text;
   std::optional<Sha256> digest;

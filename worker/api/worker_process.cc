@@ -18,6 +18,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
+#include "common/clock.h"
 #include "common/log.h"
 #include "common/status_macros.h"
 #include "worker/api/attach_service.h"
@@ -169,7 +170,7 @@ class WorkerProcess {
                  {{"epoch", epoch}, {"reason", end.reason}, {"blamed_rank", end.blamed_rank}});
       status_.EndEpoch(end);
       if (!is_alone()) continue;
-      stop_.Wait(1, absl::Now() + kPauseAlone);
+      stop_.Wait(1, SteadyNow() + kPauseAlone);
       orders_.Begin({.epoch = epoch + 1});
     }
     CloseStreams();
@@ -221,8 +222,8 @@ class WorkerProcess {
     for (absl::Time watch = absl::InfinitePast(); !over() && !check_->failed();) {
       fate.Wait(kLook);
       run.Look();
-      if (absl::Now() < watch) continue;
-      watch = absl::Now() + kCheckPeriod;
+      if (SteadyNow() < watch) continue;
+      watch = SteadyNow() + kCheckPeriod;
       if (run.engine() != nullptr) WatchMemory(*run.engine());
     }
     // What runs computes with weights that are not the model's.
@@ -317,7 +318,7 @@ class WorkerProcess {
                                   {.live =
                                        [this] {
                                          return LivenessReply(Load(), status_.snapshot(),
-                                                              absl::Now(), kStepLimit);
+                                                              SteadyNow(), kStepLimit);
                                        },
                                    .ready = [this] { return ReadinessReply(status_.snapshot()); },
                                    .metrics =
@@ -444,7 +445,7 @@ class WorkerProcess {
     MutexLock lock(&mu_);
     draining_ = true;
     if (within > absl::ZeroDuration()) {
-      drain_deadline_ = std::min(drain_deadline_, absl::Now() + within);
+      drain_deadline_ = std::min(drain_deadline_, SteadyNow() + within);
     }
     if (run_ != nullptr) run_->Drain(drain_deadline_);
     status_.SetPhase(Phase::kDraining);
@@ -458,10 +459,10 @@ class WorkerProcess {
       leaving_ = true;
     }
     BeginDrain(kDrainDeadline);
-    const absl::Time deadline = absl::Now() + kDrainDeadline + kFlushTimeout;
+    const absl::Time deadline = SteadyNow() + kDrainDeadline + kFlushTimeout;
     LogInfo("worker", "draining", {{"running", Load().running}, {"waiting", Load().waiting}});
     const auto has_work = [&] { return !run.is_leader() || Unfinished() > 0; };
-    while (has_work() && !fate.end().has_value() && absl::Now() < deadline && stop_.signals() < 2) {
+    while (has_work() && !fate.end().has_value() && SteadyNow() < deadline && stop_.signals() < 2) {
       fate.Wait(kLook);
       run.Look();
     }

@@ -8,6 +8,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "common/clock.h"
 #include "common/log.h"
 #include "common/mutex.h"
 #include "common/status_macros.h"
@@ -155,12 +156,12 @@ bool GpuWatch::State::Ends(absl::Duration after) {
 void GpuWatch::State::Run() {
   const std::unique_ptr<Nvml> nvml = Begin();
   TellIfBroken();
-  absl::Time next = absl::Now() + options.period;
+  absl::Time next = SteadyNow() + options.period;
   while (nvml != nullptr && !Ends(absl::ZeroDuration())) {
     const bool news = AwaitErrors(*nvml);
     TellIfBroken();
-    if (!news && absl::Now() < next) continue;
-    next = absl::Now() + options.period;
+    if (!news && SteadyNow() < next) continue;
+    next = SteadyNow() + options.period;
     ReadAgain(*nvml);
     TellIfBroken();
   }

@@ -2,6 +2,7 @@
 #include "worker/engine/engine_thread.h"
 
 #include "absl/time/clock.h"
+#include "common/clock.h"
 
 namespace rempart::worker {
 namespace {
@@ -21,7 +22,7 @@ EngineThread::~EngineThread() {
 
 void EngineThread::Run(std::stop_token stop) {
   while (!stop.stop_requested()) {
-    if (!engine_->Step()) engine_->WaitForWork(absl::Now() + kIdleTurn);
+    if (!engine_->Step()) engine_->WaitForWork(SteadyNow() + kIdleTurn);
   }
 }
 
