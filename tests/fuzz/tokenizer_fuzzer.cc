@@ -1,22 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-// Any bytes as tokenizer.json make a tokenizer or are refused; a tokenizer encodes, and its ids are
-// tokens that it has. What follows the first zero byte is the text to encode.
+// Any bytes as tokenizer.json, tekken.json or tokenizer.model make a tokenizer or are refused; a
+// tokenizer encodes, and its ids are tokens that it has. What follows the first zero byte is the
+// text to encode.
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 
 #include "common/check.h"
 #include "worker/text/text.h"
 
-extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  using namespace rempart::worker;
-  const absl::string_view bytes(reinterpret_cast<const char*>(data), size);
-  const size_t zero = std::min(bytes.find('\0'), size);
-  const auto tokenizer = Tokenizer::FromTokenizerJson(bytes.substr(0, zero));
+namespace {
+
+using namespace rempart::worker;
+
+void Encode(const absl::StatusOr<std::unique_ptr<Tokenizer>>& tokenizer, absl::string_view text) {
   if (!tokenizer.ok()) {
     CHECK(!tokenizer.status().message().empty());
-    return 0;
+    return;
   }
-  const absl::string_view text = zero < size ? bytes.substr(zero + 1) : "Hello, wörld <s> 123";
   for (const SpecialTokens special : {SpecialTokens::kPlain, SpecialTokens::kParsed}) {
     const auto ids = (*tokenizer)->Encode(text, special);
     if (!ids.ok()) continue;
@@ -25,5 +26,17 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       (void)(*tokenizer)->TokenBytes(id);
     }
   }
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  const absl::string_view bytes(reinterpret_cast<const char*>(data), size);
+  const size_t zero = std::min(bytes.find('\0'), size);
+  constexpr char kText[] = "Hello, w\xc3\xb6rld <s> 123";
+  const absl::string_view text = zero < size ? bytes.substr(zero + 1) : kText;
+  Encode(Tokenizer::FromTokenizerJson(bytes.substr(0, zero)), text);
+  Encode(Tokenizer::FromTekken(bytes.substr(0, zero)), text);
+  Encode(Tokenizer::FromSentencePiece(bytes, "{}"), kText);
   return 0;
 }

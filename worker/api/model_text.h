@@ -28,6 +28,8 @@ class ModelText : public Vocabulary, public PromptEncoder {
   static absl::StatusOr<std::unique_ptr<ModelText>> FromGguf(const GgufMetadata& metadata);
   // From tokenizer.json, tokenizer_config.json, chat_template.jinja, generation_config.json and
   // config.json of a folder in Hugging Face layout; only the first and the last must be there.
+  // Without tokenizer.json, from Mistral's tekken.json or SentencePiece's tokenizer.model, with
+  // <s> and </s> where nothing names BOS and EOS, and BOS in front unless add_bos_token is false.
   // `vocabulary`: rows of the model's embedding; tokens beyond them cannot be used. InvalidArgument
   // names the file at fault.
   static absl::StatusOr<std::unique_ptr<ModelText>> FromFolder(const std::string& folder,
@@ -52,6 +54,8 @@ class ModelText : public Vocabulary, public PromptEncoder {
   ModelText() = default;
   absl::Status ReadSpecialTokens(const GgufMetadata& metadata, const TokenizerMetadata& tokenizer);
   absl::Status ReadFolderTokens(const std::string& folder);
+  // BOS and EOS by their usual spellings, where nothing names them.
+  void ReadUsualTokens();
   // Control tokens that end a turn by their name, whatever the files declare.
   void AddKnownEndings();
   absl::StatusOr<std::vector<int32_t>> Encode(absl::string_view text, SpecialTokens special) const;

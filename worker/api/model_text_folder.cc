@@ -12,6 +12,8 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "common/status_macros.h"
 #include "worker/api/model_text.h"
 #include "worker/model/config_json.h"
@@ -54,10 +56,25 @@ class JsonFile {
     return value;
   }
 
+  simdjson::dom::object object() const { return object_; }
+
  private:
   std::unique_ptr<simdjson::dom::parser> parser_;
   simdjson::dom::object object_;
 };
+
+std::string JsonString(std::string_view text) {
+  std::string quoted = "\"";
+  for (const char c : text) {
+    if (c == '"' || c == '\\') quoted += '\\';
+    if (static_cast<unsigned char>(c) < 0x20) {
+      absl::StrAppend(&quoted, absl::StrFormat("\\u%04x", c));
+    } else {
+      quoted += c;
+    }
+  }
+  return quoted + "\"";
+}
 
 std::optional<std::string> Text(std::optional<element> value) {
   std::string_view text;
@@ -134,28 +151,71 @@ absl::StatusOr<std::optional<std::string>> TemplateSource(const std::string& fol
   return Text(other.Find("chat_template"));
 }
 
+// Tokens beyond those of tokenizer.model, as added_tokens_decoder of tokenizer_config.json spells
+// them; older folders have them in added_tokens.json, {"<|im_start|>": 32000}.
+absl::StatusOr<std::string> AddedTokens(const std::string& folder) {
+  ASSIGN_OR_RETURN(const JsonFile config,
+                   JsonFile::Read(folder + "/tokenizer_config.json", kMaxConfigBytes));
+  if (const auto decoder = config.Find("added_tokens_decoder"); decoder.has_value()) {
+    return std::string(simdjson::minify(*decoder));
+  }
+  const std::string path = folder + "/added_tokens.json";
+  ASSIGN_OR_RETURN(const JsonFile added, JsonFile::Read(path, kMaxConfigBytes));
+  std::vector<std::string> tokens;
+  for (const auto& [spelling, value] : added.object()) {
+    int64_t id = 0;
+    if (value.get(id) != simdjson::SUCCESS || id < 0) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, ": the id of ", std::string(spelling), " is no number"));
+    }
+    tokens.push_back(
+        absl::StrCat("\"", id, "\":{\"content\":", JsonString(spelling), ",\"special\":true}"));
+  }
+  return absl::StrCat("{", absl::StrJoin(tokens, ","), "}");
+}
+
+// tokenizer.json, else Mistral's tekken.json, else SentencePiece's tokenizer.model.
+absl::StatusOr<std::unique_ptr<Tokenizer>> OpenTokenizer(const std::string& folder) {
+  absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer;
+  if (const std::string path = folder + "/tokenizer.json"; Exists(path)) {
+    ASSIGN_OR_RETURN(const std::string json, ReadTextFile(path, kMaxTokenizerBytes));
+    tokenizer = Tokenizer::FromTokenizerJson(json);
+  } else if (const std::string path = folder + "/tekken.json"; Exists(path)) {
+    ASSIGN_OR_RETURN(const std::string json, ReadTextFile(path, kMaxTokenizerBytes));
+    tokenizer = Tokenizer::FromTekken(json);
+  } else if (const std::string path = folder + "/tokenizer.model"; Exists(path)) {
+    ASSIGN_OR_RETURN(const std::string model, ReadTextFile(path, kMaxTokenizerBytes));
+    ASSIGN_OR_RETURN(const std::string added, AddedTokens(folder));
+    tokenizer = Tokenizer::FromSentencePiece(model, added);
+  } else {
+    return absl::InvalidArgumentError(
+        absl::StrCat(folder,
+                     ": tokenizer.json is missing, and so are tekken.json and tokenizer.model; "
+                     "download the whole model again, or save its tokenizer with a current "
+                     "transformers"));
+  }
+  if (tokenizer.ok()) return tokenizer;
+  return absl::InvalidArgumentError(absl::StrCat(folder, ": ", tokenizer.status().message()));
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ModelText>> ModelText::FromFolder(const std::string& folder,
                                                                  int64_t vocabulary) {
   std::unique_ptr<ModelText> text(new ModelText());
-  const std::string path = folder + "/tokenizer.json";
-  if (!Exists(path)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(folder,
-                     ": tokenizer.json is missing; download the whole model again, or save "
-                     "its tokenizer with a current transformers"));
-  }
-  ASSIGN_OR_RETURN(const std::string json, ReadTextFile(path, kMaxTokenizerBytes));
-  absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::FromTokenizerJson(json);
-  if (!tokenizer.ok()) {
-    return absl::InvalidArgumentError(absl::StrCat(folder, ": ", tokenizer.status().message()));
-  }
-  text->tokenizer_ = *std::move(tokenizer);
+  ASSIGN_OR_RETURN(text->tokenizer_, OpenTokenizer(folder));
   text->vocabulary_ =
       static_cast<int32_t>(std::min<int64_t>(vocabulary, text->tokenizer_->vocabulary_size()));
   RETURN_IF_ERROR(text->ReadFolderTokens(folder));
   return text;
+}
+
+void ModelText::ReadUsualTokens() {
+  for (int32_t id = 0; id < vocabulary_; ++id) {
+    const absl::string_view token = tokenizer_->TokenSpelling(id);
+    if (begin_id_ < 0 && token == "<s>") begin_id_ = id;
+    if (end_id_ < 0 && token == "</s>") end_id_ = id;
+  }
 }
 
 absl::Status ModelText::ReadFolderTokens(const std::string& folder) {
@@ -183,10 +243,12 @@ absl::Status ModelText::ReadFolderTokens(const std::string& folder) {
   ends_.insert(config_ends.begin(), config_ends.end());
   ends_.insert(ends.begin(), ends.end());
   if (end_id_ < 0 && !config_ends.empty()) end_id_ = config_ends[0];
+  const bool is_json = Exists(folder + "/tokenizer.json");
+  if (!is_json) ReadUsualTokens();
   if (end_id_ >= 0) ends_.insert(end_id_);
   AddKnownEndings();
 
-  bool adds = false;
+  bool adds = !is_json;  // as the tokenizers of Llama, Mistral and Gemma do
   if (const auto flag = tokenizer_config.Find("add_bos_token"); flag.has_value()) {
     if (flag->get(adds) != simdjson::SUCCESS) adds = false;
   }

@@ -42,6 +42,11 @@ RempartTokenizer* rempart_tokenizer_from_gguf(const RempartTextVocabulary* vocab
                                               RempartTextBuffer* error);
 RempartTokenizer* rempart_tokenizer_from_json(const uint8_t* data, size_t length,
                                               RempartTextBuffer* error);
+RempartTokenizer* rempart_tokenizer_from_tekken(const uint8_t* data, size_t length,
+                                                RempartTextBuffer* error);
+RempartTokenizer* rempart_tokenizer_from_sentencepiece(const uint8_t* data, size_t length,
+                                                       const uint8_t* added, size_t added_length,
+                                                       RempartTextBuffer* error);
 void rempart_tokenizer_drop(RempartTokenizer* tokenizer);
 size_t rempart_tokenizer_size(const RempartTokenizer* tokenizer);
 RempartTextBuffer rempart_tokenizer_encode(const RempartTokenizer* tokenizer, const uint8_t* data,

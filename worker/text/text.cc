@@ -76,6 +76,24 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromTokenizerJson(absl::st
   return std::unique_ptr<Tokenizer>(new Tokenizer(handle));
 }
 
+absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromTekken(absl::string_view json) {
+  RempartTextBuffer error;
+  RempartTokenizer* handle = rempart_tokenizer_from_tekken(Bytes(json), json.size(), &error);
+  const absl::StatusOr<std::string> outcome = Take(error);
+  if (!outcome.ok()) return outcome.status();
+  return std::unique_ptr<Tokenizer>(new Tokenizer(handle));
+}
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromSentencePiece(
+    absl::string_view model, absl::string_view added_tokens) {
+  RempartTextBuffer error;
+  RempartTokenizer* handle = rempart_tokenizer_from_sentencepiece(
+      Bytes(model), model.size(), Bytes(added_tokens), added_tokens.size(), &error);
+  const absl::StatusOr<std::string> outcome = Take(error);
+  if (!outcome.ok()) return outcome.status();
+  return std::unique_ptr<Tokenizer>(new Tokenizer(handle));
+}
+
 Tokenizer::~Tokenizer() { rempart_tokenizer_drop(handle_); }
 
 absl::StatusOr<std::vector<int32_t>> Tokenizer::Encode(absl::string_view text,

@@ -40,6 +40,14 @@ class Tokenizer {
   // `json` is the content of a Hugging Face tokenizer.json.
   static absl::StatusOr<std::unique_ptr<Tokenizer>> FromTokenizerJson(absl::string_view json);
 
+  // `json` is the content of Mistral's tekken.json, of any version up to those known to
+  // mistral-common 1.13. A control token's spelling never means it in kPlain text.
+  static absl::StatusOr<std::unique_ptr<Tokenizer>> FromTekken(absl::string_view json);
+  // `model` is the content of SentencePiece's tokenizer.model: BPE whose normalizer leaves text as
+  // it is. `added_tokens`: a JSON object as tokenizer_config.json's added_tokens_decoder.
+  static absl::StatusOr<std::unique_ptr<Tokenizer>> FromSentencePiece(
+      absl::string_view model, absl::string_view added_tokens);
+
   ~Tokenizer();
   Tokenizer(const Tokenizer&) = delete;
   Tokenizer& operator=(const Tokenizer&) = delete;

@@ -144,7 +144,65 @@ TEST_F(TextFolder, NamesTheFileAtFault) {
   Write("tokenizer.json", "{}");
   EXPECT_THAT(Refusal(), HasSubstr("tokenizer.json"));
   std::filesystem::remove(folder_ + "tokenizer.json");
-  EXPECT_THAT(Refusal(), HasSubstr("tokenizer.json is missing"));
+  EXPECT_THAT(Refusal(), HasSubstr("tokenizer.json is missing, and so are tekken.json and"));
+}
+
+class OtherTokenizers : public TextFolder {
+ protected:
+  void SetUp() override {
+    TextFolder::SetUp();
+    std::filesystem::remove(folder_ + "tokenizer.json");
+  }
+  void Copy(const std::string& from, const std::string& to) {
+    std::filesystem::copy_file("tests/goldens/tokenizers/" + from, folder_ + to,
+                               std::filesystem::copy_options::overwrite_existing);
+  }
+};
+
+TEST_F(OtherTokenizers, TekkenBeginsTextsAndEndsThem) {
+  Write("config.json", "{}");
+  Copy("v11.tekken.json", "tekken.json");
+  const auto text = Open(/*vocabulary=*/600);
+  ASSERT_NE(text, nullptr);
+  EXPECT_EQ(text->vocabulary_size(), 24 + 256 + 240 - 10);
+  EXPECT_EQ(text->EncodeText("[INST]hi")->at(0), 1);
+  EXPECT_EQ(text->EncodeText("[INST]hi")->at(1), 3);
+  EXPECT_GT(text->EncodePlainText("[INST]hi")->at(1), 23);
+  EXPECT_TRUE(text->EndsGeneration(2));
+  EXPECT_EQ(text->TokenBytes(24 + 'h'), "h");
+  EXPECT_EQ(text->TokenBytes(3), "");
+  Write("tokenizer_config.json", R"({"add_bos_token": false})");
+  EXPECT_EQ(Open(600)->EncodeText("[INST]hi")->at(0), 3);
+}
+
+TEST_F(OtherTokenizers, SentencePieceTakesAddedTokens) {
+  Write("config.json", "{}");
+  Copy("prefix.tokenizer.model", "tokenizer.model");
+  Write("added_tokens.json", R"({"<|im_start|>": 500, "<|im_end|>": 501})");
+  auto text = Open(/*vocabulary=*/600);
+  ASSERT_NE(text, nullptr);
+  EXPECT_EQ(text->vocabulary_size(), 502);
+  EXPECT_EQ(text->EncodeText("<|im_start|>hi<|im_end|>")->at(0), 1);
+  EXPECT_EQ(text->EncodeText("<|im_start|>hi<|im_end|>")->at(1), 500);
+  EXPECT_EQ(text->EncodeText("<|im_start|>hi<|im_end|>")->back(), 501);
+  EXPECT_TRUE(text->EndsGeneration(501)) << "by its name";
+  EXPECT_TRUE(text->EndsGeneration(2));
+  Write("tokenizer_config.json",
+        R"({"added_tokens_decoder": {"503": {"content": "<|eot_id|>", "special": true}}})");
+  EXPECT_TRUE(Open(600)->EndsGeneration(503));
+  EXPECT_EQ(Open(600)->EncodeText("<|eot_id|>")->back(), 503);
+}
+
+TEST_F(OtherTokenizers, SayWhatIsWrong) {
+  Write("config.json", "{}");
+  Write("tekken.json", "{}");
+  EXPECT_THAT(Refusal(), HasSubstr("tekken.json: config is missing or no object"));
+  std::filesystem::remove(folder_ + "tekken.json");
+  Copy("prefix.tokenizer.model", "tokenizer.model");
+  Write("added_tokens.json", R"({"<|im_start|>": "x"})");
+  EXPECT_THAT(Refusal(), HasSubstr("added_tokens.json: the id of <|im_start|> is no number"));
+  Write("added_tokens.json", R"({"<|im_start|>": 900000})");
+  EXPECT_THAT(Refusal(), HasSubstr("\"900000\" is no id near those of tokenizer.model"));
 }
 
 }  // namespace

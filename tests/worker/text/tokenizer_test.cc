@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <simdjson.h>
 
+#include <fstream>
 #include <random>
 #include <string>
 #include <vector>
@@ -213,6 +214,93 @@ TEST(TokenizerJson, RefusesWhatIsNotATokenizer) {
     EXPECT_EQ(tokenizer.status().code(), absl::StatusCode::kInvalidArgument) << json;
     EXPECT_THAT(std::string(tokenizer.status().message()), HasSubstr("tokenizer.json"));
   }
+}
+
+std::string ReadFile(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return std::string((std::istreambuf_iterator<char>(file)), {});
+}
+
+// tests/goldens/make_tokenizers.py says how its files and ids were made.
+class OtherFormats : public ::testing::Test {
+ protected:
+  void SetUp() override { golden_ = parser_.load(std::string(kFolder) + "golden.json"); }
+
+  void GivesTheIdsOf(const char* key, const Tokenizer& tokenizer) {
+    EXPECT_EQ(tokenizer.vocabulary_size(), int64_t(golden_[key]["size"]));
+    auto texts = golden_["texts"].get_array();
+    size_t cases = 0;
+    for (auto expected : golden_[key]["ids"].get_array()) {
+      const std::string text = Text(texts.at(cases++));
+      const auto ids = tokenizer.Encode(text, SpecialTokens::kPlain);
+      ASSERT_TRUE(ids.ok()) << ids.status();
+      EXPECT_EQ(*ids, Ids(expected)) << key << ": " << text;
+      std::string back;
+      for (const int32_t id : *ids) back += std::string(tokenizer.TokenBytes(id));
+      EXPECT_THAT(back, ::testing::EndsWith(text));
+    }
+    EXPECT_EQ(cases, 61u);
+  }
+
+  static constexpr char kFolder[] = "tests/goldens/tokenizers/";
+  simdjson::dom::parser parser_;
+  simdjson::dom::element golden_;
+};
+
+TEST_F(OtherFormats, TekkenGivesTheIdsOfMistralCommon) {
+  for (const char* version : {"v3", "v11"}) {
+    const auto tokenizer =
+        Tokenizer::FromTekken(ReadFile(std::string(kFolder) + version + ".tekken.json"));
+    ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+    const std::string key = std::string("tekken_") + version;
+    GivesTheIdsOf(key.c_str(), **tokenizer);
+    int32_t id = 0;
+    for (auto spelling : golden_[key]["spellings"].get_array()) {
+      EXPECT_EQ((*tokenizer)->TokenSpelling(id), Text(spelling));
+      EXPECT_TRUE((*tokenizer)->IsControl(id++));
+    }
+    EXPECT_THAT(*(*tokenizer)->Encode("[INST]</s>", SpecialTokens::kParsed), ElementsAre(3, 2));
+  }
+}
+
+TEST_F(OtherFormats, SentencePieceGivesTheIdsOfItsLibrary) {
+  for (const char* name : {"prefix", "plain"}) {
+    const auto tokenizer = Tokenizer::FromSentencePiece(
+        ReadFile(std::string(kFolder) + name + ".tokenizer.model"), "{}");
+    ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+    GivesTheIdsOf((std::string("sentencepiece_") + name).c_str(), **tokenizer);
+  }
+}
+
+TEST_F(OtherFormats, RefuseWhatTheyCannotHonour) {
+  const auto tekken = [](const std::string& old, const std::string& replacement) {
+    std::string json = ReadFile(std::string(kFolder) + "v11.tekken.json");
+    json.replace(json.find(old), old.size(), replacement);
+    return std::string(Tokenizer::FromTekken(json).status().message());
+  };
+  EXPECT_THAT(tekken("\"v11\"", "\"11\""), HasSubstr("config.version is \"11\""));
+  EXPECT_THAT(tekken("\"special_tokens\"", "\"other\""), HasSubstr("special_tokens is missing"));
+  EXPECT_THAT(tekken("\"default_vocab_size\":510", "\"default_vocab_size\":9999"),
+              HasSubstr("vocab has 496 entries, but config asks for 9975"));
+  EXPECT_THAT(tekken("\"default_vocab_size\":510", "\"default_vocab_size\":100"),
+              HasSubstr("config.default_vocab_size is 100, too few"));
+  EXPECT_THAT(tekken("\"rank\":7,", "\"rank\":8,"), HasSubstr("vocab[7].rank is not 7"));
+  EXPECT_THAT(tekken("\"AQ==\"", "\"?\""), HasSubstr("vocab[1].token_bytes"));
+  EXPECT_THAT(tekken("\"pattern\":\"", "\"pattern\":\"("), HasSubstr("config.pattern"));
+  const auto piece = [](const std::string& model) {
+    return std::string(Tokenizer::FromSentencePiece(model, "{}").status().message());
+  };
+  EXPECT_THAT(piece(ReadFile(std::string(kFolder) + "unigram.tokenizer.model")),
+              HasSubstr("trainer_spec.model_type: unigram is not served, only BPE"));
+  const std::string whole = ReadFile(std::string(kFolder) + "plain.tokenizer.model");
+  EXPECT_THAT(piece(whole.substr(0, whole.size() / 2)), HasSubstr("tokenizer.model:"));
+  EXPECT_THAT(piece(""), HasSubstr("is missing: the file is damaged"));
+  // ModelProto{trainer_spec{model_type: BPE}, normalizer_spec{}}: the defaults change text.
+  EXPECT_THAT(piece(std::string("\x12\x02\x18\x02\x1a\x00", 6)),
+              HasSubstr("normalizer_spec.remove_extra_whitespaces"));
+  // ... {precompiled_charsmap: "x"}
+  EXPECT_THAT(piece(std::string("\x12\x02\x18\x02\x1a\x03\x12\x01x", 9)),
+              HasSubstr("normalizer_spec.precompiled_charsmap"));
 }
 
 }  // namespace

@@ -2,6 +2,8 @@
 //! The C ABI of worker/text/abi.h: tokenizers and chat templates. Every function catches panics,
 //! checks its input for UTF-8 and returns an error message instead of aborting.
 
+mod sentencepiece;
+mod tekken;
 mod template;
 mod tokenizer;
 
@@ -140,6 +142,32 @@ pub unsafe extern "C" fn rempart_tokenizer_from_json(
     error: &mut Buffer,
 ) -> *mut Tokenizer {
     guarded(error, || Tokenizer::from_json(bytes(data, length)))
+}
+
+/// # Safety
+/// `data` must be readable for `length` bytes.
+#[no_mangle]
+pub unsafe extern "C" fn rempart_tokenizer_from_tekken(
+    data: *const u8,
+    length: usize,
+    error: &mut Buffer,
+) -> *mut Tokenizer {
+    guarded(error, || Tokenizer::from_tekken(bytes(data, length)))
+}
+
+/// # Safety
+/// `data` must be readable for `length` bytes, and `added` for `added_length`.
+#[no_mangle]
+pub unsafe extern "C" fn rempart_tokenizer_from_sentencepiece(
+    data: *const u8,
+    length: usize,
+    added: *const u8,
+    added_length: usize,
+    error: &mut Buffer,
+) -> *mut Tokenizer {
+    guarded(error, || {
+        Tokenizer::from_sentencepiece(bytes(data, length), bytes(added, added_length))
+    })
 }
 
 /// # Safety

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 
+use crate::{sentencepiece, tekken};
 use aho_corasick::{AhoCorasick, MatchKind};
 use kitoken::convert::convert_tokenizers;
 use kitoken::{
@@ -179,6 +180,61 @@ impl Tokenizer {
             tokens,
             always: Specials::new(&always)?,
             parsed: Specials::new(&parsed)?,
+            space_prefix: false,
+        })
+    }
+
+    /// Tokens beyond the pieces, and pieces that mean something else, come as a JSON object in the manner of tokenizer_config.json's
+    /// added_tokens_decoder: {"32000": {"content": "<|im_start|>", "special": true}}.
+    pub fn from_sentencepiece(data: &[u8], added: &[u8]) -> Result<Self, String> {
+        let mut model = sentencepiece::read(data).map_err(|e| format!("tokenizer.model: {e}"))?;
+        let added: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_slice(added).map_err(|e| format!("added tokens: {e}"))?;
+        for (key, token) in &added {
+            let id = key.parse::<usize>().ok().filter(|&id| id < model.pieces.len() + (1 << 16));
+            let id = id.ok_or_else(|| format!("added tokens: \"{key}\" is no id near those of tokenizer.model"))?;
+            let content = token.get("content").and_then(serde_json::Value::as_str);
+            let content = content.ok_or_else(|| format!("added tokens: {key}.content is missing or no string"))?;
+            while model.pieces.len() <= id {
+                model.pieces.push(Vec::new());
+                model.scores.push(0.0);
+                model.types.push(UNUSED);
+            }
+            model.pieces[id] = content.as_bytes().to_vec();
+            if model.types[id] != UNKNOWN {
+                let special = token.get("special").and_then(serde_json::Value::as_bool).unwrap_or(false);
+                model.types[id] = if special { CONTROL } else { USER_DEFINED };
+            }
+        }
+        Self::from_gguf(GgufVocabulary {
+            model: "llama",
+            pre: "",
+            tokens: model.pieces.iter().map(Vec::as_slice).collect(),
+            scores: &model.scores,
+            types: &model.types,
+            merges: Vec::new(),
+            add_space_prefix: model.add_dummy_prefix,
+        })
+    }
+
+    pub fn from_tekken(data: &[u8]) -> Result<Self, String> {
+        let file = tekken::read(data).map_err(|e| format!("tekken.json: {e}"))?;
+        let mut config = Configuration::default();
+        config.fallback = vec![Fallback::Skip];
+        let split = pattern(&file.pattern, SplitBehavior::Isolate);
+        config.split.push(split.map_err(|e| format!("tekken.json: config.pattern: {e}"))?);
+        let first = file.specials.len();
+        let ranked = file.tokens.iter().enumerate();
+        let vocab = ranked.map(|(rank, bytes)| Token { id: (first + rank) as u32, bytes: bytes.clone() }).collect();
+        let definition = definition(Model::BytePair { vocab, chars: false }, Vec::new(), config);
+        let spelled: Vec<(Vec<u8>, u32)> = (0u32..).zip(&file.specials).map(|(id, special)| (special.bytes.clone(), id)).collect();
+        let spelled: Vec<_> = spelled.into_iter().filter(|(bytes, _)| !bytes.is_empty()).collect();
+        let specials = file.specials.into_iter().map(|special| Some((special.bytes, special.control)));
+        Ok(Tokenizer {
+            encoder: Kitoken::from_definition(definition).map_err(|e| format!("tekken.json: {e}"))?,
+            tokens: specials.chain(file.tokens.into_iter().map(|bytes| Some((bytes, false)))).collect(),
+            always: None,
+            parsed: Specials::new(&spelled)?,
             space_prefix: false,
         })
     }
