@@ -17,6 +17,7 @@ import urllib.request
 
 KUBE_BIN = pathlib.Path(os.environ.get("KUBE_BIN", ""))
 KWOK = os.environ.get("KWOK", "")
+STAGES = pathlib.Path(__file__).with_name("kwok_stages.yaml")
 OPERATOR_USER = "system:serviceaccount:rempart:rempart-operator"
 # Who may come in, besides service accounts. What an installer sets up with certificates.
 USERS = {"admin": "system:masters", "kwok": "system:masters", "system:kube-controller-manager": "", "system:kube-scheduler": ""}
@@ -83,7 +84,7 @@ class ControlPlane:
         self.start_api_server()
         self.start_controllers()
         self.run("kwok", KWOK, "--kubeconfig", self.kubeconfig("kwok", self.tokens["kwok"]), "--manage-all-nodes=true",
-                 "--node-lease-duration-seconds=40")
+                 "--node-lease-duration-seconds=40", "--config", STAGES)
 
     def run(self, name: str, *words) -> Process:
         self.processes.append(Process(name, list(words), self.folder))
