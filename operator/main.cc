@@ -185,6 +185,9 @@ int Run(const std::vector<std::string>& arguments) {
   // Two dozen threads that mostly wait need no heap each, with a remainder that the others cannot
   // use.
   mallopt(M_ARENA_MAX, 2);
+  // Pages of lists go back to the system at once, instead of leaving a hole in the heap. A
+  // threshold that is set does not grow by itself.
+  mallopt(M_MMAP_THRESHOLD, 128 << 10);
   // All threads inherit the mask; one waits for the signals.
   const sigset_t signals = BlockEndSignals();
   std::stop_source stop;

@@ -155,6 +155,26 @@ absl::StatusOr<std::string> Client::Get(const ResourceType& type, const ObjectKe
   return Send({.path = ObjectPath(type, key)});
 }
 
+absl::Status Client::ReadPage(const ResourceType& type, const std::string& body,
+                              const OnItem& on_item, std::string& version,
+                              std::string& next) const {
+  MutexLock lock(&reading_);
+  simdjson::dom::parser parser;
+  simdjson::dom::element page;
+  simdjson::dom::array items;
+  if (parser.parse(body).get(page) != simdjson::SUCCESS || !page.is_object()) {
+    return absl::UnavailableError(absl::StrCat("the list of ", type.plural, " is not JSON"));
+  }
+  if (page["items"].get(items) == simdjson::SUCCESS) {
+    for (const simdjson::dom::element item : items) {
+      RETURN_IF_ERROR(on_item(simdjson::minify(item)));
+    }
+  }
+  version = TextAt(page, "/metadata/resourceVersion");
+  next = TextAt(page, "/metadata/continue");
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::string> Client::List(const ResourceType& type, absl::string_view ns,
                                          absl::string_view label_selector,
                                          const OnItem& on_item) const {
@@ -164,20 +184,8 @@ absl::StatusOr<std::string> Client::List(const ResourceType& type, absl::string_
     std::string path = absl::StrCat(type.Path(ns), "?limit=", kPageSize);
     if (!label_selector.empty()) absl::StrAppend(&path, "&labelSelector=", Escaped(label_selector));
     if (!next.empty()) absl::StrAppend(&path, "&continue=", Escaped(next));
-    ASSIGN_OR_RETURN(std::string body, Send({.path = std::move(path)}));
-    simdjson::dom::parser parser;
-    simdjson::dom::element page;
-    simdjson::dom::array items;
-    if (parser.parse(body).get(page) != simdjson::SUCCESS || !page.is_object()) {
-      return absl::UnavailableError(absl::StrCat("the list of ", type.plural, " is not JSON"));
-    }
-    if (page["items"].get(items) == simdjson::SUCCESS) {
-      for (const simdjson::dom::element item : items) {
-        RETURN_IF_ERROR(on_item(simdjson::minify(item)));
-      }
-    }
-    version = TextAt(page, "/metadata/resourceVersion");
-    next = TextAt(page, "/metadata/continue");
+    ASSIGN_OR_RETURN(const std::string body, Send({.path = std::move(path)}));
+    RETURN_IF_ERROR(ReadPage(type, body, on_item, version, next));
   } while (!next.empty());
   return version;
 }

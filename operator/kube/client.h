@@ -19,6 +19,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "common/mutex.h"
 #include "common/status_macros.h"
 #include "operator/kube/resource.h"
 #include "operator/kube/transport.h"
@@ -60,8 +61,9 @@ class Client {
   explicit Client(Transport* transport) : transport_(transport) {}
 
   absl::StatusOr<std::string> Get(const ResourceType& type, const ObjectKey& key) const;
-  // All pages, one in memory at a time; a list that expires between pages is OutOfRange. Returns
-  // the version of the list.
+  // All pages, one in memory at a time, and of several lists that come at once, one page is taken
+  // apart at a time: its parts take several times its size. A list that expires between pages is
+  // OutOfRange. Returns the version of the list. `on_item` asks nothing of the client.
   absl::StatusOr<std::string> List(const ResourceType& type, absl::string_view ns,
                                    absl::string_view label_selector, const OnItem& on_item) const;
   // Until the server ends the stream, `on_event` returns false, or a stop: all OK.
@@ -89,8 +91,12 @@ class Client {
 
  private:
   absl::StatusOr<std::string> Send(HttpRequest request) const;
+  // Hands over the items; the version and the mark of the next page, empty after the last.
+  absl::Status ReadPage(const ResourceType& type, const std::string& body, const OnItem& on_item,
+                        std::string& version, std::string& next) const;
 
   Transport* const transport_;
+  mutable Mutex reading_;  // held while a page is taken apart
   mutable std::atomic<int64_t> calls_ = 0;
   mutable std::atomic<int64_t> writes_ = 0;
   mutable std::atomic<int64_t> lease_writes_ = 0;

@@ -24,9 +24,10 @@ class Informer {
   using Trim = std::function<void(T&)>;
 
   explicit Informer(const Client* client, ReflectorOptions options = {},
-                    typename Store<T>::Words words = {}, Trim trim = {})
+                    typename Store<T>::Words words = {}, Trim trim = {},
+                    StoreForm form = StoreForm::kBytes)
       : trim_(std::move(trim)),
-        store_(std::move(words)),
+        store_(std::move(words), form),
         reflector_(client, ResourceOf<T>::Type(), std::move(options),
                    {.replace = [this](const auto& pull) { return Replace(pull); },
                     .change = [this](const WatchEvent& event) { return Change(event); },
@@ -45,36 +46,32 @@ class Informer {
   // More deletions than this between two lists, and the oldest are forgotten.
   static constexpr size_t kMaxDeletedVersions = 4096;
 
-  // One object, trimmed. A message keeps the memory of what was cleared, and of every list that
-  // grew while it was read; a copy has only what there is, which with many objects is a fraction.
   absl::StatusOr<T> Read(absl::string_view json) const {
     T object;
     RETURN_IF_ERROR(FromJson(json, object));
     if (trim_) trim_(object);
-    return T(static_cast<const T&>(object));
+    return object;
   }
 
-  // Trims each object as it comes: all of them whole would take several times the memory.
+  // Each object becomes what is kept of it as it comes: all of them whole would take many times the
+  // memory.
   absl::Status Replace(const std::function<absl::Status(const OnItem&)>& pull) {
-    std::vector<T> list;
+    std::vector<typename Store<T>::Kept> list;
     RETURN_IF_ERROR(pull([&](absl::string_view json) -> absl::Status {
-      ASSIGN_OR_RETURN(T object, Read(json));
-      list.push_back(std::move(object));
+      ASSIGN_OR_RETURN(const T object, Read(json));
+      list.push_back(store_.Keep(object));
       return absl::OkStatus();
     }));
     deleted_versions_.clear();
-    for (const auto& changed : store_.Replace(std::move(list))) Tell(*changed);
+    for (const auto& changed : store_.Replace(list)) Tell(*changed->Read());
     return absl::OkStatus();
   }
 
   absl::Status Change(const WatchEvent& event) {
-    ASSIGN_OR_RETURN(T object, Read(event.object_json));
+    ASSIGN_OR_RETURN(const T object, Read(event.object_json));
     const ObjectKey key = KeyOf(object);
     const std::string version = object.metadata().resource_version();
-    const auto current = store_.Get(key);
-    if (current != nullptr && IsOlderVersion(version, current->metadata().resource_version())) {
-      return absl::OkStatus();
-    }
+    if (IsOlderVersion(version, store_.Version(key))) return absl::OkStatus();
     if (event.kind == WatchKind::kDeleted) {
       if (deleted_versions_.size() >= kMaxDeletedVersions) deleted_versions_.clear();
       deleted_versions_[key] = version;
@@ -87,14 +84,13 @@ class Informer {
       if (IsOlderVersion(version, deleted->second)) return absl::OkStatus();
       deleted_versions_.erase(deleted);
     }
-    const auto stored = std::make_shared<const T>(object);
-    store_.Put(std::move(object));
-    Tell(*stored);
+    store_.Put(object);
+    Tell(object);
     return absl::OkStatus();
   }
 
   void TellAll() {
-    for (const auto& object : store_.All()) Tell(*object);
+    for (const auto& object : store_.AllKept()) Tell(*object->Read());
   }
   void Tell(const T& object) const {
     for (const Handler& handler : handlers_) handler(object);

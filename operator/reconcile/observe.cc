@@ -309,7 +309,8 @@ Informers::Informers(const Client* client, ReflectorOptions options)
       claims(client, options),
       budgets(client, Selecting(options, kManagedSelector)),
       policies(client, Selecting(options, kManagedSelector)),
-      nodes(client, options, {}, TrimNode),
+      // Read all at once, whenever pods wait for a place.
+      nodes(client, options, {}, TrimNode, StoreForm::kWhole),
       other_pods(client, Selecting(options, kOthersSelector), {}, TrimOtherPod) {}
 
 std::string NameWord(const std::string& served_name) { return "name " + served_name; }
@@ -394,7 +395,7 @@ std::optional<Observed> Observe(const Sources& sources, const Settings& settings
         {FullName(*other), ServedNames(*other), other->metadata().creation_timestamp()});
   }
   if (const std::string claim = ClaimOf(*model); !claim.empty()) {
-    const bool found = informers.claims.store().Get({key.ns, claim}) != nullptr;
+    const bool found = informers.claims.store().Has({key.ns, claim});
     observed.claim = found ? ClaimState::kFound : ClaimState::kMissing;
   }
   observed.groups = ObserveGroups(sources, *model);
