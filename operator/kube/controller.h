@@ -15,7 +15,9 @@ namespace rempart::op {
 // with growing pauses.
 using Reconcile = std::function<absl::StatusOr<absl::Duration>(const ObjectKey& key)>;
 
-// Until a stop. Several threads may run it over one queue.
+// Until a stop. Several threads may run either over one queue.
 void RunController(WorkQueue& queue, const Reconcile& reconcile, std::stop_token stop);
+// Of keys that are urgent, and of no others.
+void RunUrgentController(WorkQueue& queue, const Reconcile& reconcile, std::stop_token stop);
 
 }  // namespace rempart::op

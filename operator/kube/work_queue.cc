@@ -11,14 +11,24 @@ constexpr absl::Duration kLook = absl::Milliseconds(200);
 
 }  // namespace
 
+void WorkQueue::Enlist(const ObjectKey& key, const Entry& entry) {
+  if (!entry.due.has_value() || entry.taken) return;
+  waiting_.insert({*entry.due, key});
+  if (entry.urgent) urgent_.insert({*entry.due, key});
+}
+
+void WorkQueue::Unlist(const ObjectKey& key, const Entry& entry) {
+  if (!entry.due.has_value()) return;
+  waiting_.erase({*entry.due, key});
+  urgent_.erase({*entry.due, key});
+}
+
 void WorkQueue::AddLocked(const ObjectKey& key, absl::Time due) {
   Entry& entry = entries_[key];
-  if (entry.due.has_value()) {
-    if (*entry.due <= due) return;
-    waiting_.erase({*entry.due, key});
-  }
+  if (entry.due.has_value() && *entry.due <= due) return;
+  Unlist(key, entry);
   entry.due = due;
-  if (!entry.taken) waiting_.insert({due, key});
+  Enlist(key, entry);
 }
 
 void WorkQueue::Add(const ObjectKey& key, absl::Duration delay) {
@@ -28,7 +38,12 @@ void WorkQueue::Add(const ObjectKey& key, absl::Duration delay) {
 
 void WorkQueue::AddUrgent(const ObjectKey& key) {
   MutexLock lock(&mu_);
-  AddLocked(key, clock_->Now() - kHeadStart);
+  Entry& entry = entries_[key];
+  Unlist(key, entry);
+  entry.urgent = true;
+  const absl::Time due = clock_->Now() - kHeadStart;
+  entry.due = std::min(entry.due.value_or(due), due);
+  Enlist(key, entry);
 }
 
 void WorkQueue::Retry(const ObjectKey& key) {
@@ -52,36 +67,51 @@ void WorkQueue::Forget(const ObjectKey& key) {
   if (found->second.idle()) entries_.erase(found);
 }
 
-absl::Time WorkQueue::FirstDue() const {
-  return waiting_.empty() ? absl::InfiniteFuture() : waiting_.begin()->first;
+// When the first that nobody has taken is due; the infinite future: there is none.
+absl::Time WorkQueue::FirstDue(Waiting WorkQueue::*list) const {
+  return (this->*list).empty() ? absl::InfiniteFuture() : (this->*list).begin()->first;
 }
 
-std::optional<ObjectKey> WorkQueue::TryTakeLocked() {
-  if (FirstDue() > clock_->Now()) return std::nullopt;
-  const ObjectKey key = waiting_.begin()->second;
-  waiting_.erase(waiting_.begin());
+std::optional<ObjectKey> WorkQueue::TryTakeFrom(Waiting WorkQueue::*list) {
+  if (FirstDue(list) > clock_->Now()) return std::nullopt;
+  const ObjectKey key = (this->*list).begin()->second;
   Entry& entry = entries_.at(key);
+  Unlist(key, entry);
   entry.due.reset();
+  entry.urgent = false;
   entry.taken = true;
   return key;
 }
 
 std::optional<ObjectKey> WorkQueue::TryTake() {
   MutexLock lock(&mu_);
-  return TryTakeLocked();
+  return TryTakeFrom(&WorkQueue::waiting_);
 }
 
-std::optional<ObjectKey> WorkQueue::Take(std::stop_token stop) {
+std::optional<ObjectKey> WorkQueue::TryTakeUrgent() {
+  MutexLock lock(&mu_);
+  return TryTakeFrom(&WorkQueue::urgent_);
+}
+
+std::optional<ObjectKey> WorkQueue::TakeFrom(Waiting WorkQueue::*list, std::stop_token stop) {
   while (!stop.stop_requested()) {
     MutexLock lock(&mu_);
-    if (std::optional<ObjectKey> key = TryTakeLocked(); key.has_value()) return key;
+    if (std::optional<ObjectKey> key = TryTakeFrom(list); key.has_value()) return key;
     const auto is_due = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-      return stop.stop_requested() || FirstDue() <= clock_->Now();
+      return stop.stop_requested() || FirstDue(list) <= clock_->Now();
     };
-    const absl::Duration pause = std::min(kLook, FirstDue() - clock_->Now());
+    const absl::Duration pause = std::min(kLook, FirstDue(list) - clock_->Now());
     mu_.AwaitWithTimeout(absl::Condition(&is_due), pause);
   }
   return std::nullopt;
+}
+
+std::optional<ObjectKey> WorkQueue::Take(std::stop_token stop) {
+  return TakeFrom(&WorkQueue::waiting_, stop);
+}
+
+std::optional<ObjectKey> WorkQueue::TakeUrgent(std::stop_token stop) {
+  return TakeFrom(&WorkQueue::urgent_, stop);
 }
 
 void WorkQueue::Done(const ObjectKey& key) {
@@ -89,7 +119,7 @@ void WorkQueue::Done(const ObjectKey& key) {
   const auto found = entries_.find(key);
   if (found == entries_.end()) return;
   found->second.taken = false;
-  if (found->second.due.has_value()) waiting_.insert({*found->second.due, key});
+  Enlist(key, found->second);
   if (found->second.idle()) entries_.erase(found);
 }
 

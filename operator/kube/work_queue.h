@@ -5,7 +5,8 @@
 // 3. Retry waits longer each time, until Forget; failures of a key that came before its time,
 //    because something changed, make it wait no longer than it would have.
 // 4. What a person waits for (AddUrgent) goes before whatever has become due within the last
-//    kHeadStart; nothing waits for ever behind it.
+//    kHeadStart; nothing waits for ever behind it. A taker may take only such keys (TakeUrgent), so
+//    that one is free for them while all others wait for the API server.
 #pragma once
 
 #include <map>
@@ -41,8 +42,11 @@ class WorkQueue {
 
   // The key that is due the longest; none if none is due.
   std::optional<ObjectKey> TryTake();
+  // Of the urgent ones.
+  std::optional<ObjectKey> TryTakeUrgent();
   // Waits for one; none after a stop.
   std::optional<ObjectKey> Take(std::stop_token stop);
+  std::optional<ObjectKey> TakeUrgent(std::stop_token stop);
   // The taker has finished with the key.
   void Done(const ObjectKey& key);
 
@@ -53,23 +57,30 @@ class WorkQueue {
  private:
   struct Entry {
     std::optional<absl::Time> due;  // waits
+    bool urgent = false;            // while it waits
     bool taken = false;
     int failures = 0;
     absl::Time counted_until = absl::InfinitePast();  // failures before this count as one
     bool idle() const { return !due.has_value() && !taken && failures == 0; }
   };
 
+  using Waiting = std::set<std::pair<absl::Time, ObjectKey>>;
+
   void AddLocked(const ObjectKey& key, absl::Time due) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  // When the first that nobody has taken is due; the infinite future: there is none.
-  absl::Time FirstDue() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  std::optional<ObjectKey> TryTakeLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Enlist(const ObjectKey& key, const Entry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Unlist(const ObjectKey& key, const Entry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // The list is waiting_ or urgent_.
+  std::optional<ObjectKey> TryTakeFrom(Waiting WorkQueue::*list) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  std::optional<ObjectKey> TakeFrom(Waiting WorkQueue::*list, std::stop_token stop);
+  absl::Time FirstDue(Waiting WorkQueue::*list) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const Clock* const clock_;
   const WorkQueueOptions options_;
   mutable Mutex mu_;
   std::map<ObjectKey, Entry> entries_ ABSL_GUARDED_BY(mu_);
-  // Of entries_, those that wait and that nobody has taken.
-  std::set<std::pair<absl::Time, ObjectKey>> waiting_ ABSL_GUARDED_BY(mu_);
+  // Of entries_, those that wait and that nobody has taken; of these, the urgent ones.
+  Waiting waiting_ ABSL_GUARDED_BY(mu_);
+  Waiting urgent_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace rempart::op

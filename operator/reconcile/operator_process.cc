@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "operator/reconcile/operator_process.h"
 
+#include <malloc.h>
+
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <map>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -22,6 +23,7 @@
 #include "operator/reconcile/metrics.h"
 #include "operator/reconcile/observe.h"
 #include "operator/reconcile/topology.h"
+#include "operator/reconcile/triggers.h"
 #include "operator/streams/join_service.h"
 #include "operator/streams/topology_service.h"
 
@@ -33,6 +35,8 @@ constexpr absl::Duration kLook = absl::Milliseconds(50);
 constexpr int kMaxMessageBytes = 4 << 20;
 // A Model waits for the API server most of its time; more of them would only crowd it.
 constexpr size_t kReconcilers = 4;
+// Besides these: for edits only, so that one never waits for the calls of other Models.
+constexpr size_t kUrgentReconcilers = 1;
 
 TlsConfig TlsFrom(const std::string& folder) {
   if (folder.empty()) return {};
@@ -73,15 +77,14 @@ class OperatorProcess {
         events_(&client_, options.identity, clock),
         executor_(&client_, &informers_, &ledger_, &joins_, &events_, clock,
                   options.copy_worker_tls ? options.own_namespace : ""),
-        joins_(clock, [this](const std::string& group) { OnJoinChange(group); }),
+        triggers_(&informers_, &ledger_, &queue_, &topology_),
+        joins_(clock, [this](const std::string& group) { triggers_.OnJoin(group); }),
         join_service_(&joins_, {.required_caller = options.tls_dir.empty() ? "" : "rempart-worker",
                                 .open = false,
                                 .leader_address = [this] { return elector_.leader_address(); },
                                 .admit = [this](const auto& who) { return Admit(who); }}),
         topology_service_(options.tls_dir.empty() ? "" : "rempart-router"),
-        elector_(&client_, LeaderFrom(options), clock) {
-    Connect();
-  }
+        elector_(&client_, LeaderFrom(options), clock) {}
 
   int Run(std::stop_token stop, const std::function<void(int)>& on_serving) {
     if (const absl::Status opened = OpenDoors(); !opened.ok()) {
@@ -101,84 +104,6 @@ class OperatorProcess {
   }
 
  private:
-  // Which change leads to which key.
-  void Connect() {
-    informers_.models.OnChange([this](const Model& model) { OnModelChange(model); });
-    const auto owned = [this](const auto& object) { AddOwner(object.metadata()); };
-    informers_.stateful_sets.OnChange(owned);
-    informers_.services.OnChange(owned);
-    informers_.budgets.OnChange(owned);
-    informers_.policies.OnChange(owned);
-    informers_.nodes.OnChange([this](const k8s::v1::Node& node) { OnNodeChange(node); });
-    informers_.other_pods.OnChange([this](const k8s::v1::Pod& pod) {
-      ledger_.OnPod(pod, informers_.other_pods.store().Get(KeyOf(pod)) == nullptr);
-    });
-    informers_.config_maps.OnChange([this, owned](const k8s::v1::ConfigMap& config_map) {
-      owned(config_map);
-      topology_changed_ = true;
-    });
-    informers_.pods.OnChange([this, owned](const k8s::v1::Pod& pod) {
-      ledger_.OnPod(pod, informers_.pods.store().Get(KeyOf(pod)) == nullptr);
-      owned(pod);
-      topology_changed_ = true;
-    });
-    informers_.claims.OnChange([this](const k8s::v1::PersistentVolumeClaim& claim) {
-      AddAll(informers_.models.store().Find(ClaimWord(KeyOf(claim))));
-    });
-  }
-
-  void AddOwner(const k8s::v1::ObjectMeta& metadata) {
-    const ObjectKey owner = OwnerOf(metadata);
-    if (!owner.name.empty()) queue_.Add(owner);
-  }
-
-  template <typename Models>
-  void AddAll(const Models& models) {
-    for (const auto& model : models) queue_.Add(KeyOf(*model));
-  }
-
-  // On the thread of the nodes' informer. What kubelets write every few minutes changes nothing.
-  void OnNodeChange(const k8s::v1::Node& node) {
-    ledger_.OnNode(node);
-    const std::string& name = node.metadata().name();
-    NodeObservation seen = ObserveNode(node, ledger_);
-    seen.requested.clear();
-    seen.pods = 0;
-    const bool gone = informers_.nodes.store().Get(KeyOf(node)) == nullptr;
-    const auto known = nodes_.find(name);
-    if (!gone && known != nodes_.end() && known->second == seen) return;
-    gone ? void(nodes_.erase(name)) : void(nodes_[name] = std::move(seen));
-    for (const auto& pod : informers_.pods.store().Find(NodeWord(name))) AddOwner(pod->metadata());
-  }
-
-  // On the thread of the models' informer. A Model that comes, goes or is edited may free or take a
-  // served name of another.
-  void OnModelChange(const Model& model) {
-    topology_changed_ = true;
-    const ObjectKey key = KeyOf(model);
-    const bool gone = informers_.models.store().Get(key) == nullptr;
-    const std::string version =
-        gone ? "" : absl::StrCat(model.metadata().uid(), " ", model.metadata().generation());
-    const auto known = model_versions_.find(key);
-    if (known != model_versions_.end() && known->second.version == version) return queue_.Add(key);
-    // Somebody waits for an edit; nobody for what the first list shows.
-    informers_.models.synced() ? queue_.AddUrgent(key) : queue_.Add(key);
-    const std::vector<std::string> names = gone ? std::vector<std::string>() : ServedNames(model);
-    for (const std::string& name : names) AddAll(informers_.models.store().Find(NameWord(name)));
-    if (known != model_versions_.end()) {
-      for (const std::string& name : known->second.names) {
-        AddAll(informers_.models.store().Find(NameWord(name)));
-      }
-    }
-    gone ? void(model_versions_.erase(key)) : void(model_versions_[key] = {version, names});
-  }
-
-  void OnJoinChange(const std::string& group) {
-    topology_changed_ = true;
-    const ObjectKey key = ModelOfGroup(group);
-    if (!key.name.empty()) queue_.Add(key);
-  }
-
   // Before the first list nobody can tell who has been replaced.
   absl::Status Admit(const group::v1::Identity& identity) const {
     if (!informers_.pods.synced()) return absl::OkStatus();
@@ -252,9 +177,10 @@ class OperatorProcess {
     StartThread([this](std::stop_token stop) {
       WaitForStores(stop);
       std::vector<std::jthread> reconcilers;  // joined at the end
-      for (std::atomic<int64_t>& busy_since_ms : busy_since_ms_) {
-        reconcilers.emplace_back([this, stop, &busy_since_ms] {
-          RunController(
+      for (size_t i = 0; i < busy_since_ms_.size(); ++i) {
+        const auto run = i < kReconcilers ? RunController : RunUrgentController;
+        reconcilers.emplace_back([this, stop, run, &busy_since_ms = busy_since_ms_[i]] {
+          run(
               queue_, [&](const ObjectKey& key) { return ReconcileModel(key, busy_since_ms); },
               stop);
         });
@@ -306,20 +232,20 @@ class OperatorProcess {
 
   void PublishTopology(std::stop_token stop) {
     WaitForStores(stop);
+    // What the first lists took besides what is kept of them.
+    malloc_trim(0);
+    const TopologySources sources = {
+        [this](const ObjectKey& model) { return informers_.models.store().Get(model); },
+        [this](const ObjectKey& model) { return informers_.pods.store().Find(model.ToString()); },
+        [this](const ObjectKey& model) {
+          return informers_.config_maps.store().Find(model.ToString());
+        },
+        [this](const std::string& group) { return LeaderWordOf(joins_.Report(group)); }};
     while (!stop.stop_requested()) {
       const absl::Time begun = clock_->Now();
-      if (topology_changed_.exchange(false)) {
-        topology_service_.Publish(MakeSnapshot(
-            {informers_.models.store().All(),
-             [this](const ObjectKey& model) {
-               return informers_.pods.store().Find(model.ToString());
-             },
-             [this](const ObjectKey& model) {
-               return informers_.config_maps.store().Find(model.ToString());
-             },
-             [this](const std::string& group) { return LeaderWordOf(joins_.Report(group)); }}));
-      }
-      // With many groups it takes longer: at most a tenth of a core, whatever changes.
+      if (auto snapshot = topology_.Refresh(sources))
+        topology_service_.Publish(*std::move(snapshot));
+      // With many Models it takes longer: at most a tenth of a core, whatever changes.
       PauseUnlessStopped(stop, std::max(kLook, 9 * (clock_->Now() - begun)));
     }
   }
@@ -370,11 +296,6 @@ class OperatorProcess {
     return MetricsText(figures, kVersion);
   }
 
-  struct KnownModel {
-    std::string version;
-    std::vector<std::string> names;
-  };
-
   const OperatorOptions& options_;
   const Clock* const clock_;
   const Client client_;
@@ -383,18 +304,18 @@ class OperatorProcess {
   WorkQueue queue_;
   EventRecorder events_;
   Executor executor_;
-  std::atomic<bool> topology_changed_ = true;  // before the streams, whose threads set it
+  TopologyCache topology_;
+  Triggers triggers_;  // before the streams, whose threads call it
   JoinRegistry joins_;
   JoinService join_service_;
   TopologyService topology_service_;
   LeaderElector elector_;
 
-  std::map<ObjectKey, KnownModel> model_versions_;  // owned by the models' informer
-  std::map<std::string, NodeObservation> nodes_;    // owned by the nodes' informer
-  absl::Time listening_since_;                      // written before the reconciling thread begins
+  absl::Time listening_since_;  // written before the reconciling thread begins
   std::atomic<int64_t> reconciles_ = 0;
   std::atomic<int64_t> reconcile_errors_ = 0;
-  std::array<std::atomic<int64_t>, kReconcilers> busy_since_ms_ = {};  // of each; 0: idle
+  // Of each reconciler; 0: idle.
+  std::array<std::atomic<int64_t>, kReconcilers + kUrgentReconcilers> busy_since_ms_ = {};
   Mutex planning_;
 
   std::unique_ptr<grpc::Server> server_;

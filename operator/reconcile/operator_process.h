@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // One operator process from start to exit. Threads: one per informer, one that writes events, one
-// that publishes the topology, four that reconcile (only on the leader), gRPC's own.
+// that publishes the topology, four that reconcile and one that reconciles edits (only on the
+// leader), gRPC's own.
 //
 // Every replica watches and answers Topology streams; the holder of the lease answers Join streams
 // and acts, the others tell workers where it is. Nothing is kept but in the cluster: a restart at

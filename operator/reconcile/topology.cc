@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <set>
+#include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -81,28 +82,58 @@ bool PodIsReady(const k8s::v1::Pod& pod) {
                      });
 }
 
-topology::v1::Snapshot MakeSnapshot(const TopologySources& sources) {
-  topology::v1::Snapshot snapshot;
-  for (const auto& model : sources.models) {
-    if (!model->metadata().deletion_timestamp().empty()) continue;
-    const ObjectKey key = KeyOf(*model);
-    std::vector<std::string> names;
-    if (IsAccepted(*model)) {
-      names = ServedNames(*model);
-    } else {
-      const std::set<std::string> kept = NamesBeingServed(sources, key);
-      names.assign(kept.begin(), kept.end());
-    }
-    if (names.empty()) continue;
-    topology::v1::ModelEntry& entry = *snapshot.add_models();
-    entry.set_model_name(FullName(*model));
-    for (const std::string& name : names) entry.add_served_names(name);
-    entry.set_created_unix_seconds(UnixSeconds(model->metadata().creation_timestamp()));
-    entry.set_context_length(model->spec().engine().context_length());
-    for (const auto& pod : sources.pods(key)) {
-      if (Leads(*pod)) AddGroup(sources, *pod, entry);
-    }
+std::optional<topology::v1::ModelEntry> MakeModelEntry(const TopologySources& sources,
+                                                       const ObjectKey& key) {
+  const auto model = sources.model(key);
+  if (model == nullptr || !model->metadata().deletion_timestamp().empty()) return std::nullopt;
+  std::vector<std::string> names;
+  if (IsAccepted(*model)) {
+    names = ServedNames(*model);
+  } else {
+    const std::set<std::string> kept = NamesBeingServed(sources, key);
+    names.assign(kept.begin(), kept.end());
   }
+  if (names.empty()) return std::nullopt;
+  topology::v1::ModelEntry entry;
+  entry.set_model_name(FullName(*model));
+  for (const std::string& name : names) entry.add_served_names(name);
+  entry.set_created_unix_seconds(UnixSeconds(model->metadata().creation_timestamp()));
+  entry.set_context_length(model->spec().engine().context_length());
+  for (const auto& pod : sources.pods(key)) {
+    if (Leads(*pod)) AddGroup(sources, *pod, entry);
+  }
+  return entry;
+}
+
+void TopologyCache::Touch(const ObjectKey& model) {
+  MutexLock lock(&mu_);
+  touched_.insert(model);
+}
+
+std::optional<topology::v1::Snapshot> TopologyCache::Refresh(const TopologySources& sources) {
+  std::set<ObjectKey> touched;
+  {
+    MutexLock lock(&mu_);
+    touched.swap(touched_);
+  }
+  bool changed = !std::exchange(made_, true);
+  for (const ObjectKey& key : touched) {
+    auto entry = MakeModelEntry(sources, key);
+    if (!entry.has_value()) {
+      changed |= entries_.erase(key) > 0;
+      continue;
+    }
+    const auto known = entries_.find(key);
+    if (known != entries_.end() &&
+        known->second.SerializeAsString() == entry->SerializeAsString()) {
+      continue;
+    }
+    entries_[key] = *std::move(entry);
+    changed = true;
+  }
+  if (!changed) return std::nullopt;
+  topology::v1::Snapshot snapshot;
+  for (const auto& [key, entry] : entries_) *snapshot.add_models() = entry;
   return snapshot;
 }
 

@@ -76,6 +76,46 @@ TEST_F(WorkQueueTest, AKeyThatWaitsBecomesUrgent) {
   EXPECT_EQ(queue_.TryTake(), kB);
 }
 
+TEST_F(WorkQueueTest, WhoTakesOnlyWhatIsUrgentLeavesTheRest) {
+  queue_.Add(kA);
+  EXPECT_EQ(queue_.TryTakeUrgent(), std::nullopt);
+  queue_.AddUrgent(kB);
+  EXPECT_EQ(queue_.TryTakeUrgent(), kB);
+  EXPECT_EQ(queue_.TryTakeUrgent(), std::nullopt);
+  EXPECT_EQ(queue_.TryTake(), kA);
+  EXPECT_EQ(queue_.TryTake(), std::nullopt) << "an urgent key waits once, as any other";
+}
+
+TEST_F(WorkQueueTest, AKeyIsUrgentUntilItIsTaken) {
+  queue_.Add(kA, absl::Seconds(5));
+  queue_.AddUrgent(kA);
+  clock_.Advance(absl::Seconds(1));
+  queue_.AddUrgent(kA);
+  queue_.Add(kA, absl::Seconds(5));
+  ASSERT_EQ(queue_.TryTake(), kA) << "any taker may have it";
+  EXPECT_EQ(queue_.TryTakeUrgent(), std::nullopt);
+  queue_.AddUrgent(kA);
+  EXPECT_EQ(queue_.TryTakeUrgent(), std::nullopt) << "it is taken";
+  queue_.Done(kA);
+  ASSERT_EQ(queue_.TryTakeUrgent(), kA);
+  queue_.Add(kA);
+  queue_.Done(kA);
+  EXPECT_EQ(queue_.TryTakeUrgent(), std::nullopt) << "what came since was not urgent";
+  EXPECT_EQ(queue_.TryTake(), kA);
+}
+
+TEST_F(WorkQueueTest, ChangesThatGoOnForEverDoNotPutAKeyOff) {
+  int taken = 0;
+  for (int i = 0; i < 100; ++i) {
+    queue_.Add(kA, absl::Milliseconds(200));
+    clock_.Advance(absl::Milliseconds(20));
+    if (queue_.TryTake() != kA) continue;
+    ++taken;
+    queue_.Done(kA);
+  }
+  EXPECT_EQ(taken, 10) << "in two seconds";
+}
+
 // A server that fails often while objects come into being: every one of them brings the key again.
 TEST_F(WorkQueueTest, FailuresBeforeTheirTimeCountAsOne) {
   queue_.Retry(kA);
