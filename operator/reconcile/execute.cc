@@ -22,7 +22,8 @@ constexpr char kStatusOwner[] = "rempart-operator-status";
 constexpr char kWorkerTls[] = "rempart-worker-tls";
 // How long the copied certificate is taken for the original's.
 constexpr absl::Duration kTrustCopy = absl::Hours(1);
-// What was created and is in no store after so long has been deleted since.
+// What was created and is in no store after so long has been deleted since; the end of a pod that
+// was asked for, and that no store shows, is asked for again.
 constexpr absl::Duration kLag = absl::Seconds(2);
 // Between two writes of a Model's status that differ in details only.
 constexpr absl::Duration kStatusPause = absl::Seconds(1);
@@ -298,12 +299,23 @@ absl::Status Executor::Release(const std::string& ns, const PodRelease& release)
   return absl::OkStatus();
 }
 
-absl::Status Executor::DeletePod(const std::string& ns, const PodDeletion& deletion) {
+absl::Status Executor::DeletePod(const PodDeletion& deletion, const std::string& ns,
+                                 AppliedOfModel& known) {
+  const absl::Time now = clock_->Now();
+  std::erase_if(known.ending, [&](const auto& one) {
+    // A clock that was set back must not keep a pod alive.
+    return now < one.second || now - one.second >= kLag;
+  });
+  const auto asked = std::make_pair(deletion.uid, deletion.grace_seconds);
+  if (known.ending.count(asked) > 0) return absl::OkStatus();
   const ObjectKey key{ns, deletion.pod};
   LogInfo("plan", "pod deleted", {{"pod", key.ToString()}, {"because", deletion.why}});
   const absl::Status status =
       Api<k8s::v1::Pod>(client_).Delete(key, deletion.uid, deletion.grace_seconds);
-  return absl::IsAborted(status) ? absl::OkStatus() : status;
+  // Another incarnation has the name: the next reconcile sees it.
+  if (!status.ok() && !absl::IsAborted(status)) return status;
+  known.ending[asked] = now;
+  return absl::OkStatus();
 }
 
 void Executor::RemoveGroup(const Observed& observed, const std::string& name,
@@ -354,7 +366,7 @@ absl::StatusOr<absl::Duration> Executor::Execute(const Observed& observed, const
     joins_->Drain(absl::StrCat(ns, "/", order.group), absl::Seconds(order.deadline_seconds));
   }
   for (const std::string& name : plan.resumes) joins_->Resume(absl::StrCat(ns, "/", name));
-  for (const PodDeletion& deletion : plan.deletions) keep(DeletePod(ns, deletion));
+  for (const PodDeletion& deletion : plan.deletions) keep(DeletePod(deletion, ns, known));
   for (const PodRelease& release : plan.releases) keep(Release(ns, release));
   for (const std::string& name : plan.removed_groups) RemoveGroup(observed, name, result);
   if (!result.ok()) {

@@ -9,7 +9,9 @@
 
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
+#include <utility>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
@@ -55,6 +57,8 @@ class Executor {
     bool lagged = false;
     bool progressed = false;
     absl::Time status_at = absl::InfinitePast();  // of the last write of it
+    // Of pods whose end has been asked for within kLag, by uid and grace.
+    std::map<std::pair<std::string, std::optional<int32_t>>, absl::Time> ending;
   };
 
   AppliedOfModel& Known(const ObjectKey& model);
@@ -66,7 +70,7 @@ class Executor {
   absl::Status Release(const std::string& ns, const PodRelease& release);
   // False: there is nothing to release; the next plan sees what there is.
   absl::StatusOr<bool> LiftGate(const ObjectKey& key, const PodRelease& release);
-  absl::Status DeletePod(const std::string& ns, const PodDeletion& deletion);
+  absl::Status DeletePod(const PodDeletion& deletion, const std::string& ns, AppliedOfModel& known);
   void RemoveGroup(const Observed& observed, const std::string& name, absl::Status& result);
   template <typename T>
   absl::Status Apply(const Model& owner, const Store<T>& store, T intent);
