@@ -36,7 +36,7 @@ constexpr int kMaxMessageBytes = 4 << 20;
 // A Model waits for the API server most of its time; more of them would only crowd it.
 constexpr size_t kReconcilers = 4;
 // Besides these: for edits only, so that one never waits for the calls of other Models.
-constexpr size_t kUrgentReconcilers = 1;
+constexpr size_t kUrgentReconcilers = 2;
 
 TlsConfig TlsFrom(const std::string& folder) {
   if (folder.empty()) return {};
@@ -203,17 +203,26 @@ class OperatorProcess {
     Plan plan;
   };
 
-  // One at a time: what one plan promises, the next one sees. None when there is no such Model.
-  std::optional<Intended> MakePlanOf(const ObjectKey& key) {
-    MutexLock lock(&planning_);
+  // None when there is no such Model.
+  std::optional<Intended> Look(const ObjectKey& key) {
     const absl::Time now = clock_->Now();
     std::optional<Observed> observed =
         Observe({&informers_, &joins_, &ledger_, clock_->WallNow(), now, now - listening_since_},
                 options_.settings, key);
     if (!observed.has_value()) return std::nullopt;
     Plan plan = MakePlan(*observed);
-    PromiseReleases(key.ns, plan, ledger_);
     return Intended{*std::move(observed), std::move(plan)};
+  }
+
+  // Plans that give away room are made one at a time: what one promises, the next one sees. All
+  // others wait for nobody.
+  std::optional<Intended> MakePlanOf(const ObjectKey& key) {
+    std::optional<Intended> intended = Look(key);
+    if (!intended.has_value() || intended->plan.releases.empty()) return intended;
+    MutexLock lock(&promising_);
+    intended = Look(key);
+    if (intended.has_value()) PromiseReleases(key.ns, intended->plan, ledger_);
+    return intended;
   }
 
   absl::StatusOr<absl::Duration> PlanAndExecute(const ObjectKey& key) {
@@ -316,7 +325,7 @@ class OperatorProcess {
   std::atomic<int64_t> reconcile_errors_ = 0;
   // Of each reconciler; 0: idle.
   std::array<std::atomic<int64_t>, kReconcilers + kUrgentReconcilers> busy_since_ms_ = {};
-  Mutex planning_;
+  Mutex promising_;
 
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<HealthServer> health_;

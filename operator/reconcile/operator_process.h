@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // One operator process from start to exit. Threads: one per informer, one that writes events, one
-// that publishes the topology, four that reconcile and one that reconciles edits (only on the
+// that publishes the topology, four that reconcile and two that reconcile edits (only on the
 // leader), gRPC's own.
 //
 // Every replica watches and answers Topology streams; the holder of the lease answers Join streams
