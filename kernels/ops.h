@@ -79,7 +79,7 @@ inline constexpr int64_t kRowAlign = 16;
 struct MatmulArgs {
   WeightView w;                         // [rows, cols]
   const void* packed = nullptr;         // what pack_rows wrote for w; null where packed_bytes is 0
-  const float* x = nullptr;             // [num_tokens, cols], read by matmul_exact
+  const float* x = nullptr;             // [num_tokens, cols], read for plain weights or by exact
   int64_t x_stride = 0;                 // elements between tokens
   const ActivationBlock* xq = nullptr;  // [num_tokens, cols / 32], read by matmul_fast
   int64_t xq_stride = 0;                // blocks between tokens
@@ -171,8 +171,9 @@ struct Ops {
   // Writes rows [begin, end) of w into `packed`; ranges as for matmul.
   void (*pack_rows)(const WeightView& w, void* packed, int64_t begin, int64_t end);
   // y[t, r] = dot(x[t, :], w[r, :]) + bias[r] for r in [begin, end), all tokens.
-  // exact: F32 activations x. fast: int8 activations xq against quantised weights; for weights that
-  // are not quantised it is matmul_exact, and reads x.
+  // exact: F32 activations x. fast: int8 activations xq against quantised weights; against BF16
+  // weights activations x rounded to BF16 (nearest, ties to even), products and sums in F32, on
+  // every tier; for F32 and F16 weights it is matmul_exact.
   void (*matmul_exact)(const MatmulArgs& args, int64_t begin, int64_t end);
   void (*matmul_fast)(const MatmulArgs& args, int64_t begin, int64_t end);
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Times the kernels of one tier on one thread, over the shapes of real models, for tuning:
-//   kernels_bench [tier] [filter]
+//   kernels_bench [tier] [filter [model]]
 // Per op: microseconds, GB/s of the bytes it must read, G multiply-adds/s. Per model: the sum of
 // one token's work, as tokens per second. Random weights; every layer has its own, so that decode
 // reads memory as a real model does.
@@ -32,6 +32,21 @@ struct Model {
   std::vector<Matrix> matrices;
   int64_t layers, heads, kv_heads, head_dim, hidden, ffn;
 };
+
+// The shapes of benchmarks/cpu/random_model, fewer layers: more than caches hold.
+Model RandomModel(const char* name, DType type) {
+  return {name,
+          {{"qkv", type, 3072, 2048, 2},
+           {"o", type, 2048, 2048, 2},
+           {"gate_up", type, 16384, 2048, 2},
+           {"down", type, 2048, 8192, 2}},
+          2,
+          32,
+          8,
+          64,
+          2048,
+          8192};
+}
 
 const std::vector<Model>& Models() {
   static const std::vector<Model> models = {
@@ -65,6 +80,10 @@ const std::vector<Model>& Models() {
        256,
        640,
        2048},
+      RandomModel("random-1b-bf16", DType::kBF16),
+      RandomModel("random-1b-f16", DType::kF16),
+      RandomModel("random-1b-q8_0", DType::kQ8_0),
+      RandomModel("random-1b-q4_k", DType::kQ4_K),
   };
   return models;
 }
@@ -99,7 +118,7 @@ class Bench {
   Bench(const Ops& ops, std::string filter) : ops_(ops), filter_(std::move(filter)) {}
 
   void Run(const Model& model) {
-    for (int64_t tokens : {int64_t{1}, int64_t{512}}) {
+    for (int64_t tokens : {int64_t{1}, int64_t{16}, int64_t{512}}) {
       double total = 0;
       for (const Matrix& matrix : model.matrices) {
         const bool is_head = matrix.layers == 1;
@@ -128,13 +147,18 @@ class Bench {
     std::vector<uint8_t> raw(RowBytes(m.type, m.cols) * m.rows);
     for (size_t i = 0; i < raw.size(); ++i) raw[i] = static_cast<uint8_t>(random_() & 0x3b);
     const WeightView w = {raw.data(), m.type, m.rows, m.cols};
-    const int64_t bytes = ops_.packed_bytes(w);
+    const int64_t packed_bytes = ops_.packed_bytes(w);
+    const int64_t bytes = packed_bytes > 0 ? packed_bytes : static_cast<int64_t>(raw.size());
     std::vector<AlignedBytes> packed;
     double pack_seconds = 0;
     for (int layer = 0; layer < m.layers; ++layer) {
       packed.emplace_back(bytes);
       const double start = CpuSeconds();
-      ops_.pack_rows(w, packed.back().data.get(), 0, m.rows);
+      if (packed_bytes > 0) {
+        ops_.pack_rows(w, packed.back().data.get(), 0, m.rows);
+      } else {
+        std::memcpy(packed.back().data.get(), raw.data(), raw.size());
+      }
       pack_seconds += CpuSeconds() - start;
     }
     const std::vector<float> x(tokens * m.cols, 0.5f);
@@ -143,7 +167,8 @@ class Bench {
     ops_.quantize(x.data(), m.cols, m.cols, xq.data(), m.cols / 32, 0, tokens);
     const double seconds = Seconds([&] {
       for (const AlignedBytes& layer : packed) {
-        const MatmulArgs args = {.w = w,
+        const void* rows = packed_bytes > 0 ? w.data : layer.data.get();
+        const MatmulArgs args = {.w = {rows, m.type, m.rows, m.cols},
                                  .packed = layer.data.get(),
                                  .x = x.data(),
                                  .x_stride = m.cols,
@@ -297,6 +322,9 @@ int main(int argc, char** argv) {
     std::printf("%-20s 1 GiB: %.2f GB/s on one thread\n", "memory", ReadRate() * 1e-9);
   }
   Bench bench(*ops, filter);
-  for (const Model& model : Models()) bench.Run(model);
+  const std::string wanted = argc > 3 ? argv[3] : "";
+  for (const Model& model : Models()) {
+    if (std::string(model.name).find(wanted) != std::string::npos) bench.Run(model);
+  }
   return 0;
 }

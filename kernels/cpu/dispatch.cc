@@ -11,7 +11,7 @@ const std::vector<OpsTier>& AllOps() {
     std::vector<OpsTier> all = {{&ReferenceOps(), false, true}, {&BaselineOps(), false, true}};
     for (const OpsTier& tier : MachineTiers()) all.push_back(tier);
     for (const Ops* twin : {&Avx2TwinOps(), &AvxVnniTwinOps(), &Avx512TwinOps(),
-                            &Avx512VnniTwinOps(), &AmxTwinOps()}) {
+                            &Avx512VnniTwinOps(), &Avx512Bf16TwinOps(), &AmxTwinOps()}) {
       all.push_back({twin, true, true});
     }
     return all;

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // y[t, r] = dot(x[t, :], w[r, :]) with F32 activations: lanes run along the columns, one
 // accumulator per (token, row), added up pairwise at the end. The order does not depend on the
-// batch. Weights are dequantised 256 columns at a time into the first-level cache, once per block
-// of tokens.
+// batch. Quantised weights are dequantised 256 columns at a time into the first-level cache, once
+// per block of tokens; plain ones take matmul_plain.inl.h.
 #pragma once
 
 #include "kernels/cpu/dequantize.inl.h"
+#include "kernels/cpu/matmul_plain.inl.h"
 
 namespace rempart::kernels {
 
@@ -82,6 +83,7 @@ struct ExactMatmul {
   }
 
   static void Run(const MatmulArgs& args, int64_t begin, int64_t end) {
+    if (!IsQuantized(args.w.type)) return MatmulPlain<V, false>(args, begin, end);
     for (int64_t token = 0; token < args.num_tokens; token += kTokenBlock) {
       const int64_t rest = args.num_tokens - token;
       for (int64_t row = begin; row < end; row += kRows) {

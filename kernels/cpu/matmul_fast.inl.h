@@ -7,7 +7,7 @@
 // matmul_tiles.inl.h.
 #pragma once
 
-#include "kernels/cpu/matmul_exact.inl.h"
+#include "kernels/cpu/matmul_plain.inl.h"
 #include "kernels/cpu/matmul_tiles.inl.h"
 
 namespace rempart::kernels {
@@ -80,7 +80,7 @@ template <class V>
 void MatmulFast(const MatmulArgs& args, int64_t begin, int64_t end) {
   const bool quantized = Formats<V>::Visit(
       args.w.type, [&](auto format) { FastMatmul<V, decltype(format)>::Run(args, begin, end); });
-  if (!quantized) ExactMatmul<V>::Run(args, begin, end);
+  if (!quantized) MatmulPlain<V, true>(args, begin, end);
 }
 
 }  // namespace rempart::kernels

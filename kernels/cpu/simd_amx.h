@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The tile unit of simd_generic.h's GenericTiles over AMX int8, beside AVX-512 VNNI. Only for files
+// The tile unit of simd_generic.h's GenericTiles over AMX int8, beside AVX-512 VNNI and BF16. Only
+// for files
 // compiled with these. Tile registers: 0, 1: sums [16 tokens, 16 rows]; 2: activations
 // [16 tokens, 32]; 3, 4: codes of 32 columns; 5, 6, 7: the same for 16 columns.
 #pragma once
@@ -8,7 +9,7 @@
 
 namespace rempart::kernels {
 
-struct AmxSimd : Avx512Simd<true> {
+struct AmxSimd : Avx512Simd<true, true> {
   static constexpr int kTileTokens = 16;
 
   // Shapes of the registers, for the calling thread; EndTiles lets the processor forget them, so

@@ -15,6 +15,7 @@ struct Avx2Simd {
   static constexpr int kLanes = 8;
   static constexpr int kBytes = 32;
   static constexpr bool kHasDotBytes = kVnni;
+  static constexpr bool kHasDotBFloat16 = false;
   static constexpr int kTileTokens = 0;
   using F = __m256;
   using I = __m256i;
@@ -35,6 +36,15 @@ struct Avx2Simd {
     __m128 x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     x = _mm_add_ps(x, _mm_movehl_ps(x, x));
     return _mm_cvtss_f32(_mm_add_ss(x, _mm_shuffle_ps(x, x, 1)));
+  }
+  static void Sum4(const F* rows, float* out) {
+    __m128 x[4];
+    for (int r = 0; r < 4; ++r) {
+      x[r] = _mm_add_ps(_mm256_castps256_ps128(rows[r]), _mm256_extractf128_ps(rows[r], 1));
+    }
+    const __m128 low = _mm_add_ps(_mm_unpacklo_ps(x[0], x[1]), _mm_unpackhi_ps(x[0], x[1]));
+    const __m128 high = _mm_add_ps(_mm_unpacklo_ps(x[2], x[3]), _mm_unpackhi_ps(x[2], x[3]));
+    _mm_storeu_ps(out, _mm_add_ps(_mm_movelh_ps(low, high), _mm_movehl_ps(high, low)));
   }
   static float MaxLane(F a) {
     __m128 x = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));

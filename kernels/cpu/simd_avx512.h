@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The primitives of simd_generic.h over AVX-512 F, BW, DQ and VL; with kVnni over VNNI as well.
-// Only for files compiled with these.
+// The primitives of simd_generic.h over AVX-512 F, BW, DQ and VL; with kVnni over VNNI, and
+// with kBf16 over BF16 as well. Only for files compiled with these.
 #pragma once
 
 #include <immintrin.h>
@@ -8,13 +8,16 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernels/blocks.h"
+
 namespace rempart::kernels {
 
-template <bool kVnni>
+template <bool kVnni, bool kBf16 = false>
 struct Avx512Simd {
   static constexpr int kLanes = 16;
   static constexpr int kBytes = 64;
   static constexpr bool kHasDotBytes = kVnni;
+  static constexpr bool kHasDotBFloat16 = kBf16;
   static constexpr int kTileTokens = 0;
   using F = __m512;
   using I = __m512i;
@@ -36,6 +39,17 @@ struct Avx512Simd {
     __m128 x = _mm_add_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
     x = _mm_add_ps(x, _mm_movehl_ps(x, x));
     return _mm_cvtss_f32(_mm_add_ss(x, _mm_shuffle_ps(x, x, 1)));
+  }
+  static void Sum4(const F* rows, float* out) {
+    __m128 x[4];
+    for (int r = 0; r < 4; ++r) {
+      const __m256 y =
+          _mm256_add_ps(_mm512_castps512_ps256(rows[r]), _mm512_extractf32x8_ps(rows[r], 1));
+      x[r] = _mm_add_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
+    }
+    const __m128 low = _mm_add_ps(_mm_unpacklo_ps(x[0], x[1]), _mm_unpackhi_ps(x[0], x[1]));
+    const __m128 high = _mm_add_ps(_mm_unpacklo_ps(x[2], x[3]), _mm_unpackhi_ps(x[2], x[3]));
+    _mm_storeu_ps(out, _mm_add_ps(_mm_movelh_ps(low, high), _mm_movehl_ps(high, low)));
   }
   static float MaxLane(F a) {
     const __m256 y = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
@@ -113,6 +127,20 @@ struct Avx512Simd {
   static I Sign8(I a, I w) {
     return _mm512_mask_sub_epi8(a, _mm512_movepi8_mask(w), _mm512_setzero_si512(), a);
   }
+
+#ifdef __AVX512BF16__
+  static F DotBFloat16(F acc, I w, I x) {
+    return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(w), reinterpret_cast<__m512bh>(x));
+  }
+  static void RoundToBFloat16(const float* x, int64_t count, uint16_t* out) {
+    int64_t i = 0;
+    for (; i + 32 <= count; i += 32) {
+      const __m512bh pair = _mm512_cvtne2ps_pbh(Load(x + i + 16), Load(x + i));
+      _mm512_storeu_si512(out + i, reinterpret_cast<__m512i>(pair));
+    }
+    for (; i < count; ++i) out[i] = FloatToBFloat16(x[i]);
+  }
+#endif
 
  private:
   template <bool kHas>

@@ -4,7 +4,7 @@
 // algorithms run, and can fail, on a machine that lacks the instructions.
 //
 // What a primitive struct V offers (simd_avx2.h and simd_avx512.h follow the same list):
-//   kLanes; kHasDotBytes; F: kLanes floats; I: kLanes int32, or 4 * kLanes bytes.
+//   kLanes; kHasDotBytes; kHasDotBFloat16; F: kLanes floats; I: kLanes int32, or 4 * kLanes bytes.
 //   kTileTokens: 16 where MulTiles multiplies whole matrices (GenericTiles, simd_amx.h), else 0.
 #pragma once
 
@@ -16,12 +16,14 @@
 
 namespace rempart::kernels {
 
-template <int kLaneCount, bool kDotBytes>
+template <int kLaneCount, bool kDotBytes, bool kDotBFloat16 = false>
 struct GenericSimd {
   static constexpr int kLanes = kLaneCount;
   static constexpr int kBytes = 4 * kLanes;
   // True: DotBytes. False: MulPairs, Add16, SumPairs, Abs8, Sign8.
   static constexpr bool kHasDotBytes = kDotBytes;
+  // True: DotBFloat16, RoundToBFloat16.
+  static constexpr bool kHasDotBFloat16 = kDotBFloat16;
   static constexpr int kTileTokens = 0;
 
   struct F {
@@ -85,6 +87,10 @@ struct GenericSimd {
       for (int i = 0; i < n; ++i) a.v[i] += a.v[i + n];
     }
     return a.v[0];
+  }
+  // out[r] = Sum(rows[r]).
+  static void Sum4(const F* rows, float* out) {
+    for (int r = 0; r < 4; ++r) out[r] = Sum(rows[r]);
   }
   static float MaxLane(F a) {
     for (int i = 1; i < kLanes; ++i) a.v[0] = a.v[i] > a.v[0] ? a.v[i] : a.v[0];
@@ -194,6 +200,21 @@ struct GenericSimd {
       return sum;
     });
   }
+  // acc[i] + the sum of two products of BF16, each added by itself: vdpbf16ps, which takes numbers
+  // below the smallest normal one for zero.
+  static F DotBFloat16(F acc, I w, I x) {
+    uint16_t a[kBytes / 2], b[kBytes / 2];
+    std::memcpy(a, &w, kBytes);
+    std::memcpy(b, &x, kBytes);
+    return Map([&](int i) {
+      const float odd = acc.v[i] + NormalBFloat16(a[2 * i + 1]) * NormalBFloat16(b[2 * i + 1]);
+      return odd + NormalBFloat16(a[2 * i]) * NormalBFloat16(b[2 * i]);
+    });
+  }
+  // Nearest, ties to even.
+  static void RoundToBFloat16(const float* x, int64_t count, uint16_t* out) {
+    for (int64_t i = 0; i < count; ++i) out[i] = FloatToBFloat16(x[i]);
+  }
   // 16-bit elements: saturate(u[2i] * s[2i] + u[2i+1] * s[2i+1]): vpmaddubsw.
   static I MulPairs(I w, I a) {
     uint8_t u[kBytes];
@@ -227,6 +248,9 @@ struct GenericSimd {
   }
 
  private:
+  static float NormalBFloat16(uint16_t x) {
+    return BFloat16ToFloat((x & 0x7f80) != 0 ? x : static_cast<uint16_t>(x & 0x8000));
+  }
   template <class T, class Fn>
   static I Each(I a, I b, Fn fn) {
     constexpr int kCount = kBytes / static_cast<int>(sizeof(T));
@@ -239,7 +263,7 @@ struct GenericSimd {
 };
 
 // The tile unit in software.
-struct GenericTiles : GenericSimd<16, true> {
+struct GenericTiles : GenericSimd<16, true, true> {
   static constexpr int kTileTokens = 16;
 
   static void BeginTiles() {}

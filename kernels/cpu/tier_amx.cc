@@ -6,8 +6,8 @@
 namespace rempart::kernels {
 
 const Ops& AmxOps() {
-  static constexpr Ops kOps =
-      MakeOps<AmxSimd>("amx", "AMX int8 tiles from 16 tokens on, AVX-512 VNNI below, 16 lanes");
+  static constexpr Ops kOps = MakeOps<AmxSimd>(
+      "amx", "AMX int8 tiles from 16 tokens on, AVX-512 VNNI below, BF16 by vdpbf16ps, 16 lanes");
   return kOps;
 }
 

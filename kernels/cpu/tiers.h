@@ -11,12 +11,14 @@ const Ops& Avx2Ops();
 const Ops& AvxVnniOps();
 const Ops& Avx512Ops();
 const Ops& Avx512VnniOps();
+const Ops& Avx512Bf16Ops();
 const Ops& AmxOps();
 
 const Ops& Avx2TwinOps();
 const Ops& AvxVnniTwinOps();
 const Ops& Avx512TwinOps();
 const Ops& Avx512VnniTwinOps();
+const Ops& Avx512Bf16TwinOps();
 const Ops& AmxTwinOps();
 
 }  // namespace rempart::kernels

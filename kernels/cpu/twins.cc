@@ -25,6 +25,12 @@ const Ops& Avx512TwinOps() {
   return kOps;
 }
 
+const Ops& Avx512Bf16TwinOps() {
+  static constexpr Ops kOps =
+      MakeOps<GenericSimd<16, true, true>>("avx512bf16-twin", "avx512bf16 in software");
+  return kOps;
+}
+
 const Ops& Avx512VnniTwinOps() {
   static constexpr Ops kOps =
       MakeOps<GenericSimd<16, true>>("avx512vnni-twin", "avx512vnni in software");

@@ -20,6 +20,12 @@ bool HasAvxVnni() {
   return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & (1u << 4)) != 0;
 }
 
+// AVX512_BF16: leaf 7, subleaf 1.
+bool HasAvx512Bf16() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & (1u << 5)) != 0;
+}
+
 // AMX-TILE and AMX-INT8: leaf 7, subleaf 0. Linux lets a process have tile data only when it asks.
 bool HasAmx() {
   unsigned eax, ebx, ecx, edx;
@@ -47,11 +53,10 @@ std::vector<OpsTier> MachineTiers() {
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");
   const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
-  return {{&Avx2Ops(), false, avx2},
-          {&AvxVnniOps(), false, avx2 && HasAvxVnni()},
-          {&Avx512Ops(), false, avx512},
-          {&Avx512VnniOps(), false, vnni},
-          {&AmxOps(), false, vnni && HasAmx()}};
+  const bool bf16 = vnni && HasAvx512Bf16();
+  return {{&Avx2Ops(), false, avx2},       {&AvxVnniOps(), false, avx2 && HasAvxVnni()},
+          {&Avx512Ops(), false, avx512},   {&Avx512VnniOps(), false, vnni},
+          {&Avx512Bf16Ops(), false, bf16}, {&AmxOps(), false, bf16 && HasAmx()}};
 }
 
 }  // namespace rempart::kernels

@@ -80,7 +80,22 @@ void MatmulExact(const MatmulArgs& args, int64_t begin, int64_t end) {
   }
 }
 
+// With activations rounded to BF16.
+void MatmulOfBFloat16(const MatmulArgs& args, int64_t begin, int64_t end) {
+  std::vector<float> x(args.num_tokens * args.w.cols);
+  for (int64_t t = 0; t < args.num_tokens; ++t) {
+    for (int64_t c = 0; c < args.w.cols; ++c) {
+      x[t * args.w.cols + c] = BFloat16ToFloat(FloatToBFloat16(args.x[t * args.x_stride + c]));
+    }
+  }
+  MatmulArgs rounded = args;
+  rounded.x = x.data();
+  rounded.x_stride = args.w.cols;
+  MatmulExact(rounded, begin, end);
+}
+
 void MatmulFast(const MatmulArgs& args, int64_t begin, int64_t end) {
+  if (args.w.type == DType::kBF16) return MatmulOfBFloat16(args, begin, end);
   if (!IsQuantized(args.w.type)) return MatmulExact(args, begin, end);
   std::vector<float> row(args.w.cols);
   for (int64_t r = begin; r < end; ++r) {
