@@ -31,7 +31,7 @@ struct TransformerOptions {
   int64_t max_step_tokens = 512;  // of all slices of a step
   int64_t max_step_logits = 64;   // slices of a step that want logits
   kernels::DType kv_type = kernels::DType::kF16;
-  bool exact = false;  // F32 activations instead of int8
+  bool exact = false;  // F32 activations instead of int8, or BF16 for BF16 weights
 };
 
 // Bytes of one KV block over all layers of its stage, as one rank holds it.
