@@ -21,6 +21,7 @@
 #include "worker/api/source_check.h"
 #include "worker/device/cpu_count.h"
 #include "worker/device/memory_limit.h"
+#include "worker/model/host_memory.h"
 #include "worker/model/model_source.h"
 #include "worker/model/partition.h"
 #include "worker/model/repack_cache.h"
@@ -30,10 +31,7 @@
 namespace rempart::worker {
 namespace {
 
-constexpr int64_t kMiB = 1 << 20;
 constexpr int32_t kDefaultContext = 8192;
-// Code, stacks and buffers beside the model.
-constexpr int64_t kReserve = 64 * kMiB;
 
 // What one rank computes with on CPU, or loads with for a GPU.
 struct RankPart {
@@ -120,35 +118,6 @@ absl::StatusOr<int32_t> ContextLength(const EngineSettings& settings, const Mode
   return std::min(trained, kDefaultContext);
 }
 
-// How many KV blocks: what the settings say, or enough for all sequences, or what fits in half of
-// the free memory; never fewer than one sequence of full length needs.
-absl::StatusOr<int64_t> KvBlocks(const EngineSettings& settings, int32_t context_length,
-                                 int64_t bytes_per_block, int64_t weight_bytes) {
-  const int64_t per_sequence =
-      (context_length + kernels::kKvBlockTokens - 1) / kernels::kKvBlockTokens;
-  const int64_t least = per_sequence * bytes_per_block;
-  const int64_t free = ReadMemoryUse("").left_bytes();
-  // Weights may be repacked, beside the pages of the file.
-  const int64_t left = free - 2 * weight_bytes - kReserve;
-  int64_t wanted = settings.kv_cache_bytes;
-  if (wanted == 0) {
-    wanted = std::min(settings.max_sequences * least, std::max(least, free / 2));
-    wanted = std::max(least, std::min(wanted, left));
-  }
-  if (wanted < least) {
-    return absl::FailedPreconditionError(absl::StrCat("engine.kv_cache_mib is ", wanted / kMiB,
-                                                      ", but one sequence of ", context_length,
-                                                      " tokens needs ", least / kMiB + 1, " MiB"));
-  }
-  if (wanted > left) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("not enough memory: weights ", 2 * weight_bytes / kMiB, " MiB and KV cache ",
-                     wanted / kMiB, " MiB for ", context_length, " tokens, but ", free / kMiB,
-                     " MiB are free: give the pod more memory, or lower engine.contextLength"));
-  }
-  return wanted / bytes_per_block;
-}
-
 // Names the file in errors about its content.
 absl::Status About(const std::string& path, const absl::Status& status) {
   if (status.ok() || status.message().find(path) != absl::string_view::npos) return status;
@@ -228,13 +197,19 @@ absl::Status PrepareOnCpu(const WorkerSettings& settings, ModelFile& model, Engi
   const int64_t weight_bytes =
       settings.ranks_per_pod * WeightBytes(model.source.tensors, config, first);
   TransformerOptions& options = model.options;
-  const int64_t bytes_per_block = settings.ranks_per_pod * KvBytesPerBlock(config, kv_type, first);
-  ASSIGN_OR_RETURN(options.kv_blocks,
-                   KvBlocks(wanted, engine.context_length, bytes_per_block, weight_bytes));
   options.kv_type = kv_type;
   options.exact = wanted.exact_arithmetic;
   options.max_step_tokens = wanted.max_step_tokens;
   options.max_step_logits = wanted.max_sequences;
+  HostMemoryNeeds needs;
+  needs.weight_bytes = weight_bytes;
+  needs.repacked_bytes = options.exact ? 0 : weight_bytes;
+  needs.workspace_bytes = settings.ranks_per_pod * WorkspaceBytes(config, options, first);
+  needs.kv_block_bytes = settings.ranks_per_pod * KvBytesPerBlock(config, kv_type, first);
+  needs.context_length = engine.context_length;
+  needs.max_sequences = wanted.max_sequences;
+  needs.kv_bytes = wanted.kv_cache_bytes;
+  ASSIGN_OR_RETURN(options.kv_blocks, PlanKvBlocks(needs, ReadMemoryUse("")));
   engine.blocks_total = static_cast<int32_t>(options.kv_blocks);
   return BindParts(settings, model, status);
 }

@@ -56,17 +56,19 @@ void Tighten(const std::string& folder, const Files& files, MemoryUse& tightest)
   if (limit <= 0 || usage < 0) return;
   std::map<std::string, int64_t> stat = ReadTable(folder + "/memory.stat");
   const int64_t of_files = stat[files.inactive] + stat[files.active];
-  const MemoryUse use{limit, std::max<int64_t>(0, usage - of_files)};
+  const MemoryUse use{limit, std::max<int64_t>(0, usage - of_files), folder + files.limit};
   if (use.left_bytes() < tightest.left_bytes()) tightest = use;
 }
 
 }  // namespace
 
 MemoryUse ReadMemoryUse(const std::string& root) {
-  MemoryUse tightest{std::numeric_limits<int64_t>::max(), 0};
+  MemoryUse tightest;
+  tightest.limit_bytes = std::numeric_limits<int64_t>::max();
   std::map<std::string, int64_t> machine = ReadTable(root + "/proc/meminfo");
   if (machine.count("MemTotal") > 0 && machine.count("MemAvailable") > 0) {
-    tightest = {machine["MemTotal"] * 1024, (machine["MemTotal"] - machine["MemAvailable"]) * 1024};
+    tightest.limit_bytes = machine["MemTotal"] * 1024;
+    tightest.used_bytes = (machine["MemTotal"] - machine["MemAvailable"]) * 1024;
   }
   std::ifstream cgroups(root + "/proc/self/cgroup");
   const std::string mount = root + "/sys/fs/cgroup";

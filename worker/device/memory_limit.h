@@ -12,6 +12,8 @@ struct MemoryUse {
   int64_t limit_bytes = 0;
   // What cannot be taken back: pages of files, such as mapped weights, do not count.
   int64_t used_bytes = 0;
+  // What sets the limit: "the machine", or the controller's file.
+  std::string limit_of = "the machine";
   int64_t left_bytes() const { return limit_bytes > used_bytes ? limit_bytes - used_bytes : 0; }
 };
 

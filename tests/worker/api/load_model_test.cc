@@ -86,6 +86,18 @@ TEST_F(LoadModelTest, TheSecondStartMapsWhatTheFirstRepacked) {
   EXPECT_TRUE(later_.ok()) << later_;
 }
 
+TEST_F(LoadModelTest, ACacheThatDoesNotFitIsRefusedWithTheArithmetic) {
+  settings_.engine.kv_cache_bytes = int64_t{1} << 50;
+  WorkerStatus status;
+  const absl::Status refusal = LoadModelFile(settings_, OpenGpu, nullptr, status).status();
+  EXPECT_EQ(refusal.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(
+      std::string(refusal.message()),
+      testing::AllOf(HasSubstr(settings_.model_path), HasSubstr("not enough memory: weights"),
+                     HasSubstr("KV cache 1073741824 MiB for 64 tokens + workspace"),
+                     HasSubstr("engine.kv_cache_mib")));
+}
+
 TEST_F(LoadModelTest, AModelInPartsIsTheSameAndItsDigestIsOfAllParts) {
   const std::vector<float> whole = Start();
   const int64_t read = status_->snapshot().weight_bytes_read;

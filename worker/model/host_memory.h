@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// How the memory of this machine, or of the container's limit, is shared out when a model computes
+// on the CPU: weights, workspaces, and the KV cache. Arithmetic alone, before anything is
+// allocated; a start that does not fit is refused with the numbers.
+#pragma once
+
+#include <cstdint>
+
+#include "absl/status/statusor.h"
+#include "worker/device/memory_limit.h"
+#include "worker/model/transformer.h"
+
+namespace rempart::worker {
+
+// Of all ranks of this process.
+struct HostMemoryNeeds {
+  int64_t weight_bytes = 0;    // as they lie in the file, whose pages are mapped
+  int64_t repacked_bytes = 0;  // of another layout beside them; 0: none
+  int64_t workspace_bytes = 0;
+  int64_t kv_block_bytes = 0;
+  int64_t context_length = 0;  // tokens of one sequence, at most
+  int64_t max_sequences = 0;
+  int64_t kv_bytes = 0;  // 0: enough for all sequences, or what fits in half of what is left
+};
+
+// Of code, stacks, the tokenizer and what a request needs beside the model.
+inline constexpr int64_t kProcessBytes = int64_t{64} << 20;
+
+// What a Transformer of these options allocates beside the KV cache, and the engine for its logits.
+int64_t WorkspaceBytes(const ModelConfig& config, const TransformerOptions& options,
+                       const RankPosition& of = {});
+
+// How many KV blocks there are; never fewer than one sequence of full length needs.
+// ResourceExhausted, with each part, the limit and what to change, when they do not fit into what
+// is left; FailedPrecondition when kv_bytes are too few for one sequence.
+absl::StatusOr<int64_t> PlanKvBlocks(const HostMemoryNeeds& needs, const MemoryUse& use);
+
+}  // namespace rempart::worker
