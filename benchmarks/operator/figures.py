@@ -36,6 +36,12 @@ def cpu_ticks(stat: str) -> int:
     return int(fields[11]) + int(fields[12])
 
 
+def busy_ticks(stat: str) -> int:
+    """Of /proc/stat: what all processors have worked, for whomever."""
+    user, nice, system, _, _, irq, softirq = (int(field) for field in stat.split("\n", 1)[0].split()[1:8])
+    return user + nice + system + irq + softirq
+
+
 def memory_mib(status: str) -> dict:
     """Of /proc/PID/status: resident now, the most it ever was, and what of it is not pages of files."""
     kib = {line.split(":")[0]: int(line.split()[1]) for line in status.splitlines() if line.endswith(" kB")}

@@ -29,13 +29,18 @@ def edit_rows(results: dict) -> list:
     return rows
 
 
+def others_in_words(part: dict) -> str:
+    return f"{part['others_cores']} cores" if "others_cores" in part else "not measured"
+
+
 def part_rows(results: dict) -> list:
-    rows = ["| | seconds | processor | share of a core | reconciles | API calls | of these writes | calls per reconcile | resident, at the end / most |",
-            "|---|---|---|---|---|---|---|---|---|"]
+    rows = ["| | seconds | other programs | processor | share of a core | reconciles | API calls | of these writes | calls per reconcile | "
+            "resident, at the end / most |",
+            "|---|---|---|---|---|---|---|---|---|---|"]
     for name, part in results.items():
         memory = part["memory"]
-        rows.append(f"| {WORDS[name]} | {part['seconds']:.0f} | {part['cpu_seconds']:.1f} s | {part['cpu_percent']} % | {part['reconciles']} | "
-                    f"{part['calls']} | {part['writes']} | {part['calls_per_reconcile']} | {memory['rss_mib']} / {memory['peak_mib']} MiB |")
+        rows.append(f"| {WORDS[name]} | {part['seconds']:.0f} | {others_in_words(part)} | {part['cpu_seconds']:.1f} s | {part['cpu_percent']} % | "
+                    f"{part['reconciles']} | {part['calls']} | {part['writes']} | {part['calls_per_reconcile']} | {memory['rss_mib']} / {memory['peak_mib']} MiB |")
     return rows
 
 
@@ -50,6 +55,7 @@ def page(facts: dict, summary: dict, results: dict) -> str:
         "spoken yet, and `drainSeconds` is 0, since nobody could say that it has drained. So Join streams are not part of the load.", "",
         f"{facts['date']}, commit {facts['commit']}, {facts['processor']}, {facts['cores']} cores for everything together, load {facts['load']} before",
         f"the benchmark; {facts['models']} Models, {facts['pods']} pods, {facts['nodes']} nodes, seed {facts['seed']}.", "",
+        *([facts["note"], ""] if "note" in facts else []),
         *target_rows(summary), "",
         "## Edits", "",
         "An edit changes `spec.engine.maxSequences`, which is a new template for both groups, one after the other. Its time begins before the request",
@@ -58,6 +64,8 @@ def page(facts: dict, summary: dict, results: dict) -> str:
         *edit_rows(results), "",
         "## What it costs", "",
         "API calls are those that the API server's audit log has of the operator, watches and the lease apart (the lease is read and written every 2 s).",
+        "Other programs: what the machine worked meanwhile for none of the benchmark's own processes; it slows the API server, and each edit is",
+        "three of its calls.",
         "", *part_rows(results), "",
         f"Calls while edits came one after the other: {calls}.", "",
         "## After a restart", "",
