@@ -14,6 +14,7 @@ const OLD_SPECIALS: [&str; 20] = [
     "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]",
 ];
 const MAX_TOKENS: u64 = 1 << 22;
+const MAX_SPECIALS: u64 = 1 << 16;
 
 pub struct Special {
     pub bytes: Vec<u8>,
@@ -26,10 +27,10 @@ pub struct Tekken {
     pub tokens: Vec<Vec<u8>>,   // ids after those, in the order of their ranks
 }
 
-fn count(config: &Map<String, Value>, key: &str) -> Result<usize, String> {
+fn count(config: &Map<String, Value>, key: &str, most: u64) -> Result<usize, String> {
     match config.get(key).and_then(Value::as_u64) {
-        Some(value) if value <= MAX_TOKENS => Ok(value as usize),
-        _ => Err(format!("config.{key} is missing, or no number up to {MAX_TOKENS}")),
+        Some(value) if value <= most => Ok(value as usize),
+        _ => Err(format!("config.{key} is missing, or no number up to {most}")),
     }
 }
 
@@ -101,8 +102,8 @@ pub fn read(data: &[u8]) -> Result<Tekken, String> {
     let file: Map<String, Value> = serde_json::from_slice(data).map_err(|e| format!("not a JSON object: {e}"))?;
     let config = file.get("config").and_then(Value::as_object).ok_or("config is missing or no object")?;
     let pattern = config.get("pattern").and_then(Value::as_str).ok_or("config.pattern is missing or no string")?;
-    let all = count(config, "default_vocab_size")?;
-    let special_count = count(config, "default_num_special_tokens")?;
+    let all = count(config, "default_vocab_size", MAX_TOKENS)?;
+    let special_count = count(config, "default_num_special_tokens", MAX_SPECIALS)?;
     if special_count + 256 > all {
         return Err(format!("config.default_vocab_size is {all}, too few for {special_count} special tokens and 256 bytes"));
     }
