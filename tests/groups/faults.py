@@ -222,6 +222,17 @@ def kill_api_server(env) -> list[str]:
     return []
 
 
+def lose_api_server(env) -> list[str]:
+    """For longer than leases last. Where leader election is on, as every installer has it, controller manager and scheduler end when they
+    cannot renew theirs within 10 s, and are started again; here they are alone and know no leases. One that stayed would come back with
+    watches that paused, take all nodes for dead and empty every Service."""
+    kill_api_server(env)
+    time.sleep(10)
+    for name in ("kube-controller-manager", "kube-scheduler"):
+        os.kill(process_pid(name), signal.SIGKILL)
+    return []
+
+
 def restart_api_server(env) -> list[str]:
     kill_api_server(env)
     time.sleep(5)
@@ -257,7 +268,7 @@ TABLE = [
     # What follows from it takes up to a minute: controllers and kubelets come back with pauses that have grown.
     Fault("kill the API server and start it again", restart_api_server, lambda env: cluster_up(env.nodes), blame=None,
           ends_epoch=False, survivors=True, hold_seconds=75),
-    Fault("kill the API server", kill_api_server, lambda env: cluster_up(env.nodes), blame=None, ends_epoch=False,
+    Fault("kill the API server", lose_api_server, lambda env: cluster_up(env.nodes), blame=None, ends_epoch=False,
           survivors=True, hold_seconds=20, aftermath_seconds=75),
     Fault("crash-loop a rank", crash_loop, survivors=True),
 ]
