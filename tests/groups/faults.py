@@ -112,8 +112,6 @@ class Fault:
     hold_seconds: float = 0
     # How long what follows from its end is part of it.
     aftermath_seconds: float = 0
-    # Detection counts from the end of the member's process: until then Kubernetes looks on, and nothing is broken.
-    from_end: bool = False
     # It breaks connections of clients: they send those requests again, as the SDK does by default.
     cuts_connections: bool = False
 
@@ -222,17 +220,6 @@ def kill_api_server(env) -> list[str]:
     return []
 
 
-def lose_api_server(env) -> list[str]:
-    """For longer than leases last. Where leader election is on, as every installer has it, controller manager and scheduler end when they
-    cannot renew theirs within 10 s, and are started again; here they are alone and know no leases. One that stayed would come back with
-    watches that paused, take all nodes for dead and empty every Service."""
-    kill_api_server(env)
-    time.sleep(10)
-    for name in ("kube-controller-manager", "kube-scheduler"):
-        os.kill(process_pid(name), signal.SIGKILL)
-    return []
-
-
 def restart_api_server(env) -> list[str]:
     kill_api_server(env)
     time.sleep(5)
@@ -259,7 +246,7 @@ TABLE = [
           ends_epoch=False, survivors=True, hold_seconds=30),
     Fault("cut a node's network", cut_node, lambda env: link(env.far_node, "up"), survivors=True),
     Fault("partition half", partition_half, mend_partition, survivors=True),
-    Fault("fill a node's disk", fill_disk, empty_disk, blame="waitingFor", from_end=True),
+    Fault("fill a node's disk", fill_disk, empty_disk, blame="waitingFor"),
     Fault("kill the operator in a rollout", kill_operator_mid_rollout, blame=None),
     Fault("end a router", end_router, blame=None, ends_epoch=False, survivors=True, hold_seconds=15),
     Fault("kill -9 a router", kill_router, blame=None, ends_epoch=False, survivors=True, hold_seconds=10, cuts_connections=True),
@@ -268,7 +255,7 @@ TABLE = [
     # What follows from it takes up to a minute: controllers and kubelets come back with pauses that have grown.
     Fault("kill the API server and start it again", restart_api_server, lambda env: cluster_up(env.nodes), blame=None,
           ends_epoch=False, survivors=True, hold_seconds=75),
-    Fault("kill the API server", lose_api_server, lambda env: cluster_up(env.nodes), blame=None, ends_epoch=False,
+    Fault("kill the API server", kill_api_server, lambda env: cluster_up(env.nodes), blame=None, ends_epoch=False,
           survivors=True, hold_seconds=20, aftermath_seconds=75),
     Fault("crash-loop a rank", crash_loop, survivors=True),
 ]

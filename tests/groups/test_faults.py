@@ -51,9 +51,6 @@ def measure(group: Group, fault: Fault) -> dict:
     outcome = traffic.outcome
     blame = group.watch.first_blame(struck, epoch, fault.blame, blamed) if fault.blame else None
     ended = min((ends.at[pod] for pod in blamed if pod in ends.at), default=None)
-    if blame and fault.from_end:
-        assert ended is not None, f"no process of {blamed} has ended"
-        blame = (blame[0] - (ended - struck), blame[1])
     row = {"model": group.name, "fault": fault.name, "detect_seconds": round(blame[0], 2) if blame else None,
            "recover_seconds": round(outcome.longest_gap(struck), 2), "lost_requests": len(outcome.lost),
            "wrong_tokens": len(outcome.wrong), "completed": outcome.completed, "resent": outcome.resent,
