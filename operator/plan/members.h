@@ -37,6 +37,7 @@ struct MemberObservation {
   std::vector<std::string> gpus = {};
   std::string gpu_concern = {};  // what is wrong with them short of a fault; empty: nothing
   std::optional<GpuFaultObservation> gpu_fault = {};
+  std::string node_warning = {};  // what threatens the pod on its node; empty: nothing
 };
 
 // Why the last epoch of a group ended.

@@ -52,12 +52,30 @@ void FillMember(const GroupObservation& group, const PodObservation& pod, Member
     status.set_last_step_age_seconds(member.last_step_age_seconds);
     status.set_activity(member.activity);
     FillGpus(member, status);
+    if (!member.node_warning.empty()) status.set_node_warning(member.node_warning);
     if (member.silent_ms >= kSilentMs) {
       status.set_state("Silent");
     } else if (member.connected && member.phase != WorkerPhase::kUnknown) {
       status.set_state(GroupPhaseName(member.phase));
     }
   }
+}
+
+bool WasWarned(const Observed& observed, const std::string& pod) {
+  for (const GroupStatus& group : observed.model.status().groups()) {
+    for (const MemberStatus& member : group.members()) {
+      if (member.pod() == pod) return member.has_node_warning();
+    }
+  }
+  return false;
+}
+
+// Once, when it begins: how near the end is, the status tells.
+void TellNodeWarning(const Observed& observed, const MemberStatus& member, Plan& plan) {
+  if (!member.has_node_warning() || WasWarned(observed, member.pod())) return;
+  plan.events.push_back({"Warning", "NodeDiskNearlyFull",
+                         absl::StrCat("pod ", member.pod(), " on node ", member.node(), ": ",
+                                      member.node_warning())});
 }
 
 void FillPast(const GroupMemory& past, GroupStatus& status) {
@@ -143,6 +161,7 @@ void FillGroups(const Observed& observed, const Memory& memory, Plan& plan) {
       FillMember(seen, pod, member);
       const auto past = memory.find(seen.index);
       if (past != memory.end()) FillFault(past->second, pod, member);
+      TellNodeWarning(observed, member, plan);
       restarts += pod.restarts;
       if (!pod.last_termination.empty()) group.set_last_failure(pod.last_termination);
     }

@@ -44,6 +44,7 @@ MemberObservation ObserveMember(const MemberReport& report) {
   member.step = report.progress.step;
   member.last_step_age_seconds = report.progress.last_step_age_seconds;
   ObserveGpus(report.gpus, member);
+  member.node_warning = report.node_warning;
   // Of several ranks in one pod, the one that has been at it the longest.
   absl::Duration longest = absl::ZeroDuration();
   for (const RankReport& rank : report.ranks) {

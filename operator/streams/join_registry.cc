@@ -23,6 +23,7 @@ constexpr absl::Duration kQuoteFailure = absl::Seconds(10);
 constexpr absl::Duration kLongestTick = absl::Milliseconds(250);
 // A group without a stream is forgotten after this.
 constexpr absl::Duration kForget = absl::Minutes(10);
+constexpr size_t kMostText = 512;  // of a member's, in a status
 constexpr int kMaxDecisions = 64;
 constexpr int kKeyBytes = 32;
 
@@ -135,6 +136,7 @@ void JoinRegistry::Joined(int64_t stream, const group::v1::Identity& identity, S
     pod.stream = stream;
     pod.send = std::move(send);
     pod.at = clock_->Now();
+    pod.node_warning.clear();
     pod.quotes_failure = pod.progress.phase == WorkerPhase::kFailed;
     if (!pod.quotes_failure) {
       pod.progress = {};
@@ -190,6 +192,11 @@ void JoinRegistry::Progressed(int64_t stream, const Progress& wire) {
                   wire.fabric().microseconds_per_token()};
 
     const absl::Time now = clock_->Now();
+    if (std::string warning = wire.node_warning().substr(0, kMostText);
+        pod.node_warning != warning) {
+      changed = name;
+      pod.node_warning = std::move(warning);
+    }
     const bool quotes =
         pod.quotes_failure && IsBeforeWeights(member.phase) && now - pod.at < kQuoteFailure;
     if (!quotes) {
@@ -493,6 +500,7 @@ MemberReport JoinRegistry::MemberReportOf(const Group& group, int32_t index, con
   report.epoch = member.epoch;
   report.weight_bytes_read = pod.weight_bytes_read;
   report.gpus = pod.gpus;
+  report.node_warning = pod.node_warning;
   const auto& blamed = group.state.ending.blamed_pods;
   report.blamed = member.epoch <= group.state.ending.epoch &&
                   member.given_epoch <= group.state.ending.epoch &&

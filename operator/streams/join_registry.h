@@ -53,6 +53,7 @@ struct MemberReport {
   int64_t weight_bytes_read = 0;
   std::vector<RankReport> ranks = {};  // its own
   GpusReport gpus = {};
+  std::string node_warning = {};
 };
 
 struct EndingReport {
@@ -147,6 +148,7 @@ class JoinRegistry {
     int64_t weight_bytes_read = 0;
     FabricReport fabric = {};
     GpusReport gpus = {};
+    std::string node_warning = {};
   };
   struct Group {
     GroupState state;

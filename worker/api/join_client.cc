@@ -146,6 +146,7 @@ FromMember JoinClient::ProgressFrame(const StatusSnapshot& snapshot) const {
   fabric->set_microseconds_per_token(snapshot.fabric_microseconds_per_token);
   for (const int size : snapshot.tensor_sizes) progress->add_tensor_sizes(size);
   if (handlers_.requests) progress->set_requests(handlers_.requests());
+  if (handlers_.node_warning) progress->set_node_warning(handlers_.node_warning());
   if (!handlers_.ranks) return frame;
   for (const RankStatus& rank : handlers_.ranks()) WriteRank(rank, progress->add_ranks());
   return frame;

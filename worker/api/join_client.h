@@ -52,6 +52,8 @@ struct JoinHandlers {
   std::function<std::vector<RankStatus>()> ranks = {};
   // Requests that run or wait in this pod; called with each progress.
   std::function<int32_t()> requests = {};
+  // What threatens this pod on its node; called with each progress, on one thread.
+  std::function<std::string()> node_warning = {};
   // Of a member with GPUs: which version of their report there is (0: none yet), and the report,
   // which is sent when the version is another than the last one sent on the stream.
   std::function<int64_t()> gpu_version = {};

@@ -222,6 +222,11 @@ std::string MetricsText(const EngineLoad& load, const StatusSnapshot& status,
   families.StartSeconds(status.start_parts);
   families.Group(status, ranks);
   families.Gpus(gpus);
+  if (status.node_disk_free_share >= 0) {
+    families.Gauge("rempart_worker_node_disk_free_ratio",
+                   "Free share of the fullest of the node's disks that the pod lives on.",
+                   status.node_disk_free_share);
+  }
   families.Gauge("rempart_worker_sequences_running", "Sequences that hold KV blocks.",
                  load.running);
   families.Gauge("rempart_worker_sequences_waiting", "Sequences that wait for a slot or blocks.",

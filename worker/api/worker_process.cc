@@ -30,6 +30,7 @@
 #include "worker/api/join_client.h"
 #include "worker/api/worker_metrics.h"
 #include "worker/device/device.h"
+#include "worker/device/disk_space.h"
 #include "worker/device/memory_limit.h"
 
 namespace rempart::worker {
@@ -377,6 +378,8 @@ class WorkerProcess {
     handlers.on_resume = [this] { ResumeOnOrder(); };
     handlers.requests = [this] { return Unfinished(); };
     handlers.ranks = [this] { return Ranks(); };
+    // Elsewhere than in a pod nobody ends a process for the sake of a disk.
+    if (!settings_.pod_uid.empty()) handlers.node_warning = [this] { return NodeWarning(); };
     handlers.gpu_version = [this] {
       MutexLock lock(&mu_);
       return watch_ == nullptr ? 0 : watch_->version();
@@ -389,6 +392,14 @@ class WorkerProcess {
     ASSIGN_OR_RETURN(join_, JoinClient::Start(settings_.control_address, settings_.tls, identity,
                                               std::move(handlers), &status_));
     return absl::OkStatus();
+  }
+
+  // On the thread of Join alone.
+  std::string NodeWarning() {
+    const std::vector<DiskSpace> disks = ReadNodeDisks("");
+    const auto fullest = FullestOf(disks);
+    if (fullest != disks.end()) status_.SetNodeDisk(fullest->free_share());
+    return disk_watch_.Observe(disks);
   }
 
   void TakeEpoch(const group::v1::Epoch& epoch) {
@@ -526,6 +537,7 @@ class WorkerProcess {
   bool leaving_ ABSL_GUARDED_BY(mu_) = false;  // asked to end
   absl::Time drain_deadline_ ABSL_GUARDED_BY(mu_) = absl::InfiniteFuture();
   MemoryWatch memory_watch_;   // of the main thread
+  DiskWatch disk_watch_;       // of the thread of Join
   std::string memory_reason_;  // what the engine was told last
   AttachService attach_;
   FollowService follow_;

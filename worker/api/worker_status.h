@@ -55,6 +55,8 @@ struct StatusSnapshot {
   // That a stage of the model can be cut into, and its layers; empty and 0: not known yet.
   std::vector<int> tensor_sizes = {};
   int layers = 0;
+  // Of the fullest of the node's disks that the pod lives on, 0 to 1; negative: not watched.
+  double node_disk_free_share = -1;
 };
 
 // kFailed is the last phase: the process is about to end, whatever its other threads still do.
@@ -85,6 +87,10 @@ class WorkerStatus {
   void AddBytesRead(int64_t bytes) {
     MutexLock lock(&mu_);
     snapshot_.weight_bytes_read += bytes;
+  }
+  void SetNodeDisk(double free_share) {
+    MutexLock lock(&mu_);
+    snapshot_.node_disk_free_share = free_share;
   }
   void BeginEpoch(int32_t epoch) {
     MutexLock lock(&mu_);

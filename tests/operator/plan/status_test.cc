@@ -68,6 +68,40 @@ TEST(Status, APodWithoutNodeSaysWhatTheSchedulerSays) {
   EXPECT_THAT(plan.status.message(), HasSubstr("Insufficient memory"));
 }
 
+TEST(Status, ANodesWarningIsShownAndToldOnce) {
+  constexpr char kFull[] = "the node's disk is nearly full: less than 10 % of its space is free";
+  Observed observed = OneModelOfThreePods();
+  observed.groups = {Serving(observed, 0)};
+  observed.groups[0].members.members[1].node_warning = kFull;
+  const auto told = [](const Plan& plan) {
+    std::vector<std::string> messages;
+    for (const PlannedEvent& event : plan.events) {
+      if (event.reason == "NodeDiskNearlyFull") messages.push_back(event.message);
+    }
+    return messages;
+  };
+  Plan plan = MakePlan(observed);
+  const auto& member = plan.status.groups(0).members(1);
+  EXPECT_EQ(member.node_warning(), kFull);
+  EXPECT_FALSE(plan.status.groups(0).members(0).has_node_warning());
+  EXPECT_THAT(told(plan),
+              ElementsAre("pod " + member.pod() + " on node " + member.node() + ": " + kFull));
+  EXPECT_EQ(plan.status.phase(), "Ready") << "it serves";
+  EXPECT_THAT(plan.deletions, IsEmpty());
+  *observed.model.mutable_status() = plan.status;
+  observed.groups[0].members.members[1].node_warning = "less than 1 %";
+  plan = MakePlan(observed);
+  EXPECT_THAT(told(plan), IsEmpty()) << "once";
+  EXPECT_EQ(plan.status.groups(0).members(1).node_warning(), "less than 1 %");
+  *observed.model.mutable_status() = plan.status;
+  observed.groups[0].members.members[1].node_warning.clear();
+  plan = MakePlan(observed);
+  EXPECT_FALSE(plan.status.groups(0).members(1).has_node_warning());
+  *observed.model.mutable_status() = plan.status;
+  observed.groups[0].members.members[1].node_warning = kFull;
+  EXPECT_EQ(told(MakePlan(observed)).size(), 1u) << "full again";
+}
+
 TEST(Status, OneGroupOfTwoInTroubleIsDegradedButReady) {
   Observed observed = OneModel();
   observed.model.mutable_spec()->set_replicas(2);

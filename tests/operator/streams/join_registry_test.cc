@@ -183,6 +183,28 @@ TEST(GpusFromWire, TakesNothingForGranted) {
   EXPECT_EQ(GpusFromWire(report).concern.size(), 512u);
 }
 
+TEST_F(JoinRegistryTest, AWarningOfANodeIsNewsOnceAndEndsWithItsProcess) {
+  const int32_t epoch = Serve();
+  changes.clear();
+  Progress progress;
+  progress.set_phase(Progress::READY);
+  progress.set_epoch(epoch);
+  progress.set_ended_blamed_rank(-1);
+  progress.set_node_warning("the node's disk is nearly full");
+  registry.Progressed(2, progress);
+  EXPECT_EQ(changes, std::vector<std::string>{"ia/m-0"});
+  registry.Progressed(2, progress);
+  EXPECT_EQ(changes.size(), 1u) << "nothing new";
+  GroupReport report = registry.Report("ia/m-0");
+  EXPECT_EQ(report.members[1].node_warning, "the node's disk is nearly full");
+  EXPECT_EQ(report.members[0].node_warning, "");
+  progress.set_node_warning(std::string(1000, 'x'));
+  registry.Progressed(2, progress);
+  EXPECT_EQ(registry.Report("ia/m-0").members[1].node_warning.size(), 512u);
+  Join(3, 1, 2);
+  EXPECT_EQ(registry.Report("ia/m-0").members[1].node_warning, "") << "another process";
+}
+
 TEST_F(JoinRegistryTest, AFrozenLeaderIsNotReadyOnItsOldWord) {
   const int32_t epoch = Serve();
   EXPECT_EQ(registry.Report("ia/m-0").progress.phase, WorkerPhase::kReady);

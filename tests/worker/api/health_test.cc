@@ -52,6 +52,12 @@ TEST(Metrics, AreInPrometheusText) {
   EXPECT_THAT(text, HasSubstr("rempart_worker_start_seconds{model=\"ia/m\",part=\"repack\"} 0.25"));
   EXPECT_THAT(text, HasSubstr("rempart_worker_start_seconds{model=\"ia/m\",part=\"total\"} 1"));
   EXPECT_THAT(text, Not(HasSubstr("rempart_worker_gpu_"))) << "it has none";
+  EXPECT_THAT(text, Not(HasSubstr("rempart_worker_node_disk"))) << "outside a pod";
+}
+
+TEST(Metrics, TellHowMuchOfTheNodesDiskIsFree) {
+  EXPECT_THAT(MetricsText({}, {.node_disk_free_share = 0.25}, {.model_name = "ia/m"}, {}, {}),
+              HasSubstr("rempart_worker_node_disk_free_ratio{model=\"ia/m\"} 0.25"));
 }
 
 TEST(Metrics, TellWhatIsKnownOfEachGpu) {

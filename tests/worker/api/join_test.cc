@@ -84,12 +84,14 @@ TEST(JoinClient, TellsItsProgressSurvivesABreakAndHearsDrain) {
              MutexLock lock(&mu);
              drain = deadline;
            },
-       .ranks = {}},
+       .ranks = {},
+       .node_warning = [] { return "the node's disk is nearly full"; }},
       &status);
   ASSERT_TRUE(client.ok()) << client.status();
 
   EXPECT_TRUE(recorder.Wait([&] { return recorder.last.phase() == Progress::LOADING; }));
   EXPECT_EQ(recorder.last.bytes_total(), 100);
+  EXPECT_EQ(recorder.last.node_warning(), "the node's disk is nearly full");
   status.SetPhase(Phase::kReady);
   EXPECT_TRUE(recorder.Wait([&] { return recorder.last.phase() == Progress::READY; }));
   {
