@@ -21,13 +21,15 @@ start_control_plane() {
     --service-account-signing-key-file "$state/pki/service-accounts.key" \
     --service-account-issuer https://kubernetes.default.svc.cluster.local
   wait_until 90 "API server ready" kubectl get --raw /readyz
-  start node-0 kube-controller-manager "$bin/kube-controller-manager" \
-    --kubeconfig "$state/controller-manager.kubeconfig" --bind-address 127.0.0.1 --leader-elect=false \
+  # They elect a leader, as everywhere: when the API server is away for longer than their lease they end, and what they do next they do
+  # as if started anew. Without, they live on with what they remember, and call all nodes lost when it is back.
+  start_kept node-0 kube-controller-manager "$bin/kube-controller-manager" \
+    --kubeconfig "$state/controller-manager.kubeconfig" --bind-address 127.0.0.1 \
     --use-service-account-credentials --service-account-private-key-file "$state/pki/service-accounts.key" \
     --root-ca-file "$state/pki/ca.crt" --cluster-cidr "$pod_range" --service-cluster-ip-range "$service_range" \
     --allocate-node-cidrs=false
-  start node-0 kube-scheduler "$bin/kube-scheduler" \
-    --kubeconfig "$state/scheduler.kubeconfig" --bind-address 127.0.0.1 --leader-elect=false
+  start_kept node-0 kube-scheduler "$bin/kube-scheduler" \
+    --kubeconfig "$state/scheduler.kubeconfig" --bind-address 127.0.0.1
 }
 
 kubectl() { "$bin/kubectl" --kubeconfig "$kubeconfig" "$@"; }

@@ -27,6 +27,12 @@ start() {  # start NODE NAME PROGRAM ARGUMENTS...: in the node's network namespa
   echo "$pid" >"$state/run/$name.pid"
 }
 
+start_kept() {  # start_kept NODE NAME PROGRAM ARGUMENTS...: as start; runs again whenever it ends.
+  local node=$1 name=$2
+  shift 2
+  start "$node" "$name" "$PWD/dev/kube/keep" "$@"
+}
+
 stop() {  # stop NAME...: asks, waits 10 s, then kills; all together.
   local name pids=() pid
   for name in "$@"; do
