@@ -102,8 +102,11 @@ class Fault:
     name: str
     strike: typing.Callable
     mend: typing.Callable = lambda env: None
-    # Where the blamed pod must be named: "lastFailure" or "waitingFor" of the group's status; None: nobody is to blame.
+    # Where the blamed pod must be named first: "lastFailure" or "waitingFor" of the group's status, or "nodeWarning" of its member;
+    # None: nobody is to blame.
     blame: str | None = "lastFailure"
+    # Where it must be named as well, whenever that is.
+    blame_later: str | None = None
     # Whether the group's epoch must end of it.
     ends_epoch: bool = True
     # Whether the processes of the other members must be the same afterwards, and must not have read weights again.
@@ -175,8 +178,9 @@ def empty_disk(env):
 
 
 def fill_disk(env) -> list[str]:
-    """The node has a disk of its own (REMPART_NODE_DISK_MIB); its kubelet must evict, and the group must leave it. Before it evicts
-    it throws away images, so what that frees is taken, too."""
+    """The node has a disk of its own (REMPART_NODE_DISK_MIB); its kubelet, which looks every ten seconds, must evict, and the group must
+    leave it. Before it evicts it throws away images, so what that frees is taken, too. The member tells that the disk is full before
+    anybody waits for it; and when it is evicted, it is who is waited for."""
     assert os.path.ismount(STATE / env.far_node), f"{env.far_node} has no disk of its own: start the cluster anew"
     struck, deadline = pods_on(env, env.far_node), time.monotonic() + 120
     while set(struck) & set(pods_on(env, env.far_node)) and time.monotonic() < deadline:
@@ -246,7 +250,7 @@ TABLE = [
           ends_epoch=False, survivors=True, hold_seconds=30),
     Fault("cut a node's network", cut_node, lambda env: link(env.far_node, "up"), survivors=True),
     Fault("partition half", partition_half, mend_partition, survivors=True),
-    Fault("fill a node's disk", fill_disk, empty_disk, blame="waitingFor"),
+    Fault("fill a node's disk", fill_disk, empty_disk, blame="nodeWarning", blame_later="waitingFor"),
     Fault("kill the operator in a rollout", kill_operator_mid_rollout, blame=None),
     Fault("end a router", end_router, blame=None, ends_epoch=False, survivors=True, hold_seconds=15),
     Fault("kill -9 a router", kill_router, blame=None, ends_epoch=False, survivors=True, hold_seconds=10, cuts_connections=True),

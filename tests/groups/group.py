@@ -47,13 +47,15 @@ class Watch:
         return self.seen[-1][1] if self.seen else {}
 
     def first_blame(self, since: float, epoch: int, where: str, pods: list[str]) -> tuple[float, str] | None:
-        """When a status first named one of `pods` in the field `where`, and how."""
+        """When a status first named one of `pods` in the field `where` of its group or member, and how."""
         for at, status in list(self.seen):
             for group in status.get("groups") or []:
                 counted = where != "lastFailure" or group.get("countedEpoch", 0) >= epoch
-                text = group.get(where, "")
-                if at > since and counted and any(pod in text for pod in pods):
-                    return at - since, text
+                texts = [group.get(where, "")]
+                texts += [f"{m['pod']} on {m.get('node')}: {m[where]}" for m in group.get("members") or [] if m.get(where)]
+                for text in texts:
+                    if at > since and counted and any(pod in text for pod in pods):
+                        return at - since, text
         return None
 
 

@@ -56,6 +56,8 @@ def measure(group: Group, fault: Fault) -> dict:
            "wrong_tokens": len(outcome.wrong), "completed": outcome.completed, "resent": outcome.resent,
            "blamed": blame[1] if blame else ""}
     row["ended_after_seconds"] = round(ended - struck, 2) if ended else None
+    later = group.watch.first_blame(struck, epoch, fault.blame_later, blamed) if fault.blame_later else None
+    row["blamed_later"], row["blamed_later_seconds"] = (later[1], round(later[0], 2)) if later else ("", None)
     survivors = [pod for pod in processes if pod not in blamed] if fault.survivors else []
     after = {pod: (worker_pid(pod), weight_bytes_read(worker_pid(pod))) for pod in survivors}
     row["survivors_read_again"] = sum(count - read[pod] for pod, (pid, count) in after.items())
@@ -68,6 +70,8 @@ def measure(group: Group, fault: Fault) -> dict:
     assert outcome.lost == []
     if fault.blame:
         assert blame is not None, f"nobody of {blamed} was named"
+    if fault.blame_later:
+        assert later is not None, f"nobody of {blamed} was named in {fault.blame_later}"
     if fault.blame == "lastFailure":
         others = [pod for pod in processes if pod not in blamed and pod in blame[1]]
         assert others == [], f"{blame[1]!r} names {others}; it was {blamed}"
