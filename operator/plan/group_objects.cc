@@ -22,6 +22,11 @@ constexpr int32_t kTerminationSeconds = 60;
 // are too few for NCCL.
 constexpr char kSharedMemory[] = "1Gi";
 
+// "weights", and "weights-2" and on for the other parts of a model in several files.
+std::string WeightsName(size_t part) {
+  return part == 0 ? "weights" : absl::StrCat("weights-", part + 1);
+}
+
 bool LinksGpus(const GroupPlan& group) {
   return group.spec.device() == "gpu" && group.pod_count * group.ranks_per_pod > 1;
 }
@@ -111,8 +116,12 @@ void FillContainer(const Observed& observed, const GroupPlan& group,
   *container.mutable_resources()->mutable_limits() = resources.limits();
   AddMount(container, "config", "/etc/rempart/config");
   AddMount(container, "tls", "/etc/rempart/tls");
-  AddMount(container, "weights",
-           group.volume.claim.empty() ? group.config.model_path() : std::string("/models"));
+  if (!group.volume.claim.empty()) AddMount(container, "weights", kModelsFolder);
+  for (size_t part = 0; part < group.volume.node_paths.size(); ++part) {
+    const std::string& path = group.volume.node_paths[part];
+    AddMount(container, WeightsName(part),
+             absl::StrCat(kModelsFolder, path.substr(path.rfind('/'))));
+  }
   if (LinksGpus(group)) {
     AddMount(container, "shared-memory", "/dev/shm");
     container.mutable_volume_mounts()->rbegin()->clear_read_only();
@@ -134,13 +143,16 @@ void AddVolumes(const GroupPlan& group, k8s::v1::PodSpec& pod) {
   tls.set_name("tls");
   tls.mutable_secret()->set_secret_name("rempart-worker-tls");
   tls.mutable_secret()->set_default_mode(0440);
-  k8s::v1::Volume& weights = *pod.add_volumes();
-  weights.set_name("weights");
-  if (group.volume.claim.empty()) {
-    weights.mutable_host_path()->set_path(group.volume.node_path);
-  } else {
+  if (!group.volume.claim.empty()) {
+    k8s::v1::Volume& weights = *pod.add_volumes();
+    weights.set_name("weights");
     weights.mutable_persistent_volume_claim()->set_claim_name(group.volume.claim);
     weights.mutable_persistent_volume_claim()->set_read_only(true);
+  }
+  for (size_t part = 0; part < group.volume.node_paths.size(); ++part) {
+    k8s::v1::Volume& weights = *pod.add_volumes();
+    weights.set_name(WeightsName(part));
+    weights.mutable_host_path()->set_path(group.volume.node_paths[part]);
   }
   if (!LinksGpus(group)) return;
   k8s::v1::Volume& shared = *pod.add_volumes();

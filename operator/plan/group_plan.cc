@@ -12,7 +12,6 @@ namespace rempart::op {
 namespace {
 
 // The folder of a pod under which its weights are mounted.
-constexpr char kMount[] = "/models";
 constexpr char kGpuPrefix[] = "nvidia.com/";
 
 void FillEngine(const serving::v1alpha1::EngineSpec& spec, worker::v1::EngineConfig& engine) {
@@ -42,12 +41,12 @@ void FillAddresses(const Settings& settings, int32_t pod_count, worker::v1::Work
 void FillWeights(const ParsedSource& source, GroupPlan& group) {
   group.volume.claim = source.claim;
   if (!source.claim.empty()) {
-    group.config.set_model_path(absl::StrCat(kMount, "/", source.path));
+    group.config.set_model_path(absl::StrCat(kModelsFolder, "/", source.path));
     return;
   }
-  group.volume.node_path = source.path;
+  group.volume.node_paths = source.parts;
   const std::string base = source.path.substr(source.path.rfind('/') + 1);
-  group.config.set_model_path(absl::StrCat(kMount, "/", base));
+  group.config.set_model_path(absl::StrCat(kModelsFolder, "/", base));
 }
 
 }  // namespace

@@ -18,10 +18,14 @@ namespace rempart::op {
 
 using serving::v1alpha1::ModelStatus;
 
+// In a pod, the folder of the weights.
+inline constexpr char kModelsFolder[] = "/models";
+
 // Where a group finds its weights.
 struct WeightsVolume {
-  std::string claim;      // of pvc://claim/path
-  std::string node_path;  // of file:///path
+  std::string claim;  // of pvc://claim/path
+  // Of file:///path: the file, or all parts of a model in several, the first one first.
+  std::vector<std::string> node_paths = {};
 };
 
 // One replica: the whole model in one group of workers.
@@ -117,7 +121,8 @@ std::vector<std::string> ServedNames(const Model& model);
 // A source that this version reads.
 struct ParsedSource {
   std::string claim;
-  std::string path;  // inside the claim, or absolute on the node
+  std::string path;                     // inside the claim, or absolute on the node
+  std::vector<std::string> parts = {};  // of a path on the node: as WeightsVolume.node_paths
 };
 // The claim of a pvc:// source; empty for any other.
 std::string ClaimOf(const Model& model);

@@ -10,6 +10,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "common/split_files.h"
 
 namespace rempart::op {
 namespace {
@@ -18,6 +19,7 @@ using serving::v1alpha1::ModelSpec;
 
 // StatefulSets put "-<hash>" behind their name in a label of 63 characters; we add "-<index>".
 constexpr size_t kMaxNameLength = 46;
+constexpr size_t kMaxMountedParts = 64;
 constexpr int32_t kMaxRanksPerPod = 16;
 constexpr int32_t kMaxRanks = 64;  // of a group, as communicators have it
 
@@ -144,6 +146,22 @@ std::optional<Refusal> NameClash(const Observed& observed) {
   return std::nullopt;
 }
 
+// Each file is mounted by itself: a folder would show more of the node than the Model names.
+std::optional<Refusal> FindParts(ParsedSource& source) {
+  const auto parts = SplitFilesOf(source.path);
+  if (!parts.ok()) {
+    return Refusal{"InvalidSource", absl::StrCat("spec.source.uri: ", parts.status().message())};
+  }
+  if (parts->size() > kMaxMountedParts) {
+    return Refusal{"InvalidSource",
+                   absl::StrCat("spec.source.uri: ", source.path, " names ", parts->size(),
+                                " parts; of a path of the node at most ", kMaxMountedParts,
+                                " are mounted: join them, or use pvc://claim/path")};
+  }
+  source.parts = *parts;
+  return std::nullopt;
+}
+
 }  // namespace
 
 std::optional<Refusal> ParseSource(const Settings& settings,
@@ -167,7 +185,7 @@ std::optional<Refusal> ParseSource(const Settings& settings,
                      "spec.source.uri: file:// needs an absolute path without \"..\""};
     }
     source.path = std::string(uri);
-    return std::nullopt;
+    return FindParts(source);
   }
   const std::string scheme(uri.substr(0, uri.find(':')));
   return NotSupported("source.uri",

@@ -72,7 +72,7 @@ MAY = {
     "router/http/": May(("router/", "common/", "proto/worker/", "proto/topology/"),
                         ("abseil", "boost", "prometheus", "openssl", "simdjson")),
     "operator/": May(("operator/", "common/"), ("abseil",)),
-    "operator/plan/": May(("operator/plan/", "proto/"), ("abseil", "protobuf"), pure=True),
+    "operator/plan/": May(("operator/plan/", "proto/", "common/split_files.h"), ("abseil", "protobuf"), pure=True),
     "operator/crdgen/": May(("operator/crdgen/", "common/status_macros.h", "proto/"),
                             ("abseil", "protobuf", "yaml")),
     "operator/kube/": May(("operator/kube/", "common/", "proto/k8s/", "proto/serving/"),

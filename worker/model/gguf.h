@@ -4,7 +4,7 @@
 // are there before it is used, and every error names the field and what to do.
 //
 // Strings and arrays are views into the bytes given to ParseGguf, which must outlive the result.
-// Arrays of arrays are refused. Of a model in several files (worker/model/split_files.h) this reads
+// Arrays of arrays are refused. Of a model in several files (common/split_files.h) this reads
 // one.
 #pragma once
 

@@ -14,11 +14,11 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "common/split_files.h"
 #include "common/status_macros.h"
 #include "worker/model/config_json.h"
 #include "worker/model/families/families.h"
 #include "worker/model/safetensors.h"
-#include "worker/model/split_files.h"
 
 namespace rempart::worker {
 namespace {

@@ -4,6 +4,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <map>
+
 #include "operator/plan/group_objects.h"
 #include "tests/operator/plan/observations.h"
 
@@ -13,6 +15,7 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::Pair;
 
 TEST(MakePlan, AnAcceptedModelGetsOneGroup) {
   const Plan plan = MakePlan(OneModel());
@@ -176,8 +179,42 @@ TEST(MakePlan, ServesNodePathsWhereTheChartAllowsThem) {
   observed.model.mutable_spec()->mutable_source()->set_uri("file:///srv/models/a.gguf");
   const Plan plan = MakePlan(observed);
   ASSERT_EQ(plan.groups.size(), 1u);
-  EXPECT_EQ(plan.groups[0].volume.node_path, "/srv/models/a.gguf");
+  EXPECT_THAT(plan.groups[0].volume.node_paths, ElementsAre("/srv/models/a.gguf"));
   EXPECT_EQ(plan.groups[0].config.model_path(), "/models/a.gguf");
+}
+
+TEST(MakePlan, MountsEachPartOfAModelInSeveralFiles) {
+  Observed observed = OneModel();
+  observed.settings.allow_node_paths = true;
+  observed.claim = ClaimState::kNotNeeded;
+  auto& source = *observed.model.mutable_spec()->mutable_source();
+  source.set_uri("file:///srv/a-00001-of-00002.gguf");
+  const Plan plan = MakePlan(observed);
+  ASSERT_EQ(plan.groups.size(), 1u);
+  EXPECT_EQ(plan.groups[0].config.model_path(), "/models/a-00001-of-00002.gguf");
+  const auto pod =
+      MakeGroupObjects(observed, plan.groups[0]).stateful_set.spec().template_().spec();
+  std::map<std::string, std::string> mounted;
+  for (const auto& volume : pod.volumes()) {
+    if (volume.has_host_path()) mounted[volume.name()] = volume.host_path().path();
+  }
+  EXPECT_THAT(mounted, ElementsAre(Pair("weights", "/srv/a-00001-of-00002.gguf"),
+                                   Pair("weights-2", "/srv/a-00002-of-00002.gguf")));
+  for (const auto& mount : pod.containers(0).volume_mounts()) {
+    const auto path = mounted.find(mount.name());
+    if (path == mounted.end()) continue;
+    EXPECT_EQ(mount.mount_path(), "/models" + path->second.substr(4));
+    EXPECT_TRUE(mount.read_only());
+    mounted.erase(path);
+  }
+  EXPECT_THAT(mounted, IsEmpty()) << "not mounted";
+  source.set_uri("file:///srv/a-00002-of-00002.gguf");
+  EXPECT_THAT(MakePlan(observed).status.message(),
+              HasSubstr("spec.source.uri: /srv/a-00002-of-00002.gguf: is part 2 of 2 of a model: "
+                        "name its first part, /srv/a-00001-of-00002.gguf"));
+  source.set_uri("file:///srv/a-00001-of-00065.gguf");
+  EXPECT_THAT(MakePlan(observed).status.message(), HasSubstr("names 65 parts; of a path of the "
+                                                             "node at most 64 are mounted"));
 }
 
 TEST(MakePlan, LocallyAPathIsAPathOfThisMachine) {

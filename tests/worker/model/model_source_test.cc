@@ -11,10 +11,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
+#include "common/split_files.h"
 #include "tests/worker/model/tiny_gguf.h"
 #include "tests/worker/model/whole_model.h"
 #include "worker/model/safetensors.h"
-#include "worker/model/split_files.h"
 
 namespace rempart::worker {
 namespace {

@@ -8,10 +8,10 @@
 
 #include "absl/status/statusor.h"
 
-namespace rempart::worker {
+namespace rempart {
 
 // The paths of all parts in their order, when `path` is named as one of several; else `path` alone.
 // InvalidArgument when it is named as another part than the first, with what to name instead.
 absl::StatusOr<std::vector<std::string>> SplitFilesOf(const std::string& path);
 
-}  // namespace rempart::worker
+}  // namespace rempart

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "worker/model/split_files.h"
+#include "common/split_files.h"
 
 #include <algorithm>
 
@@ -10,7 +10,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/strip.h"
 
-namespace rempart::worker {
+namespace rempart {
 namespace {
 
 constexpr size_t kDigits = 5;
@@ -54,4 +54,4 @@ absl::StatusOr<std::vector<std::string>> SplitFilesOf(const std::string& path) {
   return paths;
 }
 
-}  // namespace rempart::worker
+}  // namespace rempart
