@@ -135,6 +135,17 @@ class TextTest(TidyTest):
                 self.assert_refused("words", {"common/a.cc": f"{SPDX}// {word}: x\n"}, word)
 
 
+class ClockTest(TidyTest):
+    def test_nothing_waits_by_the_wall(self):
+        for call in ("absl::Now()", "std::chrono::system_clock::now()", "time(nullptr)", "clock_gettime(CLOCK_REALTIME, &t)"):
+            with self.subTest(call=call):
+                self.assert_refused("clock", {"worker/group/a.cc": f"{SPDX}auto until = {call};\n"}, "jumps")
+
+    def test_the_steady_clock_and_words_about_others_are_fine(self):
+        self.assert_clean({"worker/group/a.cc": SPDX + "auto a = SteadyNow();\nauto b = clock.time(0);\n// Not absl::Now().\n",
+                           "tests/a_test.cc": SPDX + "auto a = absl::Now();\n"})
+
+
 class PathTest(TidyTest):
     GOOD = {"common/log.h": SPDX + "#pragma once\n", "docs/OTHER.md": "words\n"}
 

@@ -16,6 +16,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
+import clock_rule
 import format_rule
 import include_rule
 import path_rule
@@ -30,6 +31,7 @@ RULES = {
     "first-line": text_rules.check_first_line,
     "words": text_rules.check_words,
     "path": path_rule.check,
+    "clock": clock_rule.check,
     "format": format_rule.check,
 }
 EXCEPTIONS = "tests/tidy/exceptions.txt"
