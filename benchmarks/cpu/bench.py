@@ -59,8 +59,8 @@ def main() -> None:
         if "vllm" in parts:
             first = names[0]
             folder = pathlib.Path(os.environ["VLLM_FOLDER"])
-            notes["vllm_weights"] = {"rempart": models[first].name, "vllm": f"{folder.name}, BF16"}
-            cases.extend(serve_cases.run_vllm(first, models[first], folder))
+            notes["vllm_weights"] = {"vllm": f"both {folder.name}, BF16", "vllm_from_file": f"ours {models[first].name}, theirs BF16"}
+            cases.extend(serve_cases.run_vllm(first, models[first], folder, rounds, wanted))
     except (KeyboardInterrupt, RuntimeError) as error:
         # What was measured until then is worth keeping.
         notes["ended_early"] = f"{type(error).__name__}: {str(error)[:400]}"

@@ -130,20 +130,26 @@ def run(models: dict, rounds: int, quick: bool, wanted):
             yield from beside_others(model, mine, peer, rounds)
 
 
-def run_vllm(model: str, ours: pathlib.Path, theirs: pathlib.Path, clients=(1, 4, 16)):
-    """vLLM starts once, for minutes; ours runs before it."""
+def run_vllm(model: str, ours: pathlib.Path, bf16: pathlib.Path, rounds: int, wanted, clients=(1, 4, 16)):
+    """vLLM starts once, for minutes, and stands still while ours runs. Ours computes on the same BF16 weights, and on the file that they
+    were made from, which is what one would serve."""
     tokens, out = SHAPES["128_128"]
-    context = 512
-    with Rempart(ours, 16, context) as server:
-        start = server.exec_to_first_token
-        mine = {count: burst(server, f"vllm/{count}", count, tokens, out) for count in clients}
-    with Vllm(theirs, 16, context) as server:
-        began = Case(f"{model}/vllm/exec_to_first_token", "s", "vllm")
-        began.add(start, server.exec_to_first_token)
-        yield began.say()
-        for count in clients:
-            seen = burst(server, f"vllm/{count}", count, tokens, out)
-            for key, unit in UNITS.items():
-                case = Case(f"{model}/vllm/serve_{count}/{key}", unit, "vllm")
-                case.add(mine[count][key], max(seen[key], 1e-6))
-                yield case.say()
+    context, began = 512, Case(f"{model}/vllm/exec_to_first_token", "s", "vllm")
+    cases = {}
+    with Vllm(bf16, 16, context) as peer:
+        for number in range(rounds):
+            seen = {count: burst(peer, f"vllm/{number}/{count}", count, tokens, out) for count in clients
+                    if wanted(f"{model}/vllm/serve_{count}")}
+            with peer.standing_still():
+                for name, weights in (("vllm", bf16), ("vllm_from_file", ours)):
+                    with Rempart(weights, 16, context) as server:
+                        if weights == bf16:
+                            began.add(server.exec_to_first_token, peer.exec_to_first_token)
+                        for count, theirs in seen.items():
+                            mine = burst(server, f"vllm/{number}/{count}", count, tokens, out)
+                            for key, unit in UNITS.items():
+                                path = f"{model}/{name}/serve_{count}/{key}"
+                                cases.setdefault(path, Case(path, unit, "vllm")).add(mine[key], max(theirs[key], 1e-6))
+    yield began.say()
+    for case in cases.values():
+        yield case.say()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The servers that the benchmark compares, each started as its users start it: ours by `rempart serve`, llama.cpp by llama-server,
 vLLM by `vllm serve`. One at a time has the machine."""
+import contextlib
 import os
 import pathlib
 import signal
@@ -91,6 +92,18 @@ class Server:
             rss += int(fields["Rss"])
             anonymous += int(fields["Anonymous"])
         return {"rss_mib": round(rss / 1024), "anonymous_mib": round(anonymous / 1024)}
+
+    @contextlib.contextmanager
+    def standing_still(self):
+        """Its processes get no CPU time meanwhile."""
+        pids = self.pids()
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
 
     def stop(self) -> None:
         if self.process is None:
