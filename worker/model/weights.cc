@@ -80,7 +80,7 @@ class Binder {
   }
 
   // Tensors of this name, or whose names begin with it, are another stage's.
-  void LeaveToOthers(std::string name) { others_.push_back(std::move(name)); }
+  void LeaveToOthers(absl::string_view name) { others_.emplace_back(name); }
 
   // A tensor that nothing has asked for would change what the model computes.
   absl::Status CheckAllUsed() const {
