@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The libnvidia-ml of fake_nvml.h. Built three times: whole, without a function that is needed
 // (REMPART_FAKE_NVML_TOO_OLD), and without those that may be missing (REMPART_FAKE_NVML_OLD).
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdio>
@@ -29,7 +30,7 @@ struct Driver {
 std::mutex mu;
 std::condition_variable raised;
 Driver driver;
-int opened = 0;
+std::atomic<int> opened = 0;
 
 unsigned IndexOf(NvmlHandle handle) {
   return static_cast<unsigned>(reinterpret_cast<unsigned long>(handle)) - 1;
