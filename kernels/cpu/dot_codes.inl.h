@@ -74,12 +74,15 @@ inline const int32_t* MinusSum(const ActivationBlock& a, int first, int count) {
 }
 
 // dot[t][r] = sum over vectors [kFirst, kFirst + kCount) of (code - offset) * activation for kT
-// tokens and kR row groups. `codes` is [8][kR][V::kBytes] as TileCodes made them.
-template <class V, class P, int kT, int kR, int kFirst, int kCount>
+// tokens and kR row groups. `codes` is [8][kForms][kR][V::kBytes]: as TileCodes made them, and with
+// two forms the magnitudes of signed bytes.
+template <class V, class P, int kT, int kR, int kForms, int kFirst, int kCount>
 inline void DotTile(const uint8_t* codes, const ActivationBlock* x, int64_t x_stride,
                     typename V::I (*dot)[kR]) {
   using I = typename V::I;
-  const auto load = [&](int j, int r) { return V::LoadBytes(codes + (j * kR + r) * V::kBytes); };
+  const auto load = [&](int j, int r, int form = 0) {
+    return V::LoadBytes(codes + ((j * kForms + form) * kR + r) * V::kBytes);
+  };
   if constexpr (V::kHasDotBytes) {
 #pragma GCC unroll 8
     for (int t = 0; t < kT; ++t) {
@@ -101,6 +104,9 @@ inline void DotTile(const uint8_t* codes, const ActivationBlock* x, int64_t x_st
   } else {
     constexpr int kLimit = P::kSignedBytes ? 1 : RunOfPairs(P::kBits);
     constexpr int kRun = kLimit < kCount ? kLimit : kCount;
+    // V::Keep holds each sum in its register: left alone, the compiler makes all products first and
+    // spills them.
+#pragma GCC unroll 8
     for (int first = kFirst; first < kFirst + kCount; first += kRun) {
       I run[kT][kR];
 #pragma GCC unroll 8
@@ -109,20 +115,24 @@ inline void DotTile(const uint8_t* codes, const ActivationBlock* x, int64_t x_st
         I w[kR], size[kR];
         for (int r = 0; r < kR; ++r) {
           w[r] = load(j, r);
-          size[r] = P::kSignedBytes ? V::Abs8(w[r]) : w[r];
+          size[r] = !P::kSignedBytes ? w[r] : (kForms == 2 ? load(j, r, 1) : V::Abs8(w[r]));
         }
+#pragma GCC unroll 8
         for (int t = 0; t < kT; ++t) {
           const I a = V::BroadcastBytes4(x[t * x_stride].q + 4 * j);
           for (int r = 0; r < kR; ++r) {
             const I pairs = V::MulPairs(size[r], P::kSignedBytes ? V::Sign8(a, w[r]) : a);
             run[t][r] = i == 0 ? pairs : V::Add16(run[t][r], pairs);
+            if constexpr (kRun > 1) V::Keep(run[t][r]);
           }
         }
       }
+#pragma GCC unroll 8
       for (int t = 0; t < kT; ++t) {
         for (int r = 0; r < kR; ++r) {
           const I sum = V::SumPairs(run[t][r]);
           dot[t][r] = first == kFirst ? sum : V::AddInt(dot[t][r], sum);
+          V::Keep(dot[t][r]);
         }
       }
     }

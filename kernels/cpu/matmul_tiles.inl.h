@@ -27,8 +27,11 @@ struct TileMatmul {
   static constexpr int kParts = Format::kHalves ? 2 : 1;  // of a group, with their own scales
   static constexpr int kScales = (Format::kHasMin ? 2 : 1) * kParts;
 
+  // Signed bytes are kept with their magnitudes where both fit beside the activations.
+  static constexpr int kForms = P::kSignedBytes && kRowGroups == 1 ? 2 : 1;
+
   struct Panel {
-    alignas(64) uint8_t codes[kPanelGroups][8][kRowGroups][V::kBytes];
+    alignas(64) uint8_t codes[kPanelGroups][8][kForms][kRowGroups][V::kBytes];
     alignas(64) float scales[kPanelGroups][kRowGroups][kScales][kL];
   };
   using TokenSums = float[kRowGroups][kL];
@@ -39,10 +42,13 @@ struct TileMatmul {
     const uint8_t* scales = row_group + groups * P::kPayload;
     for (int64_t g = 0; g < count; ++g) {
       const uint8_t* payload = row_group + (first + g) * P::kPayload;
-      P::Prefetch(payload);
+      P::Prefetch(payload, kPanelGroups * P::kPayload);  // while tokens pass by this panel
       I w[8];
       P::Unpack(payload, w);
-      for (int j = 0; j < 8; ++j) V::StoreBytes(panel->codes[g][j][at], TileCodes<V, P>(w[j]));
+      for (int j = 0; j < 8; ++j) {
+        V::StoreBytes(panel->codes[g][j][0][at], TileCodes<V, P>(w[j]));
+        if constexpr (kForms == 2) V::StoreBytes(panel->codes[g][j][1][at], V::Abs8(w[j]));
+      }
       const typename P::Scales s = P::LoadScales(scales, first + g);
       float(*to)[kL] = panel->scales[g][at];
       V::Store(to[0], s.low);
@@ -55,7 +61,8 @@ struct TileMatmul {
   template <int kT, int kFirst, int kCount>
   static void Dot(const Panel& panel, int64_t g, const ActivationBlock* x, int64_t x_stride,
                   I (*dot)[kRowGroups]) {
-    DotTile<V, P, kT, kRowGroups, kFirst, kCount>(&panel.codes[g][0][0][0], x, x_stride, dot);
+    DotTile<V, P, kT, kRowGroups, kForms, kFirst, kCount>(&panel.codes[g][0][0][0][0], x, x_stride,
+                                                          dot);
   }
 
   // dot * (scale of the weights * scale of the activations) onto the sums of a tile.
@@ -145,7 +152,7 @@ struct TileMatmul {
   static void UnitPart(const Panel& panel, int64_t g, const ActivationBlock* x, int64_t x_stride,
                        TokenSums* sums) {
     alignas(64) int32_t dots[kRowGroups][16][16];
-    V::template MulTiles<kCount>(panel.codes[g][kFirst][0], x->q + 4 * kFirst,
+    V::template MulTiles<kCount>(panel.codes[g][kFirst][0][0], x->q + 4 * kFirst,
                                  x_stride * static_cast<int64_t>(sizeof(*x)), dots);
     for (int t = 0; t < V::kTileTokens; ++t) {
       const ActivationBlock& a = x[t * x_stride];

@@ -27,7 +27,7 @@ struct Packed {
   static constexpr int kL = V::kLanes;
   static constexpr int kBits = Format::kBits;
   static constexpr int kVectors = Format::kBits == 8 ? 8 : Format::kBits;
-  static constexpr int64_t kPrefetchBytes = 2048;
+  static constexpr int64_t kPrefetchBytes = 16384;
   static constexpr int64_t kPayload = static_cast<int64_t>(kVectors) * V::kBytes;
   // Halves per lane in front (d, m), and bytes per lane for each group of a K block.
   static constexpr bool kTwoHalves = Format::kHasMin;
@@ -73,9 +73,9 @@ struct Packed {
     return s;
   }
 
-  // What a thread will need a few groups on: the hardware's own look-ahead ends with the page.
-  static void Prefetch(const uint8_t* payload) {
-    for (int64_t at = 0; at < kPayload; at += 64) V::Prefetch(payload + kPrefetchBytes + at);
+  // What a thread will need `ahead` bytes on: the hardware's own look-ahead ends with the page.
+  static void Prefetch(const uint8_t* payload, int64_t ahead = kPrefetchBytes) {
+    for (int64_t at = 0; at < kPayload; at += 64) V::Prefetch(payload + ahead + at);
   }
 
   static void Unpack(const uint8_t* payload, typename V::I* w) {

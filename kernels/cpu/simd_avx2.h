@@ -118,6 +118,7 @@ struct Avx2Simd {
   static I MulPairs(I w, I a) { return _mm256_maddubs_epi16(w, a); }
   static I Add16(I a, I b) { return _mm256_add_epi16(a, b); }
   static I SumPairs(I a) { return _mm256_madd_epi16(a, _mm256_set1_epi16(1)); }
+  static void Keep(I& a) { asm("" : "+x"(a)); }
   static I Abs8(I a) { return _mm256_abs_epi8(a); }
   static I Sign8(I a, I w) { return _mm256_sign_epi8(a, w); }
 

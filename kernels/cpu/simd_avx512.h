@@ -123,6 +123,7 @@ struct Avx512Simd {
   static I MulPairs(I w, I a) { return _mm512_maddubs_epi16(w, a); }
   static I Add16(I a, I b) { return _mm512_add_epi16(a, b); }
   static I SumPairs(I a) { return _mm512_madd_epi16(a, _mm512_set1_epi16(1)); }
+  static void Keep(I& a) { asm("" : "+v"(a)); }
   static I Abs8(I a) { return _mm512_abs_epi8(a); }
   static I Sign8(I a, I w) {
     return _mm512_mask_sub_epi8(a, _mm512_movepi8_mask(w), _mm512_setzero_si512(), a);
