@@ -121,6 +121,7 @@ def test_a_port_in_use(tmp_path):
     (("file://", "pvc://"), "use file:///path"),
     (("name: smollm2", "name: Smol LM"), "metadata.name"),
     (("maxSequences: 8", "maxStepMilliseconds: -1"), "spec.engine.maxStepMilliseconds"),
+    (("maxSequences: 8", "kvCacheMib: 0"), "spec.engine.kvCacheMib: 0 must be from 1 to 16777216"),
     (("spec:", "spec: ["), "not YAML"),
 ])
 def test_wrong_manifests(change, field):

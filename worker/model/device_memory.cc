@@ -92,7 +92,7 @@ absl::StatusOr<DeviceMemoryPlan> PlanDeviceMemory(const ModelConfig& config, int
   }
   if (wanted < least) {
     return absl::FailedPreconditionError(
-        absl::StrCat("engine.kvCacheMiB gives ", wanted / kMiB, " MiB, but one sequence of ",
+        absl::StrCat("engine.kvCacheMib gives ", wanted / kMiB, " MiB, but one sequence of ",
                      options.context_length, " tokens needs ", mib(least),
                      " MiB: raise it, or lower "
                      "engine.contextLength"));

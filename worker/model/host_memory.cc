@@ -21,14 +21,14 @@ absl::Status DoesNotFit(const HostMemoryNeeds& needs, int64_t kv_bytes, const Me
   for (const int64_t part : parts) all += part;
   const std::string repacked =
       needs.repacked_bytes > 0 ? absl::StrCat(" + weights repacked ", parts[1], " MiB") : "";
-  return absl::ResourceExhaustedError(absl::StrCat(
-      "not enough memory: weights ", parts[0], " MiB", repacked, " + KV cache ", parts[2],
-      " MiB for ", needs.context_length, " tokens + workspace ", parts[3],
-      " MiB + the process itself ", parts[4], " MiB = ", all, " MiB, more than the ",
-      use.left_bytes() / kMiB, " MiB that are left of ", use.limit_bytes / kMiB, " MiB (",
-      use.limit_of, "): give the pod ", all - use.left_bytes() / kMiB,
-      " MiB more (resources.limits.memory), or lower engine.contextLength",
-      needs.kv_bytes > 0 ? " and engine.kv_cache_mib" : "", ", or engine.maxSequences"));
+  return absl::ResourceExhaustedError(
+      absl::StrCat("not enough memory: weights ", parts[0], " MiB", repacked, " + KV cache ",
+                   parts[2], " MiB for ", needs.context_length, " tokens + workspace ", parts[3],
+                   " MiB + the process itself ", parts[4], " MiB = ", all, " MiB, more than the ",
+                   use.left_bytes() / kMiB, " MiB that are left of ", use.limit_bytes / kMiB,
+                   " MiB (", use.limit_of, "): give the pod ", all - use.left_bytes() / kMiB,
+                   " MiB more (resources.limits.memory), or lower engine.contextLength",
+                   needs.kv_bytes > 0 ? " and engine.kvCacheMib" : "", ", or engine.maxSequences"));
 }
 
 }  // namespace
@@ -67,7 +67,7 @@ absl::StatusOr<int64_t> PlanKvBlocks(const HostMemoryNeeds& needs, const MemoryU
   }
   if (wanted < least) {
     return absl::FailedPreconditionError(absl::StrCat(
-        "engine.kv_cache_mib is ", wanted / kMiB, ", but one sequence of ", needs.context_length,
+        "engine.kvCacheMib is ", wanted / kMiB, ", but one sequence of ", needs.context_length,
         " tokens needs ", Mib(least), " MiB: set at least that, or lower engine.contextLength"));
   }
   if (wanted > left) return DoesNotFit(needs, wanted, use);

@@ -236,6 +236,18 @@ TEST(MakePlan, TheWorkerChecksTheDigestThatTheSourceNames) {
   EXPECT_EQ(MakePlan(observed).groups.at(0).config.model_digest(), digest);
 }
 
+TEST(MakePlan, TheWorkerHearsOfTheSizeOfItsKvCacheWhereTheManifestNamesOne) {
+  Observed observed = OneModel();
+  const GroupPlan unnamed = MakePlan(observed).groups.at(0);
+  EXPECT_EQ(unnamed.config.engine().kv_cache_mib(), 0);
+  observed.model.mutable_spec()->mutable_engine()->set_kv_cache_mib(3000);
+  const GroupPlan named = MakePlan(observed).groups.at(0);
+  EXPECT_EQ(named.config.engine().kv_cache_mib(), 3000);
+  EXPECT_NE(named.config_hash, unnamed.config_hash);
+  EXPECT_THAT(MakeGroupObjects(observed, named).config_map.data().at("worker.json"),
+              HasSubstr("\"kvCacheMib\": 3000"));
+}
+
 TEST(MakeGroupObjects, RunsWithoutRightsAndBelongsToItsModel) {
   const Observed observed = OneModel();
   const Plan plan = MakePlan(observed);

@@ -95,7 +95,7 @@ TEST_F(LoadModelTest, ACacheThatDoesNotFitIsRefusedWithTheArithmetic) {
       std::string(refusal.message()),
       testing::AllOf(HasSubstr(settings_.model_path), HasSubstr("not enough memory: weights"),
                      HasSubstr("KV cache 1073741824 MiB for 64 tokens + workspace"),
-                     HasSubstr("engine.kv_cache_mib")));
+                     HasSubstr("engine.kvCacheMib")));
 }
 
 TEST_F(LoadModelTest, AModelInPartsIsTheSameAndItsDigestIsOfAllParts) {

@@ -62,7 +62,7 @@ TEST(HostMemory, SaysTheArithmeticOfWhatDoesNotFit) {
   HostMemoryNeeds given = Needs();
   given.kv_bytes = 4000 * kMiB;
   EXPECT_THAT(std::string(PlanKvBlocks(given, Limit(1000)).status().message()),
-              AllOf(HasSubstr("KV cache 4000 MiB"), HasSubstr("and engine.kv_cache_mib")));
+              AllOf(HasSubstr("KV cache 4000 MiB"), HasSubstr("and engine.kvCacheMib")));
 }
 
 TEST(HostMemory, ACacheTooSmallForOneSequenceIsAWrongSetting) {
@@ -71,7 +71,7 @@ TEST(HostMemory, ACacheTooSmallForOneSequenceIsAWrongSetting) {
   const absl::Status status = PlanKvBlocks(given, Limit(10000)).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(std::string(status.message()),
-              HasSubstr("engine.kv_cache_mib is 31, but one sequence of 1024 tokens needs 32 MiB"));
+              HasSubstr("engine.kvCacheMib is 31, but one sequence of 1024 tokens needs 32 MiB"));
 }
 
 // Both versions of the controller, with the file that sets the limit named.
