@@ -122,6 +122,10 @@ void FillContainer(const Observed& observed, const GroupPlan& group,
     AddMount(container, WeightsName(part),
              absl::StrCat(kModelsFolder, path.substr(path.rfind('/'))));
   }
+  if (!group.volume.cache_claim.empty()) {
+    AddMount(container, "repacked", kCacheMount);
+    container.mutable_volume_mounts()->rbegin()->clear_read_only();
+  }
   if (LinksGpus(group)) {
     AddMount(container, "shared-memory", "/dev/shm");
     container.mutable_volume_mounts()->rbegin()->clear_read_only();
@@ -153,6 +157,11 @@ void AddVolumes(const GroupPlan& group, k8s::v1::PodSpec& pod) {
     k8s::v1::Volume& weights = *pod.add_volumes();
     weights.set_name(WeightsName(part));
     weights.mutable_host_path()->set_path(group.volume.node_paths[part]);
+  }
+  if (!group.volume.cache_claim.empty()) {
+    k8s::v1::Volume& repacked = *pod.add_volumes();
+    repacked.set_name("repacked");
+    repacked.mutable_persistent_volume_claim()->set_claim_name(group.volume.cache_claim);
   }
   if (!LinksGpus(group)) return;
   k8s::v1::Volume& shared = *pod.add_volumes();
@@ -228,6 +237,9 @@ void FillPod(const Observed& observed, const GroupPlan& group, k8s::v1::PodSpec&
   security.set_run_as_group(kUser);
   security.set_fs_group(kUser);
   security.mutable_seccomp_profile()->set_type("RuntimeDefault");
+  // At every mount the kubelet would open the worker's own folder to the group, and the worker does
+  // not trust a folder that others may write to.
+  if (!group.volume.cache_claim.empty()) security.set_fs_group_change_policy("OnRootMismatch");
 }
 
 void FillStatefulSet(const Observed& observed, const GroupPlan& group, k8s::v1::StatefulSet& set) {

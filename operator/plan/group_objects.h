@@ -44,5 +44,10 @@ inline constexpr char kModelLabel[] = "rempart.dev/model";
 inline constexpr char kPodIndexLabel[] = "apps.kubernetes.io/pod-index";
 inline constexpr char kQueueLabel[] = "kueue.x-k8s.io/queue-name";
 inline constexpr char kGroupLabel[] = "rempart.dev/group";
+// On a claim, with the value "true": pods may keep repacked weights in it.
+inline constexpr char kRepackCacheLabel[] = "rempart.dev/repack-cache";
+// Where such a claim is mounted. The worker makes a folder of its own in it, which is all it
+// trusts.
+inline constexpr char kCacheMount[] = "/var/cache/rempart";
 
 }  // namespace rempart::op

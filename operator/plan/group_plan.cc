@@ -50,6 +50,12 @@ void FillWeights(const ParsedSource& source, GroupPlan& group) {
   group.config.set_model_path(absl::StrCat(kModelsFolder, "/", base));
 }
 
+void FillCache(const serving::v1alpha1::EngineSpec& spec, GroupPlan& group) {
+  if (!spec.has_repack_cache_claim()) return;
+  group.volume.cache_claim = spec.repack_cache_claim();
+  group.config.set_repack_cache_folder(absl::StrCat(kCacheMount, "/repacked"));
+}
+
 }  // namespace
 
 std::string GpuResource(const serving::v1alpha1::ModelSpec& spec) {
@@ -129,6 +135,7 @@ std::vector<GroupPlan> MakeGroups(const Observed& observed,
     config.set_model_path(source.path);
   } else {
     FillWeights(source, group);
+    FillCache(spec.engine(), group);
     FillAddresses(observed.settings, group.pod_count, config);
     group.config_hash = TemplateHash(observed, group);
     config.set_config_hash(group.config_hash);

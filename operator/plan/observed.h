@@ -99,13 +99,15 @@ struct LastGood {
   serving::v1alpha1::ModelSpec spec;
 };
 
-enum class ClaimState { kNotNeeded, kMissing, kFound };
+// kUnmarked: it is there, and does not say that it is for what the Model wants of it.
+enum class ClaimState { kNotNeeded, kMissing, kUnmarked, kFound };
 
 struct Observed {
   Model model;
   Settings settings;
   std::vector<NameClaim> others;
   ClaimState claim = ClaimState::kNotNeeded;
+  ClaimState cache_claim = ClaimState::kNotNeeded;  // of spec.engine.repackCacheClaim
   std::vector<GroupObservation> groups;
   std::vector<NodeObservation> nodes;
   LastGood last_good;

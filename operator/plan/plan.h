@@ -26,6 +26,7 @@ struct WeightsVolume {
   std::string claim;  // of pvc://claim/path
   // Of file:///path: the file, or all parts of a model in several, the first one first.
   std::vector<std::string> node_paths = {};
+  std::string cache_claim = {};  // for repacked weights; empty: none
 };
 
 // One replica: the whole model in one group of workers.

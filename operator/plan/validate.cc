@@ -11,6 +11,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "common/split_files.h"
+#include "operator/plan/group_objects.h"
 
 namespace rempart::op {
 namespace {
@@ -84,6 +85,50 @@ std::optional<Refusal> WrongGpus(const ModelSpec& spec) {
   if (words.empty()) words = wrong("limits", spec.resources().limits());
   if (words.empty()) return std::nullopt;
   return Refusal{"InvalidResources", words};
+}
+
+// The claim is mounted for writing, and the kubelet gives what lies in it to the worker's group: so
+// it must say that it is meant for this.
+std::optional<Refusal> WrongCacheClaim(const Observed& observed) {
+  const ModelSpec& spec = observed.model.spec();
+  if (!spec.engine().has_repack_cache_claim()) return std::nullopt;
+  if (observed.settings.local) {
+    return NotSupported("engine.repackCacheClaim",
+                        "there are no claims outside Kubernetes; leave it out: --cache "
+                        "names the folder for repacked weights");
+  }
+  if (spec.device() == "gpu") {
+    return NotSupported("engine.repackCacheClaim",
+                        "a GPU reads weights as they are in the file; leave it out");
+  }
+  if (spec.engine().arithmetic() == "exact") {
+    return NotSupported("engine.repackCacheClaim",
+                        "exact arithmetic repacks nothing; leave it out, or use arithmetic: fast");
+  }
+  const std::string& claim = spec.engine().repack_cache_claim();
+  const std::string where = absl::StrCat("spec.engine.repackCacheClaim: ", claim, ": ");
+  if (claim == ClaimOf(observed.model)) {
+    return Refusal{"InvalidCacheClaim",
+                   absl::StrCat(where,
+                                "the weights are in that claim, which is mounted read-only; "
+                                "make another one for repacked weights")};
+  }
+  const std::string& space = observed.model.metadata().namespace_();
+  if (observed.cache_claim == ClaimState::kMissing) {
+    return Refusal{"CacheClaimNotFound",
+                   absl::StrCat(where, "there is no such PersistentVolumeClaim in namespace ",
+                                space, "; create it, or leave the field out")};
+  }
+  if (observed.cache_claim == ClaimState::kUnmarked) {
+    return Refusal{
+        "CacheClaimNotMarked",
+        absl::StrCat(where, "workers would write to it, and it does not carry the label ",
+                     kRepackCacheLabel,
+                     "=true. If it is for repacked weights alone, "
+                     "run: kubectl -n ",
+                     space, " label pvc ", claim, " ", kRepackCacheLabel, "=true")};
+  }
+  return std::nullopt;
 }
 
 std::optional<Refusal> UnsupportedFields(const ModelSpec& spec) {
@@ -204,6 +249,7 @@ std::optional<Refusal> Validate(const Observed& observed, ParsedSource& source) 
   if (auto refusal = WrongShape(model.spec())) return refusal;
   if (auto refusal = WrongGpus(model.spec())) return refusal;
   if (auto refusal = ParseSource(observed.settings, model.spec(), source)) return refusal;
+  if (auto refusal = WrongCacheClaim(observed)) return refusal;
   return NameClash(observed);
 }
 

@@ -231,7 +231,18 @@ std::vector<std::string> ModelWords(const Model& model) {
   if (const std::string claim = ClaimOf(model); !claim.empty()) {
     words.push_back(ClaimWord({model.metadata().namespace_(), claim}));
   }
+  if (const std::string& claim = model.spec().engine().repack_cache_claim(); !claim.empty()) {
+    words.push_back(ClaimWord({model.metadata().namespace_(), claim}));
+  }
   return words;
+}
+
+ClaimState StateOfCache(const k8s::v1::PersistentVolumeClaim* claim) {
+  if (claim == nullptr) return ClaimState::kMissing;
+  const auto& labels = claim->metadata().labels();
+  const auto mark = labels.find(kRepackCacheLabel);
+  return mark != labels.end() && mark->second == "true" ? ClaimState::kFound
+                                                        : ClaimState::kUnmarked;
 }
 
 // Ten thousand pods with all their probes and volumes would fill the operator's memory.
@@ -397,6 +408,9 @@ std::optional<Observed> Observe(const Sources& sources, const Settings& settings
   if (const std::string claim = ClaimOf(*model); !claim.empty()) {
     const bool found = informers.claims.store().Has({key.ns, claim});
     observed.claim = found ? ClaimState::kFound : ClaimState::kMissing;
+  }
+  if (const std::string& claim = model->spec().engine().repack_cache_claim(); !claim.empty()) {
+    observed.cache_claim = StateOfCache(informers.claims.store().Get({key.ns, claim}).get());
   }
   observed.groups = ObserveGroups(sources, *model);
   observed.nodes = ObserveNodes(sources, observed);

@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <map>
 
 #include "operator/plan/group_objects.h"
@@ -166,6 +167,44 @@ TEST(MakePlan, RefusesWhatThisVersionDoesNotDo) {
   }
 }
 
+TEST(MakePlan, RefusesACacheOfRepackedWeightsThatIsNotMeantToBeOne) {
+  const auto cached = [](Observed& o) -> serving::v1alpha1::EngineSpec& {
+    o.model.mutable_spec()->mutable_engine()->set_repack_cache_claim("repacked");
+    o.cache_claim = ClaimState::kFound;
+    return *o.model.mutable_spec()->mutable_engine();
+  };
+  struct Row {
+    std::function<void(Observed&)> change;
+    std::string reason, words;
+  };
+  const std::vector<Row> rows = {
+      {[&](Observed& o) { o.cache_claim = ClaimState::kMissing; }, "CacheClaimNotFound",
+       "repackCacheClaim: repacked: there is no such PersistentVolumeClaim in namespace ia"},
+      {[&](Observed& o) { o.cache_claim = ClaimState::kUnmarked; }, "CacheClaimNotMarked",
+       "kubectl -n ia label pvc repacked rempart.dev/repack-cache=true"},
+      {[&](Observed& o) { cached(o).set_repack_cache_claim("models"); }, "InvalidCacheClaim",
+       "make another one for repacked weights"},
+      {[&](Observed& o) { o.model.mutable_spec()->set_device("gpu"); }, "NotSupported",
+       "a GPU reads weights as they are in the file"},
+      {[&](Observed& o) { cached(o).set_arithmetic("exact"); }, "NotSupported",
+       "exact arithmetic repacks nothing"},
+      {[&](Observed& o) {
+         o.settings.local = true;
+         o.model.mutable_spec()->mutable_source()->set_uri("file:///srv/a.gguf");
+       },
+       "NotSupported", "there are no claims outside Kubernetes"},
+  };
+  for (const Row& row : rows) {
+    Observed observed = OneModel();
+    cached(observed);
+    row.change(observed);
+    const Plan plan = MakePlan(observed);
+    EXPECT_THAT(plan.groups, IsEmpty()) << row.words;
+    EXPECT_EQ(ConditionOf(plan, "Accepted").reason(), row.reason) << row.words;
+    EXPECT_THAT(plan.status.message(), HasSubstr(row.words));
+  }
+}
+
 TEST(MakePlan, KeepsItsNameAgainstAYoungerModel) {
   Observed observed = OneModel();
   observed.others = {{"ia/second", {"smollm2"}, "2026-01-05T00:00:00Z"}};
@@ -264,6 +303,37 @@ TEST(MakeGroupObjects, RunsWithoutRightsAndBelongsToItsModel) {
   for (const auto& mount : container.volume_mounts()) EXPECT_TRUE(mount.read_only());
   EXPECT_EQ(objects.stateful_set.spec().template_().metadata().annotations().at(kConfigAnnotation),
             plan.groups[0].config_hash);
+}
+
+TEST(MakeGroupObjects, KeepsRepackedWeightsInTheClaimThatTheManifestNames) {
+  Observed observed = OneModel();
+  const GroupPlan without = MakePlan(observed).groups.at(0);
+  EXPECT_EQ(without.config.repack_cache_folder(), "");
+  observed.model.mutable_spec()->mutable_engine()->set_repack_cache_claim("repacked");
+  observed.cache_claim = ClaimState::kFound;
+  const GroupPlan group = MakePlan(observed).groups.at(0);
+  EXPECT_NE(group.config_hash, without.config_hash);
+  // A folder of the worker's own, below a root that the kubelet may have opened to a group.
+  EXPECT_EQ(group.config.repack_cache_folder(), "/var/cache/rempart/repacked");
+  const auto pod = MakeGroupObjects(observed, group).stateful_set.spec().template_().spec();
+  EXPECT_EQ(pod.security_context().fs_group_change_policy(), "OnRootMismatch");
+  int writable = 0;
+  for (const auto& mount : pod.containers(0).volume_mounts()) {
+    if (mount.read_only()) continue;
+    ++writable;
+    EXPECT_EQ(mount.name(), "repacked");
+    EXPECT_EQ(mount.mount_path(), "/var/cache/rempart");
+  }
+  EXPECT_EQ(writable, 1);
+  for (const auto& volume : pod.volumes()) {
+    // What the restricted Pod Security Standard lets a pod mount.
+    EXPECT_FALSE(volume.has_host_path()) << volume.name();
+    if (volume.name() != "repacked") continue;
+    EXPECT_EQ(volume.persistent_volume_claim().claim_name(), "repacked");
+    EXPECT_FALSE(volume.persistent_volume_claim().read_only());
+  }
+  const auto before = MakeGroupObjects(observed, without).stateful_set.spec().template_().spec();
+  EXPECT_EQ(before.security_context().fs_group_change_policy(), "");
 }
 
 TEST(MakeGroupObjects, RanksBecomePodsThatWaitForEachOther) {

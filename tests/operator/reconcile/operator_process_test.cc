@@ -242,6 +242,29 @@ TEST_F(OperatorProcessTest, AModelBecomesItsGroupsAndTakesThemAlongWhenItGoes) {
   EXPECT_TRUE(Eventually([&] { return HasGroups(""); })) << Names<StatefulSet>();
 }
 
+TEST_F(OperatorProcessTest, AClaimIsWrittenToOnceItSaysThatItIsForRepackedWeights) {
+  StartOperator();
+  Model model = MakeModel("llama", 1, kUri);
+  model.mutable_spec()->mutable_engine()->set_repack_cache_claim("repacked");
+  Apply(model);
+  ASSERT_TRUE(Eventually([&] { return Accepted("llama") == "False"; }));
+  k8s::v1::PersistentVolumeClaim claim;
+  claim.mutable_metadata()->set_namespace_(kNs);
+  claim.mutable_metadata()->set_name("repacked");
+  const auto says = [&](const char* words) {
+    const auto seen = Api<Model>(&client_).Get({kNs, "llama"});
+    return seen.ok() && absl::StrContains(seen->status().message(), words);
+  };
+  EXPECT_TRUE(Eventually([&] { return says("there is no such PersistentVolumeClaim"); }));
+  ASSERT_TRUE(Api<k8s::v1::PersistentVolumeClaim>(&client_).Create(claim).ok());
+  EXPECT_TRUE(Eventually([&] { return says("rempart.dev/repack-cache=true"); }));
+  EXPECT_TRUE(HasGroups(""));
+  (*claim.mutable_metadata()->mutable_labels())["rempart.dev/repack-cache"] = "true";
+  ASSERT_TRUE(Api<k8s::v1::PersistentVolumeClaim>(&client_).Apply(claim, "kubectl").ok());
+  EXPECT_TRUE(Eventually([&] { return HasGroups("llama-0 "); })) << Names<StatefulSet>();
+  EXPECT_TRUE(Eventually([&] { return Accepted("llama") == "True"; }));
+}
+
 TEST_F(OperatorProcessTest, WhatIsRemovedByHandComesBack) {
   StartOperator();
   ApplyModel("llama", 1, kUri);
