@@ -21,6 +21,7 @@
 #include "worker/api/source_check.h"
 #include "worker/device/cpu_count.h"
 #include "worker/device/memory_limit.h"
+#include "worker/device/numa.h"
 #include "worker/model/host_memory.h"
 #include "worker/model/model_source.h"
 #include "worker/model/partition.h"
@@ -35,8 +36,10 @@ constexpr int32_t kDefaultContext = 8192;
 
 // What one rank computes with on CPU, or loads with for a GPU.
 struct RankPart {
-  explicit RankPart(int threads) : pool({.threads = threads}) {}
+  RankPart(int threads, std::vector<int32_t> near_cpus)
+      : cpus(std::move(near_cpus)), pool({.threads = threads, .cpus = cpus}) {}
 
+  const std::vector<int32_t> cpus;  // of its NUMA node; empty: wherever the system puts it
   ThreadPool pool;
   Weights weights;
 };
@@ -63,19 +66,32 @@ class RankOfFile : public RankModel {
     transformer_.reset();  // before there are two KV caches
     TransformerOptions options = model_->options;
     options.kv_blocks = kv_blocks;
-    ASSIGN_OR_RETURN(transformer_, Transformer::Create(model_->source.config, part_.weights,
-                                                       *model_->ops, part_.pool, options));
+    absl::Status made;
+    RunBound(part_.cpus, [&] { made = Make(options); });
+    RETURN_IF_ERROR(made);
     transformer_->SetCommunicator(communicator);
     return absl::OkStatus();
   }
   absl::Status Forward(const StepBatch& batch, absl::Span<float> logits) override {
+    // The thread that works along with the pool, which is another after each new epoch.
+    if (const auto caller = std::this_thread::get_id(); caller != bound_) {
+      BindThisThread(part_.cpus);
+      bound_ = caller;
+    }
     return transformer_->Forward(batch, logits);
   }
 
  private:
+  absl::Status Make(const TransformerOptions& options) {
+    ASSIGN_OR_RETURN(transformer_, Transformer::Create(model_->source.config, part_.weights,
+                                                       *model_->ops, part_.pool, options));
+    return absl::OkStatus();
+  }
+
   const std::shared_ptr<ModelFile> model_;
   RankPart& part_;
   std::unique_ptr<Transformer> transformer_;
+  std::thread::id bound_;  // touched by whoever calls Forward
 };
 
 // The two roles of one ModelText, which both interfaces own alone.
@@ -150,9 +166,14 @@ absl::Status BindParts(const WorkerSettings& settings, ModelFile& model, WorkerS
   const MatrixCut cut = model.gpus.empty() ? MatrixCut::kOutputs : MatrixCut::kPairs;
   for (size_t i = 0; i < model.parts.size(); ++i) {
     RankPart& part = *model.parts[i];
-    ASSIGN_OR_RETURN(part.weights,
-                     BindWeights(model.source.tensors, model.source.config, *model.ops, pack,
-                                 part.pool, PositionInGroup(settings, static_cast<int>(i)), cut));
+    const RankPosition of = PositionInGroup(settings, static_cast<int>(i));
+    absl::StatusOr<Weights> weights;
+    RunBound(part.cpus, [&] {
+      weights = BindWeights(model.source.tensors, model.source.config, *model.ops, pack, part.pool,
+                            of, cut);
+    });
+    RETURN_IF_ERROR(weights.status());
+    part.weights = *std::move(weights);
     status.AddBytesRead(part.weights.bytes_read);
   }
   const Weights& weights = model.parts[0]->weights;
@@ -295,9 +316,21 @@ absl::Status OpenParts(const WorkerSettings& settings, const GpuOpener& open_gpu
     status.AddStartPart("device", SteadyNow() - begin);
     threads = 1;  // the CPU computes nothing
   }
-  for (int32_t rank = 0; rank < settings.ranks_per_pod; ++rank) {
-    model.parts.push_back(
-        std::make_unique<RankPart>(std::max(1, threads / settings.ranks_per_pod)));
+  const int32_t ranks = settings.ranks_per_pod;
+  const int threads_of_rank = std::max(1, threads / ranks);
+  std::vector<NumaNode> places;
+  if (settings.device == DeviceKind::kCpu) {
+    places = PlaceRanks(ReadNumaNodes("", AllowedCpus()), ranks, threads_of_rank);
+  }
+  for (int32_t rank = 0; rank < ranks; ++rank) {
+    std::vector<int32_t> cpus;
+    if (!places.empty()) {
+      const NumaNode& place = places[static_cast<size_t>(rank)];
+      LogInfo("worker", "a rank is bound to a NUMA node",
+              {{"rank", absl::StrCat(rank)}, {"node", absl::StrCat(place.id)}});
+      cpus = place.cpus;
+    }
+    model.parts.push_back(std::make_unique<RankPart>(threads_of_rank, std::move(cpus)));
   }
   return absl::OkStatus();
 }

@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/device/thread_pool.h"
 
-#include <pthread.h>
-#include <sched.h>
-
 #include <algorithm>
 #include <chrono>
 
 #include "common/check.h"
 #include "worker/device/cpu_count.h"
+#include "worker/device/numa.h"
 
 namespace rempart::worker {
 namespace {
@@ -38,26 +36,11 @@ bool SpinUntil(int spin_us, Done done) {
   return false;
 }
 
-void PinToCpu(int index) {
-  cpu_set_t allowed;
-  if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return;
-  int nth = index % std::max(1, CPU_COUNT(&allowed));
-  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-    if (!CPU_ISSET(cpu, &allowed) || nth-- > 0) continue;
-    cpu_set_t one;
-    CPU_ZERO(&one);
-    CPU_SET(cpu, &one);
-    // A refusal (a sandbox may forbid it) costs speed only.
-    pthread_setaffinity_np(pthread_self(), sizeof(one), &one);
-    return;
-  }
-}
-
 }  // namespace
 
 ThreadPool::ThreadPool(const ThreadPoolOptions& options) : options_(options) {
   const int count = options.threads > 0 ? options.threads : UsableCpuCount();
-  for (int i = 1; i < count; ++i) threads_.emplace_back([this, i] { RunThread(i); });
+  for (int i = 1; i < count; ++i) threads_.emplace_back([this] { RunThread(); });
 }
 
 ThreadPool::~ThreadPool() {
@@ -111,8 +94,8 @@ void ThreadPool::ParallelFor(int64_t n, int64_t chunk,
   }
 }
 
-void ThreadPool::RunThread(int index) {
-  if (options_.pin) PinToCpu(index);
+void ThreadPool::RunThread() {
+  BindThisThread(options_.cpus);
   while (!stopping_.load()) {
     const uint32_t seen = epoch_.load();
     if (RunChunks()) continue;

@@ -22,9 +22,9 @@
 namespace rempart::worker {
 
 struct ThreadPoolOptions {
-  int threads = 0;   // with the caller; 0: UsableCpuCount()
-  bool pin = false;  // bind pool thread i to the i-th CPU of the process's affinity mask
-  int spin_us = 60;  // before a thread parks; 0 parks at once
+  int threads = 0;                 // with the caller; 0: UsableCpuCount()
+  std::vector<int32_t> cpus = {};  // that pool threads are bound to; empty: those of their maker
+  int spin_us = 60;                // before a thread parks; 0 parks at once
 };
 
 class ThreadPool {
@@ -49,7 +49,7 @@ class ThreadPool {
     const absl::FunctionRef<void(int64_t, int64_t)>* body;
   };
 
-  void RunThread(int index);
+  void RunThread();
   // Takes and runs chunks of the current job until none is left. True when it ran one.
   bool RunChunks();
 
