@@ -10,8 +10,9 @@ const std::vector<OpsTier>& AllOps() {
   static const std::vector<OpsTier> tiers = [] {
     std::vector<OpsTier> all = {{&ReferenceOps(), false, true}, {&BaselineOps(), false, true}};
     for (const OpsTier& tier : MachineTiers()) all.push_back(tier);
-    for (const Ops* twin : {&Avx2TwinOps(), &AvxVnniTwinOps(), &Avx512TwinOps(),
-                            &Avx512VnniTwinOps(), &Avx512Bf16TwinOps(), &AmxTwinOps()}) {
+    for (const Ops* twin :
+         {&Avx2TwinOps(), &AvxVnniTwinOps(), &Avx512TwinOps(), &Avx512VnniTwinOps(),
+          &Avx512Bf16TwinOps(), &AmxTwinOps(), &AmxBf16TwinOps()}) {
       all.push_back({twin, true, true});
     }
     return all;

@@ -14,6 +14,7 @@
 #include <type_traits>
 
 #include "kernels/cpu/dequantize.inl.h"
+#include "kernels/cpu/matmul_plain_tiles.inl.h"
 
 namespace rempart::kernels {
 
@@ -197,6 +198,8 @@ void MatmulPlain(const MatmulArgs& args, int64_t begin, int64_t end) {
     PlainMatmul<V, WidenedTerms<V, DType::kF32>, false>::Run(args, begin, end);
   } else if (args.w.type == DType::kF16) {
     PlainMatmul<V, WidenedTerms<V, DType::kF16>, false>::Run(args, begin, end);
+  } else if constexpr (kRounds && V::kHasBFloat16Tiles) {
+    PlainTileMatmul<V>::Run(args, begin, end);
   } else if constexpr (kRounds && V::kHasDotBFloat16) {
     PlainMatmul<V, PairedTerms<V>, true>::Run(args, begin, end);
   } else {

@@ -17,6 +17,7 @@ struct Avx2Simd {
   static constexpr bool kHasDotBytes = kVnni;
   static constexpr bool kHasDotBFloat16 = false;
   static constexpr int kTileTokens = 0;
+  static constexpr bool kHasBFloat16Tiles = false;
   using F = __m256;
   using I = __m256i;
 

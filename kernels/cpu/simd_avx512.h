@@ -19,6 +19,7 @@ struct Avx512Simd {
   static constexpr bool kHasDotBytes = kVnni;
   static constexpr bool kHasDotBFloat16 = kBf16;
   static constexpr int kTileTokens = 0;
+  static constexpr bool kHasBFloat16Tiles = false;
   using F = __m512;
   using I = __m512i;
 

@@ -6,6 +6,7 @@
 // What a primitive struct V offers (simd_avx2.h and simd_avx512.h follow the same list):
 //   kLanes; kHasDotBytes; kHasDotBFloat16; F: kLanes floats; I: kLanes int32, or 4 * kLanes bytes.
 //   kTileTokens: 16 where MulTiles multiplies whole matrices (GenericTiles, simd_amx.h), else 0.
+//   kHasBFloat16Tiles: MulBFloat16Tiles does so (GenericBFloat16Tiles, simd_amx_bf16.h).
 #pragma once
 
 #include <cmath>
@@ -25,6 +26,7 @@ struct GenericSimd {
   // True: DotBFloat16, RoundToBFloat16.
   static constexpr bool kHasDotBFloat16 = kDotBFloat16;
   static constexpr int kTileTokens = 0;
+  static constexpr bool kHasBFloat16Tiles = false;
 
   struct F {
     float v[kLanes];
@@ -248,10 +250,12 @@ struct GenericSimd {
                         [](int8_t x, int8_t y) { return static_cast<int8_t>(y < 0 ? -x : x); });
   }
 
- private:
+ protected:
   static float NormalBFloat16(uint16_t x) {
     return BFloat16ToFloat((x & 0x7f80) != 0 ? x : static_cast<uint16_t>(x & 0x8000));
   }
+
+ private:
   template <class T, class Fn>
   static I Each(I a, I b, Fn fn) {
     constexpr int kCount = kBytes / static_cast<int>(sizeof(T));
@@ -282,6 +286,34 @@ struct GenericTiles : GenericSimd<16, true, true> {
             sum += q[t * q_stride + i] * codes[(2 * (i / 4) + r) * 64 + 4 * lane + i % 4];
           }
           out[r][t][lane] = sum;
+        }
+      }
+    }
+  }
+};
+
+// The tile unit that multiplies BF16, in software: tdpbf16ps.
+struct GenericBFloat16Tiles : GenericTiles {
+  static constexpr bool kHasBFloat16Tiles = true;
+
+  static void BeginBFloat16Tiles() {}
+  // sums[i][k][r][t] += the products of row 16i + r of w with token 16k + t over 32 * steps
+  // columns; x[step][k][pair][t] holds columns 32 * step + 2 * pair and the one behind it. In each
+  // step the even and the odd columns are added up by themselves, then to each other, then to the
+  // sum.
+  template <int kTokenTiles>
+  static void MulBFloat16Tiles(const uint16_t* w, int64_t w_stride, int64_t steps,
+                               const uint16_t (*x)[2][16][16][2], float (*sums)[2][16][16]) {
+    for (int64_t step = 0; step < steps; ++step) {
+      for (int row = 0; row < 32; ++row) {
+        const uint16_t* a = w + row * w_stride + 32 * step;
+        for (int token = 0; token < 16 * kTokenTiles; ++token) {
+          float part[2] = {0, 0};
+          for (int c = 0; c < 32; ++c) {
+            const uint16_t b = x[step][token / 16][c / 2][token % 16][c % 2];
+            part[c % 2] += NormalBFloat16(a[c]) * NormalBFloat16(b);
+          }
+          sums[row / 16][token / 16][row % 16][token % 16] += part[0] + part[1];
         }
       }
     }

@@ -13,6 +13,7 @@ const Ops& Avx512Ops();
 const Ops& Avx512VnniOps();
 const Ops& Avx512Bf16Ops();
 const Ops& AmxOps();
+const Ops& AmxBf16Ops();
 
 const Ops& Avx2TwinOps();
 const Ops& AvxVnniTwinOps();
@@ -20,5 +21,6 @@ const Ops& Avx512TwinOps();
 const Ops& Avx512VnniTwinOps();
 const Ops& Avx512Bf16TwinOps();
 const Ops& AmxTwinOps();
+const Ops& AmxBf16TwinOps();
 
 }  // namespace rempart::kernels

@@ -20,6 +20,11 @@ const Ops& AmxTwinOps() {
   return kOps;
 }
 
+const Ops& AmxBf16TwinOps() {
+  static constexpr Ops kOps = MakeOps<GenericBFloat16Tiles>("amxbf16-twin", "amxbf16 in software");
+  return kOps;
+}
+
 const Ops& Avx512TwinOps() {
   static constexpr Ops kOps = MakeOps<GenericSimd<16, false>>("avx512-twin", "avx512 in software");
   return kOps;

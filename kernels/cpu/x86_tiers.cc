@@ -26,12 +26,15 @@ bool HasAvx512Bf16() {
   return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & (1u << 5)) != 0;
 }
 
-// AMX-TILE and AMX-INT8: leaf 7, subleaf 0. Linux lets a process have tile data only when it asks.
-bool HasAmx() {
+// Of leaf 7, subleaf 0, edx.
+constexpr unsigned kAmxTileAndInt8 = (1u << 24) | (1u << 25);
+constexpr unsigned kAmxBf16 = 1u << 22;
+
+// All of these bits. Linux lets a process have tile data only when it asks.
+bool HasAmx(unsigned bits) {
   unsigned eax, ebx, ecx, edx;
-  constexpr unsigned kTileAndInt8 = (1u << 24) | (1u << 25);
   if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
-  if ((edx & kTileAndInt8) != kTileAndInt8) return false;
+  if ((edx & bits) != bits) return false;
   constexpr long kArchPrctl = 158;
   constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
   constexpr long kTileData = 18;               // XFEATURE_XTILEDATA
@@ -54,9 +57,14 @@ std::vector<OpsTier> MachineTiers() {
                       __builtin_cpu_supports("avx512vl");
   const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
   const bool bf16 = vnni && HasAvx512Bf16();
-  return {{&Avx2Ops(), false, avx2},       {&AvxVnniOps(), false, avx2 && HasAvxVnni()},
-          {&Avx512Ops(), false, avx512},   {&Avx512VnniOps(), false, vnni},
-          {&Avx512Bf16Ops(), false, bf16}, {&AmxOps(), false, bf16 && HasAmx()}};
+  return {{&Avx2Ops(), false, avx2},
+          {&AvxVnniOps(), false, avx2 && HasAvxVnni()},
+          {&Avx512Ops(), false, avx512},
+          {&Avx512VnniOps(), false, vnni},
+          {&Avx512Bf16Ops(), false, bf16},
+          // Before amx, so that nobody gets it who has not asked: its speed is not measured yet.
+          {&AmxBf16Ops(), false, bf16 && HasAmx(kAmxTileAndInt8 | kAmxBf16)},
+          {&AmxOps(), false, bf16 && HasAmx(kAmxTileAndInt8)}};
 }
 
 }  // namespace rempart::kernels
