@@ -260,22 +260,44 @@ struct ExpandRowsArgs {
   uint16_t* out = nullptr;  // BF16 [num_rows, cols]
 };
 
-// A one-shot all-reduce among ranks that can read each other's memory, fused with what follows it:
-// branch = sum over ranks of inputs[rank], in rank order, then AddNorm. Every rank calls it the
-// same number of times with the same sizes; flags[rank] are kAllReduceFlags words of that rank,
-// zero at first. One barrier a call: so the inputs must alternate between two buffers from call to
-// call.
-inline constexpr int64_t kMaxPeers = 8;
+// Ranks whose devices reach each other's memory, and what a sum in one shot needs of them. Each
+// rank gives a slab of PeerSlabBytes(buffer_bytes) of its device's memory, whose first
+// kPeerFlagBytes are zero before any rank begins. Every rank runs the same calls in the same order
+// with the same sizes, each at most buffer_bytes long, on one stream; a slab knows how many there
+// were, so that they may be part of a graph. Sums are F32, in the order of the ranks: all get the
+// same bits.
+inline constexpr int kMaxPeers = 8;
 inline constexpr int64_t kAllReduceBlocks = 64;
-inline constexpr int64_t kAllReduceFlags = kAllReduceBlocks * (kMaxPeers + 1);
-struct AllReduceNormArgs {
-  const uint16_t* inputs[kMaxPeers] = {};  // BF16 [num_rows, cols] of each rank
-  uint32_t* flags[kMaxPeers] = {};
+inline constexpr int64_t kPeerFlagBytes = kAllReduceBlocks * (kMaxPeers * 8 + 4);
+// Of PeerGroup::stop.
+inline constexpr uint32_t kPeersStopped = 1;
+inline constexpr uint32_t kPeerIsLate = 2;  // + the rank
+struct PeerGroup {
+  void* slabs[kMaxPeers] = {};  // by rank, as this one reaches them
   int32_t rank = 0;
   int32_t ranks = 0;
-  uint64_t timeout_ns = 0;  // then *error becomes 1 and the result is void
-  uint32_t* error = nullptr;
-  AddNormArgs norm;  // its branch is ignored; rows must be null
+  int64_t buffer_bytes = 0;  // a multiple of 16
+  uint32_t epoch = 0;  // not 0; what a rank of another epoch writes into a slab counts for nothing
+  uint64_t timeout_ns =
+      0;  // a rank is waited for so long; then *stop becomes kPeerIsLate + the rank
+  // Pinned host memory. While it is not 0 nobody is waited for, and results are void.
+  uint32_t* stop = nullptr;
+};
+int64_t PeerSlabBytes(int64_t buffer_bytes);
+
+// values[i] becomes its sum over all ranks.
+struct AllReduceArgs {
+  PeerGroup peers;
+  void* values = nullptr;     // [count], in place
+  DType type = DType::kBF16;  // or kF16 or kF32
+  int64_t count = 0;
+};
+
+// add_norm of the sum over all ranks of norm.branch, rounded to BF16 as that of all_reduce is;
+// norm.branch stays as it is. `rows` are the same on all ranks.
+struct AllReduceNormArgs {
+  PeerGroup peers;
+  AddNormArgs norm;
 };
 
 // X(name, arguments) for every op of the table: the conformance tests walk this list.
@@ -294,6 +316,7 @@ struct AllReduceNormArgs {
   X(copy_blocks, CopyBlocksArgs)            \
   X(hash, HashArgs)                         \
   X(expand_rows, ExpandRowsArgs)            \
+  X(all_reduce, AllReduceArgs)              \
   X(all_reduce_norm, AllReduceNormArgs)
 
 struct DeviceOps {

@@ -48,4 +48,6 @@ int64_t DecodePartialFloats(int64_t num_slices, int64_t num_heads, int64_t head_
   return cuda::PartialOffset(num_slices, 0, 0, num_heads, head_dim, max_splits);
 }
 
+int64_t PeerSlabBytes(int64_t buffer_bytes) { return kPeerFlagBytes + 2 * buffer_bytes; }
+
 }  // namespace rempart::kernels

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Index arithmetic of the paged cache, of decode splits and prefill tiles, of rotary pairs and of
-// vocabulary parts. Host and device; all offsets are 64-bit, so that a cache of more than 2^31
-// elements works, which tests/kernels/cuda checks.
+// vocabulary parts, and of what ranks show each other. Host and device; all offsets are 64-bit, so
+// that a cache of more than 2^31 elements works, which tests/kernels/cuda checks.
 #pragma once
 
 #include "kernels/cuda/numbers.h"
@@ -72,6 +72,29 @@ REMPART_HD RotaryPair RotaryPairOf(int64_t index, int64_t rotary_dim, bool is_in
 // Where the logit of a token lies in gathered parts (SampleArgs).
 REMPART_HD int64_t LogitOffset(int64_t row, int64_t id, int64_t part_size, int64_t part_stride) {
   return id / part_size * part_stride + row * part_size + id % part_size;
+}
+
+// A rank's slab (PeerGroup): flags [kAllReduceBlocks, kMaxPeers] that its peers write, the number
+// of rounds so far [kAllReduceBlocks], and two buffers, used in turn.
+REMPART_HD uint64_t* PeerFlag(void* slab, int64_t block, int from) {
+  return static_cast<uint64_t*>(slab) + block * kMaxPeers + from;
+}
+REMPART_HD uint32_t* PeerRounds(void* slab) {
+  return reinterpret_cast<uint32_t*>(PeerFlag(slab, kAllReduceBlocks, 0));
+}
+REMPART_HD uint8_t* PeerBuffer(void* slab, uint32_t round, int64_t buffer_bytes) {
+  return static_cast<uint8_t*>(slab) + kPeerFlagBytes + (round & 1) * buffer_bytes;
+}
+static_assert(kPeerFlagBytes % 256 == 0);
+
+// The flag of a rank that has entered this round, and whether a flag says so of its writer. Rounds
+// wrap around, and a writer may be ahead.
+REMPART_HD uint64_t RoundFlag(uint32_t epoch, uint32_t round) {
+  return static_cast<uint64_t>(epoch) << 32 | round;
+}
+REMPART_HD bool HasEntered(uint64_t flag, uint32_t epoch, uint32_t round) {
+  return static_cast<uint32_t>(flag >> 32) == epoch &&
+         static_cast<int32_t>(static_cast<uint32_t>(flag) - round) >= 0;
 }
 
 }  // namespace rempart::kernels::cuda

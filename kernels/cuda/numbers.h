@@ -16,6 +16,10 @@ struct alignas(2) Bf16 {
   uint16_t bits;
 };
 
+struct alignas(2) Half {
+  uint16_t bits;
+};
+
 // E4M3 without infinities: largest 448, NaN is 0x7f.
 struct Fp8 {
   uint8_t bits;
@@ -79,6 +83,29 @@ REMPART_HD float HalfBitsToFloat(uint16_t half) {
   const float value = BitsFloat(magnitude) * BitsFloat(0x77800000u);
   return BitsFloat(FloatBits(value) | special | sign);
 }
+REMPART_HD float ToFloat(Half value) { return HalfBitsToFloat(value.bits); }
+
+// Rounds to nearest even, beyond 65504 to infinity; NaN stays NaN.
+REMPART_HD Half ToHalf(float value) {
+#if defined(__CUDA_ARCH__)
+  uint16_t bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+  return {bits};
+#else
+  const uint32_t bits = FloatBits(value);
+  const auto sign = static_cast<uint16_t>(bits >> 16 & 0x8000);
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return {0x7fff};
+  if (magnitude >= 0x477ff000u) return {static_cast<uint16_t>(sign | 0x7c00)};
+  if (magnitude < 0x38800000u) {
+    // Below 2^-14 the step is 2^-24: adding 1/2 rounds to it, and leaves the code in the low bits.
+    const float shifted = BitsFloat(magnitude) + 0.5f;
+    return {static_cast<uint16_t>(sign | (FloatBits(shifted) - FloatBits(0.5f)))};
+  }
+  const uint32_t rounded = magnitude + 0xfffu + (magnitude >> 13 & 1);
+  return {static_cast<uint16_t>(sign | ((rounded - 0x38000000u) >> 13))};
+#endif
+}
 
 REMPART_HD float ToFloat(Fp8 value) {
   const uint32_t magnitude = static_cast<uint32_t>(value.bits & 0x7f);
@@ -106,6 +133,7 @@ REMPART_HD Fp8 ToFp8(float value) {
 
 REMPART_HD void Store(float* to, float value) { *to = value; }
 REMPART_HD void Store(Bf16* to, float value) { *to = ToBf16(value); }
+REMPART_HD void Store(Half* to, float value) { *to = ToHalf(value); }
 REMPART_HD void Store(Fp8* to, float value) { *to = ToFp8(value); }
 
 REMPART_HD int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }

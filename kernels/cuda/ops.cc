@@ -24,6 +24,7 @@ const DeviceOps& Table() {
     .copy_blocks = CopyBlocks,
     .hash = Hash,
     .expand_rows = ExpandRows,
+    .all_reduce = AllReduce,
     .all_reduce_norm = AllReduceNorm,
   };
   return kOps;

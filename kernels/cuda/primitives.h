@@ -12,6 +12,7 @@
 #if !defined(__CUDACC__)
 #include <atomic>
 #include <chrono>
+#include <thread>
 #endif
 
 namespace rempart::kernels::cuda {
@@ -119,6 +120,26 @@ __device__ __forceinline__ uint32_t LoadAcquire(const uint32_t* at) {
   asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(at) : "memory");
   return value;
 }
+__device__ __forceinline__ void StoreRelease(uint64_t* at, uint64_t value) {
+  asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(at), "l"(value) : "memory");
+}
+__device__ __forceinline__ uint64_t LoadAcquire(const uint64_t* at) {
+  uint64_t value;
+  asm volatile("ld.acquire.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(at) : "memory");
+  return value;
+}
+// 16 bytes, aligned, that another device has written before a flag which this block has seen: from
+// where they are, not from a cache of this multiprocessor.
+__device__ __forceinline__ uint4 LoadPeer(const void* at) {
+  uint4 value;
+  asm volatile("ld.relaxed.sys.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(at)
+               : "memory");
+  return value;
+}
+// In a loop that waits for another device.
+__device__ __forceinline__ void SpinPause() {}
 __device__ __forceinline__ uint64_t NowNs() {
   uint64_t now;
   asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
@@ -219,6 +240,14 @@ inline void StoreRelease(uint32_t* at, uint32_t value) {
 inline uint32_t LoadAcquire(const uint32_t* at) {
   return std::atomic_ref<uint32_t>(*const_cast<uint32_t*>(at)).load(std::memory_order_acquire);
 }
+inline void StoreRelease(uint64_t* at, uint64_t value) {
+  std::atomic_ref<uint64_t>(*at).store(value, std::memory_order_release);
+}
+inline uint64_t LoadAcquire(const uint64_t* at) {
+  return std::atomic_ref<uint64_t>(*const_cast<uint64_t*>(at)).load(std::memory_order_acquire);
+}
+inline uint4 LoadPeer(const void* at) { return *static_cast<const uint4*>(at); }
+inline void SpinPause() { std::this_thread::yield(); }
 inline uint64_t NowNs() {
   return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(
                                    std::chrono::steady_clock::now().time_since_epoch())

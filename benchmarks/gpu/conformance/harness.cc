@@ -42,6 +42,7 @@ const std::vector<Case>& Cases() {
       {"copy_blocks", CopyBlocksCase},
       {"hash", HashCase},
       {"expand_rows", ExpandRowsCase},
+      {"all_reduce", AllReduceCase},
       {"all_reduce_norm", AllReduceNormCase},
   };
   return *cases;

@@ -129,6 +129,7 @@ absl::Status MatmulCase(Trial& trial);
 absl::Status AttentionPrefillCase(Trial& trial);
 absl::Status AttentionDecodeCase(Trial& trial);
 absl::Status SampleCase(Trial& trial);
+absl::Status AllReduceCase(Trial& trial);
 absl::Status AllReduceNormCase(Trial& trial);
 
 }  // namespace rempart::benchmarks

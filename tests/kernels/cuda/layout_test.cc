@@ -179,5 +179,32 @@ TEST(Decoding, MatricesBeyondFourGibibytes) {
   ExpectLastRow<DeviceFormat::kGguf, DType::kQ6_K>(4096);
 }
 
+TEST(PeerSlab, FlagsRoundsAndBuffersDoNotOverlap) {
+  std::vector<uint8_t> memory(16);
+  void* const slab = memory.data();
+  const auto at = [&](const void* place) {
+    return static_cast<const uint8_t*>(place) - memory.data();
+  };
+  EXPECT_EQ(at(PeerFlag(slab, 0, 0)), 0);
+  EXPECT_EQ(at(PeerFlag(slab, 1, 0)) - at(PeerFlag(slab, 0, kMaxPeers - 1)), 8);
+  EXPECT_EQ(at(PeerRounds(slab)), at(PeerFlag(slab, kAllReduceBlocks - 1, kMaxPeers - 1)) + 8);
+  EXPECT_EQ(at(PeerRounds(slab) + kAllReduceBlocks), kPeerFlagBytes);
+  EXPECT_EQ(at(PeerBuffer(slab, 0, 4096)), kPeerFlagBytes);
+  EXPECT_EQ(at(PeerBuffer(slab, 1, 4096)), kPeerFlagBytes + 4096);
+  EXPECT_EQ(at(PeerBuffer(slab, 2, 4096)), kPeerFlagBytes) << "in turn";
+  EXPECT_EQ(at(PeerBuffer(slab, 1, 4096)) + 4096, PeerSlabBytes(4096));
+}
+
+TEST(PeerSlab, AFlagCountsForItsEpochAndForTheRoundsUpToIt) {
+  EXPECT_FALSE(HasEntered(0, 7, 1)) << "nobody has been here";
+  EXPECT_TRUE(HasEntered(RoundFlag(7, 5), 7, 5));
+  EXPECT_TRUE(HasEntered(RoundFlag(7, 6), 7, 5)) << "a peer is ahead";
+  EXPECT_FALSE(HasEntered(RoundFlag(7, 4), 7, 5));
+  EXPECT_FALSE(HasEntered(RoundFlag(6, 900), 7, 5)) << "of an epoch that is over";
+  EXPECT_FALSE(HasEntered(RoundFlag(8, 900), 7, 5));
+  EXPECT_TRUE(HasEntered(RoundFlag(7, 0), 7, 0xffffffffu)) << "wrapped around";
+  EXPECT_FALSE(HasEntered(RoundFlag(7, 0xffffffffu), 7, 0));
+}
+
 }  // namespace
 }  // namespace rempart::kernels::cuda

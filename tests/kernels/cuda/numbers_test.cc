@@ -72,6 +72,23 @@ TEST(Numbers, HalfDecodesLikeTheCpusKernels) {
   }
 }
 
+TEST(Numbers, HalfRoundsToTheNearestEven) {
+  for (int code = 0; code < 0x7bff; ++code) {
+    const float low = HalfBitsToFloat(static_cast<uint16_t>(code));
+    const float high = HalfBitsToFloat(static_cast<uint16_t>(code + 1));
+    const float middle = (low + high) / 2;
+    EXPECT_EQ(ToHalf(low).bits, code);
+    EXPECT_EQ(ToHalf(-high).bits, 0x8000 | (code + 1));
+    EXPECT_EQ(ToHalf(std::nextafter(middle, low)).bits, code);
+    EXPECT_EQ(ToHalf(std::nextafter(middle, high)).bits, code + 1);
+    EXPECT_EQ(ToHalf(middle).bits, code % 2 == 0 ? code : code + 1);
+  }
+  EXPECT_EQ(ToHalf(65519.0f).bits, 0x7bff);
+  EXPECT_EQ(ToHalf(65520.0f).bits, 0x7c00) << "the middle to infinity";
+  EXPECT_EQ(ToHalf(-INFINITY).bits, 0xfc00);
+  EXPECT_TRUE(std::isnan(ToFloat(ToHalf(NAN))));
+}
+
 TEST(SampleMath, ExpOfNegativeIsAccurate) {
   for (float x = 0.0f; x > -86.0f; x -= 0.00731f) {
     EXPECT_NEAR(ExpOfNegative(x) / std::exp(static_cast<double>(x)), 1.0, 3e-7) << x;
