@@ -51,7 +51,8 @@ struct ModelFile {
   const kernels::Ops* ops = nullptr;
   TransformerOptions options;
   std::vector<std::unique_ptr<RankPart>> parts;  // by rank of this pod
-  std::vector<DevicePart> gpus;                  // the same; empty on CPU
+  CollectiveLibrary* collectives = nullptr;      // links the GPUs; null where there is but one
+  std::vector<DevicePart> gpus;                  // by rank of this pod; empty on CPU
 };
 
 // A rank's share of the model; the check that runs later has another.
@@ -195,6 +196,19 @@ absl::Status PrepareOnGpus(const WorkerSettings& settings, ModelFile& model, Eng
   RETURN_IF_ERROR(BindParts(settings, model, status));
   const absl::Time begin = SteadyNow();
   const DeviceModelOptions options = DeviceOptions(settings, engine.context_length);
+  SharedProgress progress(model.parts.size(), status);
+  std::vector<absl::Status> loaded(model.parts.size());
+  {
+    std::vector<std::jthread> threads;
+    for (size_t i = 0; i < model.parts.size(); ++i) {
+      threads.emplace_back([&, i] {
+        loaded[i] = LoadOnDevice(
+            model.source.config, model.parts[i]->weights, options, model.collectives,
+            [&, i](int64_t done, int64_t total) { progress.Report(i, done, total); },
+            model.gpus[i]);
+      });
+    }
+  }
   int64_t blocks = std::numeric_limits<int32_t>::max();
   for (size_t i = 0; i < model.parts.size(); ++i) {
     RETURN_IF_ERROR(LoadOnDevice(
@@ -311,6 +325,7 @@ absl::Status OpenParts(const WorkerSettings& settings, const GpuOpener& open_gpu
     ASSIGN_OR_RETURN(model.gpus, OpenGpus(settings, open_gpu));
     if (settings.pod_count * settings.ranks_per_pod > 1) {
       ASSIGN_OR_RETURN(loaded.collectives, load_collectives());
+      model.collectives = loaded.collectives.get();
       LogInfo("worker", "GPUs are linked by", {{"library", loaded.collectives->Describe()}});
     }
     status.AddStartPart("device", SteadyNow() - begin);
@@ -353,6 +368,7 @@ absl::StatusOr<LoadedModel> LoadModelFile(const WorkerSettings& settings, const 
                                           const CollectiveLoader& load_collectives,
                                           WorkerStatus& status) {
   const std::string& path = settings.model_path;
+  LoadedModel loaded;  // its library outlives what the model has on GPUs
   auto model = std::make_shared<ModelFile>();
   LoadedModel loaded;
   RETURN_IF_ERROR(OpenParts(settings, open_gpu, load_collectives, *model, loaded, status));

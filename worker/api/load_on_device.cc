@@ -44,6 +44,7 @@ class RankOnDevice : public RankModel {
     MutexLock lock(&mu_);
     part_.transformer->SetCommunicator(communicator);
   }
+  const CollectiveBuffer* exchange() override { return &part_.transformer->exchange(); }
 
   absl::Status Forward(const StepBatch& batch, absl::Span<float> logits) override {
     MutexLock lock(&mu_);
@@ -93,10 +94,10 @@ DeviceModelOptions DeviceOptions(const WorkerSettings& settings, int64_t context
 }
 
 absl::Status LoadOnDevice(const ModelConfig& config, const Weights& weights,
-                          const DeviceModelOptions& options, const UploadProgress& on_progress,
-                          DevicePart& part) {
-  ASSIGN_OR_RETURN(part.transformer,
-                   DeviceTransformer::Create(*part.device, config, weights, options, on_progress));
+                          const DeviceModelOptions& options, CollectiveLibrary* library,
+                          const UploadProgress& on_progress, DevicePart& part) {
+  ASSIGN_OR_RETURN(part.transformer, DeviceTransformer::Create(*part.device, config, weights,
+                                                               options, on_progress, library));
   return absl::OkStatus();
 }
 

@@ -31,9 +31,10 @@ DeviceModelOptions DeviceOptions(const WorkerSettings& settings, int64_t context
 // Takes all the memory that the rank will use on its GPU, and copies the weights there. Refuses,
 // before it takes any, what does not fit: with the bytes of weights, workspaces and KV cache, and
 // those that are free.
+// `library` links the group's GPUs, and outlives the part; null: there is but one.
 absl::Status LoadOnDevice(const ModelConfig& config, const Weights& weights,
-                          const DeviceModelOptions& options, const UploadProgress& on_progress,
-                          DevicePart& part);
+                          const DeviceModelOptions& options, CollectiveLibrary* library,
+                          const UploadProgress& on_progress, DevicePart& part);
 
 // Of a loaded part. A device that breaks while it computes ends the process: its errors are sticky,
 // and whoever restarts the process may find it mended, or another one. The status, which outlives

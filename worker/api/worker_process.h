@@ -40,9 +40,10 @@ int ExitCodeOf(const absl::Status& status);
 
 // A model that can serve: computing, naming and encoding tokens.
 struct LoadedModel {
-  std::vector<std::unique_ptr<RankModel>> ranks;  // of this pod
-  // Links the devices of the ranks in each epoch; null in a group of one rank, and on CPU.
+  // Links the devices of the ranks in each epoch; null in a group of one rank, and on CPU. The
+  // ranks hold memory of it.
   std::unique_ptr<CollectiveLibrary> collectives;
+  std::vector<std::unique_ptr<RankModel>> ranks;  // of this pod
   std::unique_ptr<Vocabulary> vocabulary;
   std::unique_ptr<PromptEncoder> encoder;
   EngineOptions engine;

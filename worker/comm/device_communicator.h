@@ -20,6 +20,8 @@
 #include <memory>
 #include <stop_token>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -40,6 +42,10 @@ class DeviceCommunicator {
   virtual absl::Status AllReduceSum(void* values, int64_t count, DeviceNumber type) = 0;
   // `all` [size, bytes] gets as row r what rank r has in `own` [bytes], which is no part of it.
   virtual absl::Status AllGather(const void* own, void* all, int64_t bytes) = 0;
+  // Every rank at the same point, before its graphs: memory of CollectiveLibrary::Allocate, as much
+  // on each, in which collectives lie at the same offsets on all ranks from now on. It outlives the
+  // communicator. False where that makes no difference.
+  virtual absl::StatusOr<bool> Register(void*, int64_t) { return false; }
   // As Device::Finish of this rank's device, but within the deadline.
   virtual absl::Status Finish() = 0;
 
@@ -67,6 +73,12 @@ class CollectiveLibrary {
   virtual ~CollectiveLibrary() = default;
   // "NCCL 2.32.3".
   virtual std::string Describe() const = 0;
+  // As Device::Allocate and Free, of memory that collectives are faster on once it is registered
+  // (DeviceCommunicator::Register).
+  virtual absl::StatusOr<void*> Allocate(Device& device, int64_t bytes) {
+    return device.Allocate(bytes);
+  }
+  virtual void Free(Device& device, void* memory) { device.Free(memory); }
   // Rank 0, once for an epoch. Whoever knows it may join: it is a secret of the group.
   virtual absl::StatusOr<std::string> NewId() = 0;
   // Every rank, from a thread of its own, with the same id; returns once all have come, and one
@@ -74,6 +86,44 @@ class CollectiveLibrary {
   virtual absl::StatusOr<std::unique_ptr<DeviceCommunicator>> Connect(
       Device& device, const DevicePlace& place, const DeviceCommunicatorOptions& options,
       const std::stop_token& stop) = 0;
+};
+
+// Memory of a library, or of the device where there is none, freed with its owner. Both outlive it.
+class CollectiveBuffer {
+ public:
+  CollectiveBuffer() = default;
+  static absl::StatusOr<CollectiveBuffer> Make(CollectiveLibrary* library, Device& device,
+                                               int64_t bytes) {
+    CollectiveBuffer buffer;
+    auto memory = library == nullptr ? device.Allocate(bytes) : library->Allocate(device, bytes);
+    if (!memory.ok()) return memory.status();
+    buffer.library_ = library;
+    buffer.device_ = &device;
+    buffer.data_ = *memory;
+    buffer.bytes_ = bytes;
+    return buffer;
+  }
+  CollectiveBuffer(CollectiveBuffer&& other) noexcept { *this = std::move(other); }
+  CollectiveBuffer& operator=(CollectiveBuffer&& other) noexcept {
+    std::swap(library_, other.library_);
+    std::swap(device_, other.device_);
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+    return *this;
+  }
+  ~CollectiveBuffer() {
+    if (data_ == nullptr) return;
+    library_ == nullptr ? device_->Free(data_) : library_->Free(*device_, data_);
+  }
+
+  void* data() const { return data_; }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  CollectiveLibrary* library_ = nullptr;
+  Device* device_ = nullptr;
+  void* data_ = nullptr;
+  int64_t bytes_ = 0;
 };
 
 }  // namespace rempart::worker

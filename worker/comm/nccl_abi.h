@@ -7,6 +7,7 @@
 
 extern "C" {
 using NcclHandle = struct NcclOpaque*;
+using NcclWindow = struct NcclOpaqueWindow*;
 struct NcclUniqueId {
   char bytes[128];
 };
@@ -25,6 +26,8 @@ inline constexpr unsigned kNcclConfigVersion = 21400;
 // Of ncclResult_t.
 inline constexpr int kNcclSuccess = 0;
 inline constexpr int kNcclInternalError = 3;
+inline constexpr int kNcclInvalidArgument = 4;
+inline constexpr int kNcclInvalidUsage = 5;
 inline constexpr int kNcclRemoteError = 6;
 inline constexpr int kNcclInProgress = 7;
 // Of ncclRedOp_t and ncclDataType_t.
@@ -32,6 +35,8 @@ inline constexpr int kNcclSum = 0;
 inline constexpr int kNcclUint8 = 1;
 inline constexpr int kNcclFloat32 = 7;
 inline constexpr int kNcclBfloat16 = 9;
+// NCCL_WIN_COLL_SYMMETRIC.
+inline constexpr int kNcclSymmetricWindow = 1;
 
 // X(member, symbol, result, parameters)
 #define REMPART_NCCL(X)                                                             \
@@ -48,8 +53,17 @@ inline constexpr int kNcclBfloat16 = 9;
   X(error_text, "ncclGetErrorString", const char*, (int))                           \
   X(last_error, "ncclGetLastError", const char*, (NcclHandle))
 
+// Symmetric memory, since 2.27: all of these, or none.
+#define REMPART_NCCL_WINDOWS(X)                             \
+  X(memory_allocate, "ncclMemAlloc", int, (void**, size_t)) \
+  X(memory_free, "ncclMemFree", int, (void*))               \
+  X(window_register, "ncclCommWindowRegister", int,         \
+    (NcclHandle, void*, size_t, NcclWindow*, int flags))
+
 struct NcclFunctions {
 #define REMPART_DECLARE(member, symbol, result, parameters) result(*member) parameters = nullptr;
   REMPART_NCCL(REMPART_DECLARE)
+  REMPART_NCCL_WINDOWS(REMPART_DECLARE)
 #undef REMPART_DECLARE
+  bool has_windows = false;
 };

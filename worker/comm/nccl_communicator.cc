@@ -75,6 +75,20 @@ absl::Status NcclCommunicator::AllGather(const void* own, void* all, int64_t byt
   });
 }
 
+absl::StatusOr<bool> NcclCommunicator::Register(void* memory, int64_t bytes) {
+  if (!nccl_.has_windows) return false;
+  bool is_refused = false;
+  RETURN_IF_ERROR(Queue("registering memory", [&](NcclHandle comm) {
+    const int result = nccl_.window_register(comm, memory, static_cast<size_t>(bytes), &window_,
+                                             kNcclSymmetricWindow);
+    // It does not take this memory, and has done nothing.
+    is_refused = result == kNcclInvalidArgument || result == kNcclInvalidUsage;
+    return is_refused ? kNcclSuccess : result;
+  }));
+  // It may take it and have no use for it, as where GPUs do not reach each other.
+  return !is_refused && window_ != nullptr;
+}
+
 absl::Status NcclCommunicator::Queue(const char* what, Call call) {
   RETURN_IF_ERROR(status());
   device_.Launch([this, what, call = std::move(call)] { Run(what, call); });

@@ -41,6 +41,7 @@ class NcclCommunicator : public DeviceCommunicator {
   int size() const override { return size_; }
   absl::Status AllReduceSum(void* values, int64_t count, DeviceNumber type) override;
   absl::Status AllGather(const void* own, void* all, int64_t bytes) override;
+  absl::StatusOr<bool> Register(void* memory, int64_t bytes) override;
   absl::Status Finish() override;
   void Abort(const absl::Status& why) override { Fail(why); }
   absl::Status status() const override;
@@ -69,6 +70,7 @@ class NcclCommunicator : public DeviceCommunicator {
   // NCCL takes one call at a time.
   Mutex call_mu_;
   NcclHandle comm_ ABSL_GUARDED_BY(call_mu_) = nullptr;
+  NcclWindow window_ = nullptr;  // ends with the communicator; NCCL writes it while it registers
 
   mutable Mutex mu_;
   absl::Status failure_ ABSL_GUARDED_BY(mu_);

@@ -3,6 +3,8 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <cstring>
 #include <utility>
 
@@ -15,6 +17,7 @@ namespace rempart::worker {
 namespace {
 
 constexpr char kLibrary[] = "libnccl.so.2";
+constexpr int64_t kZeroedAtOnce = 4 << 20;
 constexpr char kFix[] =
     ". A group of several ranks on GPUs needs NCCL 2.30 or later: put its libnccl.so.2 (of "
     "NVIDIA's package libnccl2, or of nvidia-nccl-cu13 from PyPI) where the loader finds it, such "
@@ -49,10 +52,46 @@ absl::StatusOr<std::unique_ptr<Nccl>> Nccl::Load(const std::string& library) {
   }
   REMPART_NCCL(REMPART_FIND)
 #undef REMPART_FIND
+  nccl.has_windows = true;
+#define REMPART_FIND(member, symbol, result, parameters)                       \
+  nccl.member = reinterpret_cast<result(*) parameters>(dlsym(handle, symbol)); \
+  nccl.has_windows &= nccl.member != nullptr;
+  REMPART_NCCL_WINDOWS(REMPART_FIND)
+#undef REMPART_FIND
   return std::unique_ptr<Nccl>(new Nccl(nccl, version));
 }
 
 std::string Nccl::Describe() const { return absl::StrCat("NCCL ", VersionText(version_)); }
+
+absl::StatusOr<void*> Nccl::Allocate(Device& device, int64_t bytes) {
+  if (!functions_.has_windows) return device.Allocate(bytes);
+  ASSIGN_OR_RETURN(const PinnedBuffer zeros,
+                   PinnedBuffer::Make(device, std::min(bytes, kZeroedAtOnce)));
+  void* memory = nullptr;
+  int result = kNcclSuccess;
+  device.Launch([&] {
+    result = functions_.memory_allocate(&memory, static_cast<size_t>(std::max<int64_t>(bytes, 1)));
+  });
+  if (result != kNcclSuccess) {
+    ASSIGN_OR_RETURN(const DeviceMemory left, device.Memory());
+    return absl::ResourceExhaustedError(
+        absl::StrCat("NCCL cannot allocate ", bytes >> 20, " MiB on the GPU, of which ",
+                     left.free_bytes >> 20, " MiB are free: ", functions_.error_text(result)));
+  }
+  for (int64_t at = 0; at < bytes; at += kZeroedAtOnce) {
+    device.CopyIn(static_cast<uint8_t*>(memory) + at, zeros.as<void>(),
+                  std::min(kZeroedAtOnce, bytes - at));
+  }
+  const absl::Status zeroed = device.Finish();
+  if (zeroed.ok()) return memory;
+  Free(device, memory);
+  return zeroed;
+}
+
+void Nccl::Free(Device& device, void* memory) {
+  if (!functions_.has_windows) return device.Free(memory);
+  device.Launch([&] { functions_.memory_free(memory); });
+}
 
 absl::StatusOr<std::string> Nccl::NewId() {
   NcclUniqueId id = {};

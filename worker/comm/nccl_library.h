@@ -23,6 +23,9 @@ class Nccl : public CollectiveLibrary {
   static absl::StatusOr<std::unique_ptr<Nccl>> Load(const std::string& library);
 
   std::string Describe() const override;
+  // Where the library knows symmetric memory, of ncclMemAlloc.
+  absl::StatusOr<void*> Allocate(Device& device, int64_t bytes) override;
+  void Free(Device& device, void* memory) override;
   absl::StatusOr<std::string> NewId() override;
   absl::StatusOr<std::unique_ptr<DeviceCommunicator>> Connect(
       Device& device, const DevicePlace& place, const DeviceCommunicatorOptions& options,

@@ -4,6 +4,7 @@
 #include <thread>
 #include <utility>
 
+#include "common/log.h"
 #include "common/status_macros.h"
 
 namespace rempart::worker {
@@ -14,6 +15,10 @@ absl::Status LinkRank(CollectiveLibrary& library, const std::string& id, const L
                       std::unique_ptr<DeviceCommunicator>& made) {
   ASSIGN_OR_RETURN(made,
                    library.Connect(*rank.model->device(), {id, rank.communicator}, options, stop));
+  if (const CollectiveBuffer* exchange = rank.model->exchange(); exchange != nullptr) {
+    ASSIGN_OR_RETURN(const bool is_symmetric, made->Register(exchange->data(), exchange->bytes()));
+    LogInfo("group", "linked a GPU", {{"rank", rank.rank}, {"symmetric_memory", is_symmetric}});
+  }
   rank.model->SetDeviceCommunicator(made.get());
   // A leader that went on earlier could send a step to a rank that has none yet.
   return rank.communicator->Barrier();
@@ -34,7 +39,10 @@ absl::StatusOr<std::vector<std::unique_ptr<DeviceCommunicator>>> LinkDevices(
     for (size_t i = 0; i < ranks.size(); ++i) {
       threads.emplace_back([&, i] {
         results[i] = LinkRank(library, id, ranks[i], options, give_up.get_token(), made[i]);
-        if (!results[i].ok()) give_up.request_stop();
+        if (results[i].ok()) return;
+        give_up.request_stop();
+        // Those of other pods wait for this one, too.
+        ranks[i].communicator->Abort(results[i], -1);
       });
     }
   }

@@ -17,6 +17,8 @@ class RankModel : public ModelRunner {
   virtual absl::Status Begin(Communicator* communicator, int32_t kv_blocks) = 0;
   // Of a rank on a device: where it computes. Null: on the CPU.
   virtual Device* device() { return nullptr; }
+  // Of a rank on a device in a group of several: what its collectives work on. Null: nothing.
+  virtual const CollectiveBuffer* exchange() { return nullptr; }
   // Of a rank on a device in a group of several: through which it adds up with the others, from
   // before the first Forward of an epoch on; null at its end. It outlives its use.
   virtual void SetDeviceCommunicator(DeviceCommunicator*) {}

@@ -47,16 +47,19 @@ DeviceWorkspace LayOutWorkspace(const ModelConfig& config, const DeviceModelOpti
   const int64_t queries = heads * config.head_dim;
   const int64_t qkv = queries + 2 * partition.kv_heads.count() * config.head_dim;
   take(space.residual, space.tokens * config.hidden * 4);
+  take(space.branch, space.tokens * config.hidden * 2);
+  take(space.logits, space.slices * space.vocabulary * 4);
+  space.all_logits = space.logits;
+  if (of.size > 1) {
+    take(space.all_logits, of.size * space.slices * space.vocabulary * 4);
+    space.exchange_bytes = space.bytes;
+  }
   take(space.normed, space.tokens * config.hidden * 2);
   take(space.qkv, space.tokens * qkv * 2);
   take(space.attended, space.tokens * queries * 2);
   take(space.gate_up, space.tokens * 2 * ffn * 2);
   take(space.activated, space.tokens * ffn * 2);
-  take(space.branch, space.tokens * config.hidden * 2);
   take(space.last, space.slices * config.hidden * 2);
-  take(space.logits, space.slices * space.vocabulary * 4);
-  space.all_logits = space.logits;
-  if (of.size > 1) take(space.all_logits, of.size * space.slices * space.vocabulary * 4);
   take(space.partial,
        4 * kernels::DecodePartialFloats(space.slices, heads, config.head_dim, space.max_splits));
   // ids, positions, slice of token; starts, contexts, tables, rows of last tokens; tiles.

@@ -38,7 +38,10 @@ struct DeviceWorkspace {
           last = 0, logits = 0, partial = 0, inputs = 0;
   // Of one rank of several: the logits of all, [ranks, rows, vocabulary]. Else those above.
   int64_t all_logits = 0;
-  int64_t bytes = 0;
+  // Of one rank of several: an allocation of its own for what collectives work on, as large and
+  // laid out alike on all ranks. The offsets below are in it, the others in the second one.
+  int64_t exchange_bytes = 0;
+  int64_t bytes = 0;  // of both
 };
 
 // Sizes of the decode batches that graphs are made for: powers of two.

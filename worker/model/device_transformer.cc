@@ -26,11 +26,12 @@ int64_t TokensOf(const SequenceSlice& slice) {
 
 absl::StatusOr<std::unique_ptr<DeviceTransformer>> DeviceTransformer::Create(
     Device& device, const ModelConfig& config, const Weights& weights,
-    const DeviceModelOptions& options, const UploadProgress& on_progress) {
+    const DeviceModelOptions& options, const UploadProgress& on_progress,
+    CollectiveLibrary* library) {
   CHECK(weights.partition.of.size == 1 || weights.partition.cut == MatrixCut::kPairs);
   std::unique_ptr<DeviceTransformer> made(
       new DeviceTransformer(device, config, weights.partition, options));
-  RETURN_IF_ERROR(made->Allocate(weights, on_progress));
+  RETURN_IF_ERROR(made->Allocate(weights, on_progress, library));
   return made;
 }
 
@@ -44,15 +45,18 @@ DeviceTransformer::DeviceTransformer(Device& device, const ModelConfig& config,
       kv_heads_(partition.kv_heads.count()),
       ffn_(partition.Own(partition.ffn).count()) {}
 
-absl::Status DeviceTransformer::Allocate(const Weights& weights,
-                                         const UploadProgress& on_progress) {
+absl::Status DeviceTransformer::Allocate(const Weights& weights, const UploadProgress& on_progress,
+                                         CollectiveLibrary* library) {
   ASSIGN_OR_RETURN(const int64_t weights_bytes, DeviceWeightsBytes(config_, weights, options_));
   ASSIGN_OR_RETURN(const DeviceMemory memory, device_.Memory());
   ASSIGN_OR_RETURN(
       plan_, PlanDeviceMemory(config_, weights_bytes, options_, memory.free_bytes, partition_.of));
   ASSIGN_OR_RETURN(weights_, UploadWeights(device_, config_, weights, options_, on_progress));
   const DeviceWorkspace& space = plan_.workspace;
-  ASSIGN_OR_RETURN(workspace_, DeviceBuffer::Make(device_, space.bytes));
+  if (space.exchange_bytes > 0) {
+    ASSIGN_OR_RETURN(exchange_, CollectiveBuffer::Make(library, device_, space.exchange_bytes));
+  }
+  ASSIGN_OR_RETURN(workspace_, DeviceBuffer::Make(device_, space.bytes - space.exchange_bytes));
   ASSIGN_OR_RETURN(kv_, DeviceBuffer::Make(device_, plan_.kv_blocks * plan_.kv_block_bytes));
   const auto rows = static_cast<int64_t>(sizeof(kernels::DeviceSampling)) * space.slices;
   ASSIGN_OR_RETURN(sampling_, DeviceBuffer::Make(device_, rows));
@@ -270,6 +274,7 @@ void DeviceTransformer::QueueNorm(const StepShape& shape, const uint16_t* branch
   args.num_rows = rows != nullptr ? num_rows : shape.tokens;
   args.cols = config_.hidden;
   device_.ops().add_norm(args, device_.stream());
+  return absl::OkStatus();
 }
 
 absl::Status DeviceTransformer::QueueProduct(const Product& product, const uint16_t* x,

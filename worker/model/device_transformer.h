@@ -41,11 +41,13 @@ struct DecodeSequence {
 
 class DeviceTransformer {
  public:
-  // The device outlives it. `weights` are cut in pairs, where of several ranks. Refuses, with
+  // The device outlives it, and so does the library that makes the memory of collectives; null: the
+  // device. `weights` are cut in pairs, where of several ranks. Refuses, with
   // numbers, what does not fit; Unimplemented names what a GPU does not serve.
   static absl::StatusOr<std::unique_ptr<DeviceTransformer>> Create(
       Device& device, const ModelConfig& config, const Weights& weights,
-      const DeviceModelOptions& options, const UploadProgress& on_progress = nullptr);
+      const DeviceModelOptions& options, const UploadProgress& on_progress = nullptr,
+      CollectiveLibrary* library = nullptr);
 
   // Through which a rank of several adds up with the others, from the next call on; it outlives its
   // use. Null takes it away, and with it the graphs that hold its collectives. After an error of a
@@ -81,7 +83,8 @@ class DeviceTransformer {
   DeviceTransformer(Device& device, const ModelConfig& config, const Partition& partition,
                     const DeviceModelOptions& options);
 
-  absl::Status Allocate(const Weights& weights, const UploadProgress& on_progress);
+  absl::Status Allocate(const Weights& weights, const UploadProgress& on_progress,
+                        CollectiveLibrary* library);
   void PlaceInputs();
   absl::Status Check(const StepBatch& batch, absl::Span<float> logits) const;
   absl::Status CheckCommunicator() const;
@@ -115,7 +118,10 @@ class DeviceTransformer {
   kernels::DeviceBatch BatchOf(const StepShape& shape) const;
   template <class T>
   T* At(int64_t offset) const {
-    return reinterpret_cast<T*>(workspace_.as<uint8_t>() + offset);
+    const int64_t exchanged = plan_.workspace.exchange_bytes;
+    return reinterpret_cast<T*>(offset < exchanged
+                                    ? static_cast<uint8_t*>(exchange_.data()) + offset
+                                    : workspace_.as<uint8_t>() + (offset - exchanged));
   }
 
   Device& device_;
@@ -127,6 +133,7 @@ class DeviceTransformer {
 
   DeviceMemoryPlan plan_;
   DeviceWeights weights_;
+  CollectiveBuffer exchange_;
   DeviceBuffer workspace_, kv_, sampling_, sampled_, copy_pairs_;
   PinnedBuffer staging_, logits_staging_, sampled_staging_, sampling_staging_, copy_staging_;
 

@@ -134,8 +134,8 @@ class Pod {
           };
           const ModelLoader load = [&](const WorkerSettings& wanted, WorkerStatus& status) {
             ++loads_;
-            return LoadModelFile(
-                wanted, open, [&] { return Nccl::Load(library); }, status);
+            const CollectiveLoader collectives = [&] { return Load(library, sums); };
+            return LoadModelFile(wanted, open, collectives, status);
           };
           exit_code_ = RunWorker(settings, load, stop_);
         }) {}
@@ -258,9 +258,14 @@ class DeviceGroupTest : public testing::Test {
 TEST_F(DeviceGroupTest, RanksOfOnePodAnswerAsOneGpuDoes) {
   const std::vector<int32_t> expected = Expected();
   EXPECT_EQ(nccl_->inits, 0) << "one rank needs no NCCL";
+  nccl_->collectives = nccl_->symmetric = nccl_->windows = 0;
   Pod pod(Settings(2, 2, 0), REMPART_FAKE_NCCL);
   EXPECT_EQ(Ask(), expected);
   EXPECT_EQ(nccl_->inits, 2);
+  // All but the first sum, which proves the group, lie in what each rank has registered.
+  EXPECT_EQ(nccl_->windows, 2);
+  EXPECT_GT(nccl_->symmetric, 10);
+  EXPECT_EQ(nccl_->collectives, 2 * (nccl_->symmetric + 1));
   EXPECT_EQ(pod.End(), kExitOk);
   EXPECT_EQ(nccl_->aborts, 2);
 }

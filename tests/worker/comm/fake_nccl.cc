@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // A libnccl whose ranks are threads of one process and whose device memory is the host's: it adds
 // up for real. As a non-blocking NCCL it returns ncclInProgress and goes on by itself, here when
-// the last rank has come. FAKE_NCCL_VERSION and FAKE_NCCL_WITHOUT_ABORT make it older or
-// incomplete.
+// the last rank has come. FAKE_NCCL_VERSION, FAKE_NCCL_WITHOUT_ABORT and FAKE_NCCL_WITHOUT_WINDOWS
+// make it older or incomplete.
 #include "tests/worker/comm/fake_nccl.h"
 
 #include <bit>
+#include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -25,6 +27,8 @@ namespace {
 struct Part {
   const void* from;
   void* to;
+  ptrdiff_t from_offset = -1;  // in the rank's window; -1: outside
+  ptrdiff_t to_offset = -1;
 };
 
 struct Collective {
@@ -38,12 +42,15 @@ struct Collective {
 struct Group {
   int size = 0;
   int joined = 0;
+  int registering = 0;      // how often ranks have come to register
+  size_t window_bytes = 0;  // the same on all
   std::map<int64_t, Collective> collectives;
   bool is_broken = false;  // a rank has left: nothing ends any more
   int64_t done = 0;        // collectives that have ended: all up to this one
 };
 
 std::mutex mu;
+std::map<void*, size_t> allocations;  // of ncclMemAlloc
 std::map<std::string, std::shared_ptr<Group>> groups;
 
 float Get(const void* at, int type, size_t i) {
@@ -60,7 +67,17 @@ void Put(void* at, int type, size_t i, float value) {
   static_cast<uint16_t*>(at)[i] = static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+bool IsSymmetric(const Collective& work) {
+  for (const Part& part : work.parts) {
+    if (part.from_offset < 0 || part.to_offset < 0) return false;
+    if (part.from_offset != work.parts[0].from_offset) return false;
+    if (part.to_offset != work.parts[0].to_offset) return false;
+  }
+  return true;
+}
+
 void Finish(const Collective& work) {
+  if (IsSymmetric(work)) ++FakeNccl()->symmetric;
   if (work.is_sum) {
     for (size_t i = 0; i < work.count; ++i) {
       float sum = 0;
@@ -83,6 +100,16 @@ struct NcclOpaque {
   std::shared_ptr<Group> group;
   int rank = 0;
   int64_t queued = 0;
+  int registered = 0;  // windows, each of which waits for all ranks
+  uint8_t* window = nullptr;
+  size_t window_bytes = 0;
+
+  ptrdiff_t OffsetOf(const void* at) const {
+    const ptrdiff_t offset = static_cast<const uint8_t*>(at) - window;
+    const bool is_in =
+        window != nullptr && offset >= 0 && static_cast<size_t>(offset) < window_bytes;
+    return is_in ? offset : -1;
+  }
 };
 
 namespace {
@@ -96,7 +123,8 @@ int Take(NcclHandle comm, const Part& part, size_t count, int type, bool is_sum)
   if (group.is_broken) return ++comm->queued, kNcclInProgress;
   Collective& work = group.collectives[++comm->queued];
   work.parts.resize(static_cast<size_t>(group.size));
-  work.parts[static_cast<size_t>(comm->rank)] = part;
+  work.parts[static_cast<size_t>(comm->rank)] = {part.from, part.to, comm->OffsetOf(part.from),
+                                                 comm->OffsetOf(part.to)};
   if (work.arrived > 0 && (work.count != count || work.type != type || work.is_sum != is_sum)) {
     return kNcclInternalError;
   }
@@ -155,7 +183,8 @@ int ncclCommGetAsyncError(NcclHandle comm, int* error) {
   }
   const std::lock_guard<std::mutex> lock(mu);
   const Group& group = *comm->group;
-  const bool together = group.joined == group.size && !controls.stalls_init;
+  const bool together = group.joined == group.size &&
+                        group.registering >= comm->registered * group.size && !controls.stalls_init;
   *error = together && group.done >= comm->queued ? kNcclSuccess : kNcclInProgress;
   return kNcclSuccess;
 }
@@ -180,6 +209,48 @@ int ncclAllGather(const void* from, void* to, size_t count, int type, NcclHandle
   if (type != kNcclUint8) return 4;
   return Take(comm, {from, to}, count, type, false);
 }
+
+#ifndef FAKE_NCCL_WITHOUT_WINDOWS
+int ncclMemAlloc(void** memory, size_t bytes) {
+  *memory = std::aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
+  // As a GPU's memory: of an earlier owner.
+  std::memset(*memory, 0xff, bytes);
+  ++FakeNccl()->allocations;
+  const std::lock_guard<std::mutex> lock(mu);
+  allocations[*memory] = bytes;
+  return kNcclSuccess;
+}
+
+int ncclMemFree(void* memory) {
+  const std::lock_guard<std::mutex> lock(mu);
+  if (allocations.erase(memory) == 0) return kNcclInvalidArgument;
+  --FakeNccl()->allocations;
+  std::free(memory);
+  return kNcclSuccess;
+}
+
+int ncclCommWindowRegister(NcclHandle comm, void* memory, size_t bytes, NcclWindow* window,
+                           int flags) {
+  FakeNcclControls& controls = *FakeNccl();
+  if (controls.register_result != 0) return controls.register_result;
+  const std::lock_guard<std::mutex> lock(mu);
+  const auto found = allocations.find(memory);
+  if (flags != kNcclSymmetricWindow || found == allocations.end() || bytes > found->second) {
+    return kNcclInvalidUsage;
+  }
+  Group& group = *comm->group;
+  if (group.registering % group.size == 0) group.window_bytes = bytes;
+  if (group.window_bytes != bytes) return kNcclInternalError;
+  ++group.registering;
+  ++comm->registered;
+  if (controls.has_no_use_for_windows) return kNcclInProgress;
+  ++controls.windows;
+  comm->window = static_cast<uint8_t*>(memory);
+  comm->window_bytes = bytes;
+  *window = reinterpret_cast<NcclWindow>(memory);
+  return kNcclInProgress;
+}
+#endif
 
 const char* ncclGetErrorString(int result) {
   return result == kNcclRemoteError ? "remote process exited or there was a network error"

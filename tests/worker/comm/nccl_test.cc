@@ -6,7 +6,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <vector>
 
 #include "tests/worker/comm/device_ranks.h"
 #include "tests/worker/comm/fake_nccl.h"
@@ -161,6 +163,88 @@ TEST_F(NcclTest, AKernelThatWaitsForEverEndsByAnAbort) {
     ranks[0].communicator->Abort(absl::UnavailableError("the epoch is over"));
   });
   EXPECT_EQ(ranks[0].communicator->Finish().message(), "the epoch is over");
+}
+
+// Every rank's, registered with its communicator.
+class WindowTest : public NcclTest {
+ protected:
+  WindowTest() {
+    controls_->register_result = 0;
+    controls_->has_no_use_for_windows = false;
+    controls_->windows = controls_->symmetric = 0;
+  }
+  static constexpr int64_t kBytes = 5 << 20;
+
+  std::vector<absl::StatusOr<bool>> RegisterOnAll(DeviceRanks& ranks, Nccl& nccl, int size) {
+    std::vector<absl::StatusOr<bool>> results(size, false);
+    ranks.OnEach([&](int rank) {
+      auto memory = CollectiveBuffer::Make(&nccl, *ranks[rank].device, kBytes);
+      ASSERT_TRUE(memory.ok()) << memory.status();
+      const auto* const bytes = static_cast<const uint8_t*>(memory->data());
+      EXPECT_TRUE(std::all_of(bytes, bytes + kBytes, [](uint8_t byte) { return byte == 0; }));
+      results[rank] = ranks[rank].communicator->Register(memory->data(), kBytes);
+      // What lies in it is symmetric where offsets are the same, and adds up in any case.
+      auto* const values = static_cast<float*>(memory->data());
+      for (const int offset : {64, 128 * (1 + rank)}) {
+        values[offset] = 1;
+        EXPECT_TRUE(
+            ranks[rank].communicator->AllReduceSum(values + offset, 1, DeviceNumber::kF32).ok());
+        EXPECT_TRUE(ranks[rank].communicator->Finish().ok());
+        EXPECT_EQ(values[offset], size);
+      }
+      ranks[rank].communicator.reset();
+    });
+    return results;
+  }
+};
+
+TEST_F(WindowTest, MemoryOfTheLibraryIsRegisteredOnAllRanks) {
+  DeviceRanks ranks(*nccl_, 3, 3, options_);
+  ASSERT_TRUE(ranks.all_connected());
+  for (const auto& result : RegisterOnAll(ranks, *nccl_, 3)) {
+    ASSERT_TRUE(result.ok()) << result.status();
+    EXPECT_TRUE(*result);
+  }
+  EXPECT_EQ(controls_->windows, 3);
+  EXPECT_EQ(controls_->symmetric, 1);
+  EXPECT_EQ(controls_->allocations, 0);
+}
+
+TEST_F(WindowTest, WhatNcclHasNoUseForOrRefusesIsNoError) {
+  for (const int refusal : {0, kNcclInvalidArgument, kNcclInvalidUsage}) {
+    controls_->register_result = refusal;
+    controls_->has_no_use_for_windows = refusal == 0;
+    DeviceRanks ranks(*nccl_, 2, 2, options_);
+    ASSERT_TRUE(ranks.all_connected());
+    for (const auto& result : RegisterOnAll(ranks, *nccl_, 2)) {
+      ASSERT_TRUE(result.ok()) << result.status();
+      EXPECT_FALSE(*result);
+    }
+  }
+}
+
+TEST_F(WindowTest, AnErrorOfNcclFailsTheCommunicator) {
+  DeviceRanks ranks(*nccl_, 2, 2, options_);
+  ASSERT_TRUE(ranks.all_connected());
+  controls_->register_result = kNcclInternalError;
+  auto memory = CollectiveBuffer::Make(nccl_.get(), *ranks[0].device, kBytes);
+  ASSERT_TRUE(memory.ok());
+  EXPECT_THAT(
+      std::string(ranks[0].communicator->Register(memory->data(), kBytes).status().message()),
+      HasSubstr("NCCL: registering memory: internal error (3)"));
+  ranks[0].communicator.reset();
+}
+
+TEST_F(WindowTest, ALibraryWithoutSymmetricMemoryTakesTheDevices) {
+  auto plain = Nccl::Load(REMPART_PLAIN_NCCL);
+  ASSERT_TRUE(plain.ok()) << plain.status();
+  DeviceRanks ranks(**plain, 2, 2, options_);
+  ASSERT_TRUE(ranks.all_connected());
+  for (const auto& result : RegisterOnAll(ranks, **plain, 2)) {
+    ASSERT_TRUE(result.ok());
+    EXPECT_FALSE(*result);
+  }
+  EXPECT_EQ(ranks[0].device->used_bytes(), 0);
 }
 
 // What Load says of a library that will not do.

@@ -56,14 +56,14 @@ TEST(DeviceMemory, WorkspacesDoNotOverlapAndAreAligned) {
   EXPECT_EQ(space.tokens, 2048);
   const std::vector<std::pair<int64_t, int64_t>> arrays = {
       {space.residual, 2048 * 4096 * 4},
+      {space.branch, 2048 * 4096 * 2},
+      {space.logits, int64_t{128} * 128256 * 4},
       {space.normed, 2048 * 4096 * 2},
       {space.qkv, 2048 * 6144 * 2},
       {space.attended, 2048 * 4096 * 2},
       {space.gate_up, 2048 * 28672 * 2},
       {space.activated, 2048 * 14336 * 2},
-      {space.branch, 2048 * 4096 * 2},
       {space.last, 128 * 4096 * 2},
-      {space.logits, int64_t{128} * 128256 * 4},
       {space.partial, int64_t{128} * 32 * space.max_splits * 130 * 4}};
   int64_t end = 0;
   for (const auto& [offset, bytes] : arrays) {
@@ -73,6 +73,31 @@ TEST(DeviceMemory, WorkspacesDoNotOverlapAndAreAligned) {
   }
   EXPECT_EQ(space.inputs, end);
   EXPECT_GT(space.bytes, space.inputs);
+  EXPECT_EQ(space.exchange_bytes, 0) << "nobody to exchange with";
+}
+
+// Ranks may have different shares of the FFN.
+TEST(DeviceMemory, WhatRanksExchangeLiesAlikeOnAll) {
+  const DeviceModelOptions options;
+  ModelConfig config = Llama8B();
+  config.ffn += 8;
+  const DeviceWorkspace first = LayOutWorkspace(config, options, {.rank = 0, .size = 4});
+  EXPECT_GT(first.exchange_bytes, 0);
+  for (const int64_t offset : {first.residual, first.branch, first.logits, first.all_logits}) {
+    EXPECT_LT(offset, first.exchange_bytes);
+  }
+  EXPECT_GE(first.normed, first.exchange_bytes);
+  bool is_uneven = false;
+  for (int rank = 1; rank < 4; ++rank) {
+    const DeviceWorkspace other = LayOutWorkspace(config, options, {.rank = rank, .size = 4});
+    EXPECT_EQ(other.exchange_bytes, first.exchange_bytes);
+    EXPECT_EQ(other.residual, first.residual);
+    EXPECT_EQ(other.branch, first.branch);
+    EXPECT_EQ(other.logits, first.logits);
+    EXPECT_EQ(other.all_logits, first.all_logits);
+    is_uneven |= other.bytes != first.bytes;
+  }
+  EXPECT_TRUE(is_uneven) << "the test shows nothing";
 }
 
 TEST(DeviceMemory, SplitsCoverTheContextAndDoNotDependOnTheBatch) {
@@ -129,9 +154,9 @@ TEST(DeviceMemory, ARankOfSeveralHasItsShareAndTheLogitsOfAll) {
   const DeviceWorkspace space = LayOutWorkspace(Llama8B(), options, of);
   EXPECT_EQ(space.vocabulary, 32064);
   EXPECT_GE(space.all_logits - space.logits, 8 * 32064 * 4);
-  EXPECT_GE(space.partial - space.all_logits, 4 * 8 * 32064 * 4);
+  EXPECT_GE(space.exchange_bytes - space.all_logits, 4 * 8 * 32064 * 4);
   // Queries, FFN and logits of a quarter; the residual whole.
-  EXPECT_EQ(space.normed - space.residual, whole.normed - whole.residual);
+  EXPECT_EQ(space.branch - space.residual, whole.branch - whole.residual);
   EXPECT_EQ(4 * (space.activated - space.gate_up), whole.activated - whole.gate_up);
   const auto plan = PlanDeviceMemory(Llama8B(), 4 * kGiB, options, 140 * kGiB, of);
   ASSERT_TRUE(plan.ok()) << plan.status();
