@@ -8,8 +8,10 @@
 #include <unistd.h>
 
 #include <iostream>
+#include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/time/time.h"
@@ -22,6 +24,7 @@
 #include "worker/api/worker_process.h"
 #include "worker/comm/nccl_environment.h"
 #include "worker/comm/nccl_library.h"
+#include "worker/comm/one_shot.h"
 #include "worker/config/worker_config.h"
 #include "worker/device/gpu.h"
 #include "worker/strike/strike.h"
@@ -96,8 +99,7 @@ int Run(const std::string& config) {
     }
   }).detach();
   const ModelLoader load = [](const WorkerSettings& wanted, WorkerStatus& status) {
-    return LoadModelFile(
-        wanted, OpenGpu, [] { return Nccl::Load(""); }, status);
+    return LoadModelFile(wanted, OpenGpu, LoadCollectives, status);
   };
   return RunWorker(
       *settings, load, stop,

@@ -72,6 +72,7 @@ class Families {
       Gauge("rempart_worker_fabric_bytes_per_second", "An all-reduce of 1 MiB, then.",
             status.fabric.mib_per_second * 1048576.0);
     }
+    OneShot(status.one_shot);
     PerRank("rempart_worker_rank_step_age_seconds", "Since the rank ended its last step.", ranks,
             [](const RankStatus& rank) { return rank.step_age_ms / 1e3; });
     PerRank("rempart_worker_rank_activity_age_seconds",
@@ -110,6 +111,22 @@ class Families {
   }
 
  private:
+  // Of ranks on GPUs.
+  void OneShot(const OneShotFacts& facts) {
+    if (facts.times.empty()) return;
+    Gauge("rempart_worker_one_shot_max_bytes",
+          "Sums of so many bytes and fewer pass between the GPUs in one shot; 0: none.",
+          static_cast<double>(facts.max_bytes));
+    std::vector<Sample> times;
+    for (const SumTime& time : facts.times) {
+      const std::string bytes = std::to_string(time.bytes);
+      times.push_back({{{"bytes", bytes}, {"way", "one_shot"}}, time.one_shot_microseconds / 1e6});
+      times.push_back({{{"bytes", bytes}, {"way", "library"}}, time.library_microseconds / 1e6});
+    }
+    Samples("rempart_worker_gpu_sum_seconds",
+            "A sum between the GPUs with residual and norm, when they were linked.", times);
+  }
+
   void GpuInfo(const GpuSnapshot& snapshot) {
     std::vector<Sample> samples;
     for (size_t i = 0; i < snapshot.gpus.size(); ++i) {

@@ -11,6 +11,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/time/time.h"
 #include "common/mutex.h"
+#include "worker/comm/device_communicator.h"
 #include "worker/group/epoch_fate.h"
 #include "worker/group/fabric.h"
 
@@ -52,6 +53,7 @@ struct StatusSnapshot {
   int64_t weight_bytes_read = 0;  // since the process began
   FabricFigures fabric = {};
   int32_t fabric_microseconds_per_token = 0;
+  OneShotFacts one_shot = {};  // of ranks on GPUs
   // That a stage of the model can be cut into, and its layers; empty and 0: not known yet.
   std::vector<int> tensor_sizes = {};
   int layers = 0;
@@ -112,6 +114,10 @@ class WorkerStatus {
   void SetFabricCost(int32_t microseconds_per_token) {
     MutexLock lock(&mu_);
     snapshot_.fabric_microseconds_per_token = microseconds_per_token;
+  }
+  void SetOneShot(OneShotFacts one_shot) {
+    MutexLock lock(&mu_);
+    snapshot_.one_shot = std::move(one_shot);
   }
   void Fail(std::string reason, std::string message) {
     MutexLock lock(&mu_);

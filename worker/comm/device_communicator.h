@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What ranks say to each other from device memory to device memory, queued on their devices'
 // streams: NCCL (nccl_library.h), or the ranks' host communicator where the host can read a
-// device's memory (host_collectives.h).
+// device's memory (host_collectives.h); beside either, for small sums, what the devices read of
+// each other (one_shot.h).
 //
 // Invariants of every implementation:
 //  1. All ranks queue the same collectives in the same order with matching sizes. Results are
@@ -32,6 +33,20 @@ namespace rempart::worker {
 
 enum class DeviceNumber : uint8_t { kF32, kBF16 };
 
+// One sum of so many bytes with residual and norm, in one shot and by the library: the mean over
+// all ranks.
+struct SumTime {
+  int64_t bytes = 0;
+  double one_shot_microseconds = 0;
+  double library_microseconds = 0;
+};
+// Which sums go in one shot, and why.
+struct OneShotFacts {
+  int64_t max_bytes = 0;       // those of so many bytes and fewer; 0: none
+  std::string absence;         // why there can be none; else empty
+  std::vector<SumTime> times;  // as measured when the ranks were linked, by size
+};
+
 class DeviceCommunicator {
  public:
   virtual ~DeviceCommunicator() = default;
@@ -40,6 +55,9 @@ class DeviceCommunicator {
 
   // The thread that uses the device. values[i], of device memory, becomes the sum over all ranks.
   virtual absl::Status AllReduceSum(void* values, int64_t count, DeviceNumber type) = 0;
+  // As the device's add_norm of the sum over all ranks of norm.branch, BF16 [num_tokens,
+  // norm.cols], which is void afterwards. norm.rows are the same on all ranks.
+  virtual absl::Status AllReduceNorm(const kernels::AddNormArgs& norm, int64_t num_tokens) = 0;
   // `all` [size, bytes] gets as row r what rank r has in `own` [bytes], which is no part of it.
   virtual absl::Status AllGather(const void* own, void* all, int64_t bytes) = 0;
   // Every rank at the same point, before its graphs: memory of CollectiveLibrary::Allocate, as much
@@ -53,6 +71,8 @@ class DeviceCommunicator {
   virtual void Abort(const absl::Status& why) = 0;
   // Any thread: OK, or why every call fails.
   virtual absl::Status status() const = 0;
+  // Any thread. Of what does all by one library: nothing.
+  virtual OneShotFacts one_shot() const { return {}; }
 };
 
 struct DeviceCommunicatorOptions {

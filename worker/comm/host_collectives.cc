@@ -10,6 +10,7 @@
 
 #include "common/status_macros.h"
 #include "worker/comm/device_probe.h"
+#include "worker/comm/sum_then_norm.h"
 
 namespace rempart::worker {
 namespace {
@@ -35,6 +36,10 @@ class HostDeviceCommunicator : public DeviceCommunicator {
       return type == DeviceNumber::kF32 ? group_.AllReduceSum(static_cast<float*>(values), count)
                                         : ReduceBf16(static_cast<uint16_t*>(values), count);
     });
+  }
+
+  absl::Status AllReduceNorm(const kernels::AddNormArgs& norm, int64_t num_tokens) override {
+    return SumThenNorm(device_, *this, norm, num_tokens);
   }
 
   absl::Status AllGather(const void* own, void* all, int64_t bytes) override {

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
+#include "worker/comm/sum_then_norm.h"
 
 namespace rempart::worker {
 namespace {
@@ -66,6 +67,10 @@ absl::Status NcclCommunicator::AllReduceSum(void* values, int64_t count, DeviceN
     return nccl_.all_reduce(values, values, static_cast<size_t>(count), number, kNcclSum, comm,
                             device_.stream());
   });
+}
+
+absl::Status NcclCommunicator::AllReduceNorm(const kernels::AddNormArgs& norm, int64_t num_tokens) {
+  return SumThenNorm(device_, *this, norm, num_tokens);
 }
 
 absl::Status NcclCommunicator::AllGather(const void* own, void* all, int64_t bytes) {

@@ -40,6 +40,7 @@ class NcclCommunicator : public DeviceCommunicator {
   int rank() const override { return rank_; }
   int size() const override { return size_; }
   absl::Status AllReduceSum(void* values, int64_t count, DeviceNumber type) override;
+  absl::Status AllReduceNorm(const kernels::AddNormArgs& norm, int64_t num_tokens) override;
   absl::Status AllGather(const void* own, void* all, int64_t bytes) override;
   absl::StatusOr<bool> Register(void* memory, int64_t bytes) override;
   absl::Status Finish() override;

@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <fstream>
 #include <functional>
+#include <random>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -29,6 +31,33 @@ absl::Status ToStatus(cudaError_t error, const char* what) {
   return absl::InternalError(message);
 }
 
+// One that runs; a process that is forked or started anew is another one.
+struct ProcessId {
+  uint64_t machine = 0;
+  uint64_t process = 0;
+  bool operator==(const ProcessId&) const = default;
+};
+const ProcessId& ThisProcess() {
+  static const ProcessId id = [] {
+    // Made anew when the machine starts, the same in all its containers.
+    std::string boot;
+    std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
+    std::random_device random;
+    return ProcessId{std::hash<std::string>()(boot), uint64_t{random()} << 32 | random()};
+  }();
+  return id;
+}
+
+// What a MemoryShare holds.
+struct CudaShare {
+  ProcessId process;
+  int32_t ordinal = 0;
+  bool has_handle = false;
+  void* memory = nullptr;          // for this process
+  cudaIpcMemHandle_t handle = {};  // for others
+};
+static_assert(sizeof(CudaShare) <= sizeof(MemoryShare));
+
 class CudaGraph : public DeviceGraph {
  public:
   explicit CudaGraph(cudaGraphExec_t graph) : graph(graph) {}
@@ -45,6 +74,7 @@ class CudaDevice : public Device {
     blas_.reset();
     cudaFree(blas_workspace_);
     cudaFree(quantized_);
+    cudaFree(shared_);
     if (stream_ != nullptr) cudaStreamDestroy(stream_);
   }
 
@@ -130,6 +160,57 @@ class CudaDevice : public Device {
     cudaFreeHost(memory);
   }
 
+  absl::StatusOr<Shared> ShareMemory(int64_t bytes) override {
+    if (shared_ == nullptr) {
+      ASSIGN_OR_RETURN(shared_, Allocate(bytes));
+    }
+    CudaShare share;
+    share.process = ThisProcess();
+    share.ordinal = info_.ordinal;
+    share.memory = shared_;
+    // Not every GPU can (MIG, virtual GPUs): then it is for this process alone.
+    share.has_handle = cudaIpcGetMemHandle(&share.handle, shared_) == cudaSuccess;
+    if (!share.has_handle) cudaGetLastError();
+    Shared shared;
+    shared.memory = shared_;
+    std::memcpy(shared.share.data(), &share, sizeof(share));
+    return shared;
+  }
+
+  absl::StatusOr<void*> OpenShared(const MemoryShare& given) override {
+    Select();
+    CudaShare share;
+    std::memcpy(&share, given.data(), sizeof(share));
+    if (share.process == ThisProcess()) {
+      RETURN_IF_ERROR(ReachGpu(share.ordinal));
+      return share.memory;
+    }
+    if (share.process.machine != ThisProcess().machine) {
+      return absl::UnavailableError("the GPUs are of several machines");
+    }
+    if (!share.has_handle) {
+      return absl::UnavailableError("the GPU of another process does not let its memory be shared");
+    }
+    void* memory = nullptr;
+    const cudaError_t error =
+        cudaIpcOpenMemHandle(&memory, share.handle, cudaIpcMemLazyEnablePeerAccess);
+    if (error == cudaSuccess) {
+      opened_.push_back(memory);
+      return memory;
+    }
+    cudaGetLastError();  // this error is not sticky
+    return absl::UnavailableError(absl::StrCat(
+        "the memory of another process's GPU cannot be opened: ", cudaGetErrorString(error)));
+  }
+
+  void CloseShared(void* opened) override {
+    const auto found = std::find(opened_.begin(), opened_.end(), opened);
+    if (found == opened_.end()) return;  // of this process: there is nothing to close
+    Select();
+    cudaIpcCloseMemHandle(opened);
+    opened_.erase(found);
+  }
+
   void CopyIn(void* device, const void* host, int64_t bytes) override {
     Select();
     Keep(
@@ -202,6 +283,24 @@ class CudaDevice : public Device {
     if (error_ == cudaSuccess) error_ = error;
   }
 
+  // Peer access from this GPU to another one of this process.
+  absl::Status ReachGpu(int ordinal) {
+    if (ordinal == info_.ordinal) return absl::OkStatus();
+    int reaches = 0;
+    RETURN_IF_ERROR(ToStatus(cudaDeviceCanAccessPeer(&reaches, info_.ordinal, ordinal),
+                             "cudaDeviceCanAccessPeer"));
+    if (reaches == 0) {
+      return absl::UnavailableError(
+          absl::StrCat("GPU ", info_.ordinal, " does not reach GPU ", ordinal));
+    }
+    const cudaError_t enabled = cudaDeviceEnablePeerAccess(ordinal, 0);
+    if (enabled == cudaSuccess) return absl::OkStatus();
+    cudaGetLastError();  // this error is not sticky
+    if (enabled == cudaErrorPeerAccessAlreadyEnabled) return absl::OkStatus();
+    return absl::UnavailableError(absl::StrCat("GPU ", info_.ordinal, " does not reach GPU ",
+                                               ordinal, ": ", cudaGetErrorString(enabled)));
+  }
+
   bool MultiplyByBlas(const kernels::DeviceMatmulArgs& args) {
     if (blas_ == nullptr) return false;
     if (args.w.format == kernels::DeviceFormat::kBF16) {
@@ -225,6 +324,8 @@ class CudaDevice : public Device {
   std::string blas_absence_;
   void* blas_workspace_ = nullptr;
   void* quantized_ = nullptr;
+  void* shared_ = nullptr;
+  std::vector<void*> opened_;  // of other processes
 };
 
 }  // namespace

@@ -7,6 +7,7 @@
 // later Finish or Check reports it, and the process should log it and end.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -19,6 +20,11 @@
 #include "kernels/device_ops.h"
 
 namespace rempart::worker {
+
+// How another rank's device reaches memory of ShareMemory: for OpenShared alone, in this process or
+// in another one.
+inline constexpr int64_t kShareBytes = 128;
+using MemoryShare = std::array<uint8_t, kShareBytes>;
 
 struct DeviceMemory {
   int64_t total_bytes = 0;
@@ -47,6 +53,20 @@ class Device {
   // Host memory that copies read and write without a staging copy, zeroed.
   virtual absl::StatusOr<void*> AllocatePinned(int64_t bytes) = 0;
   virtual void FreePinned(void* memory) = 0;
+
+  // Memory that the kernels of other devices may read and write, aligned to 256 bytes, zeroed when
+  // it is first asked for. The same each time, of the size that was asked for first, and there
+  // until the device goes: whoever has opened it may use it for so long.
+  struct Shared {
+    void* memory = nullptr;
+    MemoryShare share = {};
+  };
+  virtual absl::StatusOr<Shared> ShareMemory(int64_t bytes) = 0;
+  // What another device has shared, as this one's kernels reach it. Unavailable says why they
+  // cannot.
+  virtual absl::StatusOr<void*> OpenShared(const MemoryShare& share) = 0;
+  // What OpenShared gave. The device must have finished with it.
+  virtual void CloseShared(void* opened) = 0;
 
   // The host side must stay as it is until the copy has run; copies from memory that is not pinned
   // may wait for it.

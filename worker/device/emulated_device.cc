@@ -40,6 +40,7 @@ class EmulatedGraph : public DeviceGraph {
 
 EmulatedDevice::~EmulatedDevice() {
   for (const auto& [memory, bytes] : sizes_) std::free(memory);
+  std::free(shared_);
 }
 
 const kernels::DeviceOps& EmulatedDevice::ops() const {
@@ -85,6 +86,28 @@ absl::StatusOr<void*> EmulatedDevice::AllocatePinned(int64_t bytes) {
 }
 
 void EmulatedDevice::FreePinned(void* memory) { std::free(memory); }
+
+// One process, one memory: a share is an address.
+absl::StatusOr<Device::Shared> EmulatedDevice::ShareMemory(int64_t bytes) {
+  if (shared_ == nullptr) {
+    if (posix_memalign(&shared_, 256, static_cast<size_t>(bytes)) != 0) {
+      return absl::ResourceExhaustedError("out of memory");
+    }
+    std::memset(shared_, 0, static_cast<size_t>(bytes));
+  }
+  Shared shared;
+  shared.memory = shared_;
+  std::memcpy(shared.share.data(), &shared_, sizeof(shared_));
+  return shared;
+}
+
+absl::StatusOr<void*> EmulatedDevice::OpenShared(const MemoryShare& share) {
+  if (is_cut_off_) return absl::UnavailableError("the emulated GPU reaches no other");
+  void* memory = nullptr;
+  std::memcpy(&memory, share.data(), sizeof(memory));
+  ++opened_;
+  return memory;
+}
 
 void EmulatedDevice::CopyIn(void* device, const void* host, int64_t bytes) {
   Queue([=] { std::memcpy(device, host, static_cast<size_t>(bytes)); });

@@ -26,6 +26,9 @@ class EmulatedDevice : public Device {
   void Free(void* memory) override;
   absl::StatusOr<void*> AllocatePinned(int64_t bytes) override;
   void FreePinned(void* memory) override;
+  absl::StatusOr<Shared> ShareMemory(int64_t bytes) override;
+  absl::StatusOr<void*> OpenShared(const MemoryShare& share) override;
+  void CloseShared(void*) override { --opened_; }
   void CopyIn(void* device, const void* host, int64_t bytes) override;
   void CopyOut(void* host, const void* device, int64_t bytes) override;
   absl::Status Matmul(const kernels::DeviceMatmulArgs& args) override;
@@ -36,10 +39,15 @@ class EmulatedDevice : public Device {
   absl::Status Check() override { return absl::OkStatus(); }
   absl::Status Finish() override;
 
+  // As where GPUs have no way to each other; before anybody asks.
+  void CutOff() { is_cut_off_ = true; }
+
+  // Bytes of Allocate; what is shared stays with the device.
   int64_t used_bytes() const { return used_; }
   int64_t allocations() const { return allocations_; }
   int64_t waits() const { return waits_; }
   int64_t graphs() const { return graphs_; }
+  int64_t shares_opened() const { return opened_; }
 
  private:
   const int64_t total_;
@@ -47,6 +55,9 @@ class EmulatedDevice : public Device {
   int64_t allocations_ = 0;
   int64_t waits_ = 0;
   int64_t graphs_ = 0;
+  int64_t opened_ = 0;
+  bool is_cut_off_ = false;
+  void* shared_ = nullptr;
   std::map<void*, int64_t> sizes_;
 };
 

@@ -90,11 +90,6 @@ absl::Status DeviceTransformer::CheckCommunicator() const {
       absl::StrCat("rank ", of.rank, " of ", of.size, " has no communicator of its group"));
 }
 
-absl::Status DeviceTransformer::AddUp(void* values, int64_t count, DeviceNumber type) {
-  if (!is_one_of_several()) return absl::OkStatus();
-  return communicator_->AllReduceSum(values, count, type);
-}
-
 absl::Status DeviceTransformer::Finish() {
   return is_one_of_several() ? communicator_->Finish() : device_.Finish();
 }
@@ -260,9 +255,9 @@ kernels::DeviceBatch DeviceTransformer::BatchOf(const StepShape& shape) const {
   return batch;
 }
 
-void DeviceTransformer::QueueNorm(const StepShape& shape, const uint16_t* branch,
-                                  const float* branch_weight, const float* weight, uint16_t* out,
-                                  const int32_t* rows, int64_t num_rows) {
+absl::Status DeviceTransformer::QueueNorm(const StepShape& shape, const uint16_t* branch,
+                                          const float* branch_weight, const float* weight,
+                                          uint16_t* out, const int32_t* rows, int64_t num_rows) {
   kernels::AddNormArgs args;
   args.residual = At<float>(plan_.workspace.residual);
   args.branch = branch;
@@ -273,6 +268,9 @@ void DeviceTransformer::QueueNorm(const StepShape& shape, const uint16_t* branch
   args.rows = rows;
   args.num_rows = rows != nullptr ? num_rows : shape.tokens;
   args.cols = config_.hidden;
+  if (branch != nullptr && is_one_of_several()) {
+    return communicator_->AllReduceNorm(args, shape.tokens);
+  }
   device_.ops().add_norm(args, device_.stream());
   return absl::OkStatus();
 }
@@ -327,7 +325,6 @@ absl::Status DeviceTransformer::QueueLayer(const StepShape& shape, size_t layer)
   const RopeSpec& rope = config_.ropes[config_.layers[layer].rope];
   const int64_t queries = heads_ * config_.head_dim;
   const int64_t qkv_width = queries + 2 * kv_heads_ * config_.head_dim;
-  const int64_t sums = shape.tokens * config_.hidden;
   auto* normed = At<uint16_t>(space.normed);
   auto* qkv = At<uint16_t>(space.qkv);
   auto* branch = At<uint16_t>(space.branch);
@@ -350,8 +347,8 @@ absl::Status DeviceTransformer::QueueLayer(const StepShape& shape, size_t layer)
   RETURN_IF_ERROR(QueueAttention(shape, layer));
   RETURN_IF_ERROR(QueueProduct(weights.output, At<uint16_t>(space.attended), queries, branch,
                                config_.hidden, false, shape.tokens));
-  RETURN_IF_ERROR(AddUp(branch, sums, DeviceNumber::kBF16));
-  QueueNorm(shape, branch, weights.post_attention_norm, weights.ffn_norm, normed, nullptr, 0);
+  RETURN_IF_ERROR(
+      QueueNorm(shape, branch, weights.post_attention_norm, weights.ffn_norm, normed, nullptr, 0));
   auto* gate_up = At<uint16_t>(space.gate_up);
   auto* activated = At<uint16_t>(space.activated);
   RETURN_IF_ERROR(QueueProduct(weights.gate_up, normed, config_.hidden, gate_up, 2 * ffn_, false,
@@ -361,17 +358,15 @@ absl::Status DeviceTransformer::QueueLayer(const StepShape& shape, size_t layer)
       device_.stream());
   RETURN_IF_ERROR(
       QueueProduct(weights.down, activated, ffn_, branch, config_.hidden, false, shape.tokens));
-  RETURN_IF_ERROR(AddUp(branch, sums, DeviceNumber::kBF16));
   // The next norm is the next layer's; after the last layer only the rows that want logits count.
   const bool is_last = layer + 1 == weights_.layers.size();
   if (!is_last) {
-    QueueNorm(shape, branch, weights.post_ffn_norm, weights_.layers[layer + 1].attention_norm,
-              normed, nullptr, 0);
-  } else if (shape.wanting > 0) {
-    QueueNorm(shape, branch, weights.post_ffn_norm, weights_.output_norm, At<uint16_t>(space.last),
-              on_device_.rows, shape.wanting);
+    return QueueNorm(shape, branch, weights.post_ffn_norm,
+                     weights_.layers[layer + 1].attention_norm, normed, nullptr, 0);
   }
-  return absl::OkStatus();
+  if (shape.wanting == 0) return absl::OkStatus();
+  return QueueNorm(shape, branch, weights.post_ffn_norm, weights_.output_norm,
+                   At<uint16_t>(space.last), on_device_.rows, shape.wanting);
 }
 
 absl::Status DeviceTransformer::QueueStep(const StepShape& shape) {
@@ -384,9 +379,12 @@ absl::Status DeviceTransformer::QueueStep(const StepShape& shape) {
   embed.out = At<float>(space.residual);
   embed.num_tokens = shape.tokens;
   device_.ops().embed(embed, device_.stream());
-  RETURN_IF_ERROR(AddUp(embed.out, shape.tokens * config_.hidden, DeviceNumber::kF32));
-  QueueNorm(shape, nullptr, nullptr, weights_.layers[0].attention_norm, At<uint16_t>(space.normed),
-            nullptr, 0);
+  if (is_one_of_several()) {
+    RETURN_IF_ERROR(
+        communicator_->AllReduceSum(embed.out, shape.tokens * config_.hidden, DeviceNumber::kF32));
+  }
+  RETURN_IF_ERROR(QueueNorm(shape, nullptr, nullptr, weights_.layers[0].attention_norm,
+                            At<uint16_t>(space.normed), nullptr, 0));
   for (size_t layer = 0; layer < weights_.layers.size(); ++layer) {
     RETURN_IF_ERROR(QueueLayer(shape, layer));
   }

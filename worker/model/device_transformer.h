@@ -103,15 +103,13 @@ class DeviceTransformer {
   absl::Status QueueAttention(const StepShape& shape, size_t layer);
   absl::Status QueueProduct(const Product& product, const uint16_t* x, int64_t x_stride, void* y,
                             int64_t y_stride, bool y_is_f32, int64_t tokens);
-  // Queues the sum over all ranks; of one rank nothing.
-  absl::Status AddUp(void* values, int64_t count, DeviceNumber type);
   // Waits, within the communicator's deadline where there is one.
   absl::Status Finish();
   // Row `row` of `rows` of the staged logits, in the order of the vocabulary.
   void ReadLogits(int64_t row, int64_t rows, float* to) const;
-  // residual += branch; out = norm(residual) * weight.
-  void QueueNorm(const StepShape& shape, const uint16_t* branch, const float* branch_weight,
-                 const float* weight, uint16_t* out, const int32_t* rows, int64_t num_rows);
+  // residual += branch, of all ranks; out = norm(residual) * weight. `branch` may be null.
+  absl::Status QueueNorm(const StepShape& shape, const uint16_t* branch, const float* branch_weight,
+                         const float* weight, uint16_t* out, const int32_t* rows, int64_t num_rows);
   absl::Status StartDecode(const StepShape& shape, bool samples);
   absl::Status QueueSample(const StepShape& shape);
   kernels::DeviceKv KvOf(size_t layer) const;

@@ -21,6 +21,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/mutex.h"
+#include "common/status_macros.h"
 #include "proto/group/v1/group.grpc.pb.h"
 #include "tests/worker/api/attach_bench.h"
 #include "tests/worker/api/tiny_tokenizer.h"
@@ -28,6 +29,7 @@
 #include "worker/api/load_model.h"
 #include "worker/api/worker_process.h"
 #include "worker/comm/nccl_library.h"
+#include "worker/comm/one_shot.h"
 #include "worker/device/emulated_device.h"
 
 namespace rempart::worker {
@@ -86,6 +88,11 @@ class Operator : public group::v1::GroupControl::Service {
     Send(go);
     return Await(1, epoch, Progress::READY);
   }
+  // What the pod says of its GPUs.
+  int32_t OneShotKib(int32_t pod) {
+    MutexLock lock(&mu_);
+    return members_[pod].progress.fabric().one_shot_kib();
+  }
   void Abort(int32_t epoch) {
     group::v1::ToMember abort;
     abort.mutable_abort()->set_epoch(epoch);
@@ -127,8 +134,9 @@ class Operator : public group::v1::GroupControl::Service {
 // One pod's process, as a thread.
 class Pod {
  public:
-  Pod(const WorkerSettings& settings, const std::string& library)
-      : thread_([this, settings, library] {
+  enum class Sums { kByNccl, kInOneShot };
+  Pod(const WorkerSettings& settings, const std::string& library, Sums sums = Sums::kByNccl)
+      : thread_([this, settings, library, sums] {
           const GpuOpener open = [](int) -> absl::StatusOr<std::unique_ptr<Device>> {
             return std::make_unique<EmulatedDevice>(int64_t{4} << 30);
           };
@@ -155,6 +163,16 @@ class Pod {
   int loads() const { return loads_; }
 
  private:
+  static absl::StatusOr<std::unique_ptr<CollectiveLibrary>> Load(const std::string& library,
+                                                                 Sums sums) {
+    ASSIGN_OR_RETURN(std::unique_ptr<CollectiveLibrary> nccl, Nccl::Load(library));
+    if (sums == Sums::kByNccl) return nccl;
+    OneShotOptions options;
+    options.use = OneShotUse::kAlways;
+    options.measure_time = std::chrono::milliseconds(0);
+    return std::make_unique<OneShot>(std::move(nccl), options);
+  }
+
   StopRequest stop_;
   std::atomic<int> loads_ = 0;
   std::atomic<int> exit_code_ = -1;
@@ -268,6 +286,37 @@ TEST_F(DeviceGroupTest, RanksOfOnePodAnswerAsOneGpuDoes) {
   EXPECT_EQ(nccl_->collectives, 2 * (nccl_->symmetric + 1));
   EXPECT_EQ(pod.End(), kExitOk);
   EXPECT_EQ(nccl_->aborts, 2);
+  EXPECT_EQ(nccl_->allocations, 0);
+}
+
+TEST_F(DeviceGroupTest, RanksWhoseGpusReachEachOtherSumWithoutNccl) {
+  const std::vector<int32_t> expected = Expected();
+  Pod by_nccl(Settings(2, 2, 0), REMPART_FAKE_NCCL);
+  EXPECT_EQ(Ask(), expected);
+  EXPECT_EQ(by_nccl.End(), kExitOk);
+  const int collectives = nccl_->collectives.exchange(0);
+  Pod pod(Settings(2, 2, 0), REMPART_FAKE_NCCL, Pod::Sums::kInOneShot);
+  EXPECT_EQ(Ask(), expected);
+  // What is left to it: logits, and what it was measured by.
+  EXPECT_LT(nccl_->collectives, collectives / 2);
+  EXPECT_EQ(pod.End(), kExitOk);
+}
+
+TEST_F(DeviceGroupTest, APodThatIsLostEndsSumsInOneShotAndTheNextEpochLinksThemAnew) {
+  const std::vector<int32_t> expected = Expected();
+  Operator control(Control());
+  Pod first(Settings(2, 1, 0), REMPART_FAKE_NCCL, Pod::Sums::kInOneShot);
+  {
+    Pod lost(Settings(2, 1, 1), REMPART_FAKE_NCCL, Pod::Sums::kInOneShot);
+    ASSERT_TRUE(control.RunEpoch(1, 2));
+    EXPECT_EQ(Ask(), expected);
+    EXPECT_EQ(control.OneShotKib(0), 1024);
+    EXPECT_EQ(control.OneShotKib(1), 1024);
+  }
+  Pod second(Settings(2, 1, 1), REMPART_FAKE_NCCL, Pod::Sums::kInOneShot);
+  ASSERT_TRUE(control.RunEpoch(2, 2));
+  EXPECT_EQ(Ask(), expected);
+  EXPECT_EQ(first.loads(), 1);
 }
 
 TEST_F(DeviceGroupTest, PodsAnswerAsOneGpuDoesAndEachEpochLinksThemAnew) {

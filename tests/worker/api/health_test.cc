@@ -100,9 +100,23 @@ TEST(Metrics, TellWhatIsKnownOfEachGpu) {
         "rempart_worker_gpu_broken{model=\"ia/m\",gpu=\"1\"} 1"}) {
     EXPECT_THAT(text, HasSubstr(std::string(line) + "\n"));
   }
+  EXPECT_THAT(text, Not(HasSubstr("one_shot")));
   // What a GPU does not tell is absent.
   EXPECT_THAT(text, Not(HasSubstr("rempart_worker_gpu_ecc_uncorrected{model=\"ia/m\",gpu=\"1\"}")));
   EXPECT_THAT(text, Not(HasSubstr("rempart_worker_gpu_temperature_celsius")));
+}
+
+TEST(Metrics, TellWhichSumsGoInOneShotAndHowLongTheyTook) {
+  StatusSnapshot status;
+  status.one_shot.max_bytes = 8192;
+  status.one_shot.times = {{8192, 6.5, 14}, {16384, 21, 15}};
+  const std::string text = MetricsText({}, status, {.model_name = "ia/m"}, {}, {});
+  for (const char* line :
+       {"rempart_worker_one_shot_max_bytes{model=\"ia/m\"} 8192",
+        "rempart_worker_gpu_sum_seconds{model=\"ia/m\",bytes=\"8192\",way=\"one_shot\"} 6.5e-06",
+        "rempart_worker_gpu_sum_seconds{model=\"ia/m\",bytes=\"16384\",way=\"library\"} 1.5e-05"}) {
+    EXPECT_THAT(text, HasSubstr(std::string(line) + "\n"));
+  }
 }
 
 TEST(HealthServer, IsAskedByProbe) {

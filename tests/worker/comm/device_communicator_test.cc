@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What every kind of device communicator does: the host's collectives and NCCL, the latter over a
-// library made for it.
+// library made for it; and either with small sums in one shot.
 #include "worker/comm/device_communicator.h"
 
 #include <gmock/gmock.h>
@@ -14,12 +14,20 @@
 #include "tests/worker/comm/device_ranks.h"
 #include "worker/comm/host_collectives.h"
 #include "worker/comm/nccl_library.h"
+#include "worker/comm/one_shot.h"
 
 namespace rempart::worker {
 namespace {
 
 std::unique_ptr<CollectiveLibrary> Library(const std::string& kind) {
   if (kind == "host") return std::make_unique<HostCollectives>();
+  if (kind != "nccl") {
+    OneShotOptions options;
+    options.use = OneShotUse::kAlways;
+    options.buffer_bytes = 64 << 10;  // the largest of the sums below goes by the library
+    options.measure_time = std::chrono::milliseconds(0);
+    return std::make_unique<OneShot>(Library(kind == "one_shot_host" ? "host" : "nccl"), options);
+  }
   auto nccl = Nccl::Load(REMPART_FAKE_NCCL);
   EXPECT_TRUE(nccl.ok()) << nccl.status();
   return nccl.ok() ? *std::move(nccl) : nullptr;
@@ -79,6 +87,44 @@ TEST_P(DeviceCommunicators, AddUpAndAllRanksHaveTheSameBits) {
       ASSERT_NEAR(sums[0][i], exact, size * 1e-6) << i;
       ASSERT_NEAR(FromBf16(halves[0][i]), of_halves, size / 256) << i;
     }
+  }
+}
+
+// What a layer ends with: of all rows, and of those that a step wants.
+TEST_P(DeviceCommunicators, AddUpBranchesIntoTheResidualAndNormIt) {
+  DeviceRanks ranks(*library_, size_, size_, {});
+  ASSERT_TRUE(ranks.all_connected());
+  const std::vector<int32_t> some = {6, 0, 3};
+  constexpr int64_t kTokens = 7, kCols = 136;
+  for (const int32_t* const rows : {static_cast<const int32_t*>(nullptr), some.data()}) {
+    const int64_t num_rows = rows == nullptr ? kTokens : static_cast<int64_t>(some.size());
+    ranks.OnEach([&](int rank) {
+      // Whole numbers below 2^8: BF16 holds them and their sums.
+      std::vector<uint16_t> branch(kTokens * kCols), out(num_rows * kCols);
+      std::vector<float> residual(kTokens * kCols, 0.5f), weight(kCols, 2.0f);
+      const auto number = [](int of, int64_t i) { return static_cast<float>(of * 5 + i % 11); };
+      for (size_t i = 0; i < branch.size(); ++i) branch[i] = TruncateToBf16(number(rank, i));
+      DeviceCommunicator& communicator = *ranks[rank].communicator;
+      const kernels::AddNormArgs norm = {
+          residual.data(), branch.data(), nullptr,  weight.data(), 1e-5f,
+          out.data(),      rows,          num_rows, kCols};
+      EXPECT_TRUE(communicator.AllReduceNorm(norm, kTokens).ok());
+      EXPECT_TRUE(communicator.Finish().ok());
+      for (int64_t i = 0; i < num_rows; ++i) {
+        const int64_t first = (rows == nullptr ? i : rows[i]) * kCols;
+        double squares = 0;
+        for (int64_t j = 0; j < kCols; ++j) {
+          float sum = 0.5f;
+          for (int of = 0; of < size_; ++of) sum += number(of, first + j);
+          ASSERT_EQ(residual[first + j], sum) << i << ", " << j;
+          squares += static_cast<double>(sum) * sum;
+        }
+        const double scale = 2 / std::sqrt(squares / kCols + 1e-5);
+        for (int64_t j = 0; j < kCols; ++j) {
+          ASSERT_NEAR(FromBf16(out[i * kCols + j]), residual[first + j] * scale, 0.02) << j;
+        }
+      }
+    });
   }
 }
 
@@ -143,7 +189,9 @@ TEST_P(DeviceCommunicators, ACollectiveThatNobodyElseJoinsEndsByItsDeadline) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, DeviceCommunicators,
-                         testing::Combine(testing::Values("host", "nccl"), testing::Values(2, 3)),
+                         testing::Combine(testing::Values("host", "nccl", "one_shot_host",
+                                                          "one_shot_nccl"),
+                                          testing::Values(2, 3)),
                          [](const auto& info) {
                            return std::string(std::get<0>(info.param)) +
                                   std::to_string(std::get<1>(info.param));

@@ -13,6 +13,7 @@
 #include "tests/worker/model/random_model.h"
 #include "worker/comm/host_collectives.h"
 #include "worker/comm/nccl_library.h"
+#include "worker/comm/one_shot.h"
 #include "worker/model/device_transformer.h"
 
 namespace rempart::worker {
@@ -224,13 +225,12 @@ double Lead(absl::Span<const float> row) {
 // Partial sums are rounded to BF16 before they are added up, once more than one rank's: that
 // changes logits by about as much as all other rounding here, and a token only where two are that
 // close.
-TEST_P(DeviceRankCases, ComputeTheTokensOfOne) {
+void ExpectTheTokensOfOne(const Case& chosen, CollectiveLibrary& library) {
   constexpr double kRounding = 0.02;
-  const int64_t vocabulary = GetParam().config.vocabulary;
-  const RandomModel model(GetParam().config, GetParam().type, 7);
+  const int64_t vocabulary = chosen.config.vocabulary;
+  const RandomModel model(chosen.config, chosen.type, 7);
   const Outcome alone = ComputeAlone(model);
-  HostCollectives host;
-  const std::vector<Outcome> together = ComputeTogether(model, GetParam().size, host);
+  const std::vector<Outcome> together = ComputeTogether(model, chosen.size, library);
   ASSERT_EQ(alone.logits.size(), (3u + 2 * kDecodes) * vocabulary);
   ASSERT_EQ(together[0].logits.size(), alone.logits.size());
   EXPECT_LT(RelativeError(together[0].logits, alone.logits), kRounding);
@@ -250,6 +250,21 @@ TEST_P(DeviceRankCases, ComputeTheTokensOfOne) {
   for (const Outcome& outcome : together) EXPECT_EQ(outcome.on_device, together[0].on_device);
 }
 
+TEST_P(DeviceRankCases, ComputeTheTokensOfOne) {
+  HostCollectives host;
+  ExpectTheTokensOfOne(GetParam(), host);
+}
+
+// Decodes, which are recorded, sum in one shot throughout; the largest steps of prompts do not.
+TEST_P(DeviceRankCases, ComputeTheTokensOfOneWithSumsInOneShot) {
+  OneShotOptions options;
+  options.use = OneShotUse::kAlways;
+  options.buffer_bytes = 20 * GetParam().config.hidden * 2;
+  options.measure_time = std::chrono::milliseconds(0);
+  OneShot library(std::make_unique<HostCollectives>(), options);
+  ExpectTheTokensOfOne(GetParam(), library);
+}
+
 INSTANTIATE_TEST_SUITE_P(All, DeviceRankCases, testing::ValuesIn(Cases()),
                          [](const auto& info) { return std::string(info.param.name); });
 
@@ -261,6 +276,22 @@ TEST(DeviceRanksTest, NcclGivesWhatTheHostsCollectivesGive) {
   ASSERT_TRUE(nccl.ok()) << nccl.status();
   const std::vector<Outcome> expected = ComputeTogether(model, 2, host);
   const std::vector<Outcome> actual = ComputeTogether(model, 2, **nccl);
+  EXPECT_EQ(actual[0].logits, expected[0].logits);
+  EXPECT_EQ(actual[0].by_host, expected[0].by_host);
+  EXPECT_EQ(actual[1].on_device, expected[1].on_device);
+}
+
+// Of two ranks there is one order.
+TEST(DeviceRanksTest, SumsInOneShotGiveTheSameBits) {
+  const Case chosen = Cases()[0];
+  const RandomModel model(chosen.config, chosen.type, 7);
+  HostCollectives host;
+  OneShotOptions options;
+  options.use = OneShotUse::kAlways;
+  options.measure_time = std::chrono::milliseconds(0);
+  OneShot one_shot(std::make_unique<HostCollectives>(), options);
+  const std::vector<Outcome> expected = ComputeTogether(model, 2, host);
+  const std::vector<Outcome> actual = ComputeTogether(model, 2, one_shot);
   EXPECT_EQ(actual[0].logits, expected[0].logits);
   EXPECT_EQ(actual[0].by_host, expected[0].by_host);
   EXPECT_EQ(actual[1].on_device, expected[1].on_device);
