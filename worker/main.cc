@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <iostream>
 #include <memory>
 #include <string>
@@ -71,9 +72,19 @@ int RunOneStrike(const std::vector<std::string>& words) {
 // While there is one thread: what NCCL will read when it is loaded.
 absl::Status PrepareForNccl(const WorkerSettings& settings) {
   if (settings.device != DeviceKind::kGpu || settings.tensor_parallel == 1) return absl::OkStatus();
+  SetNcclVariables(settings.nccl);
   RETURN_IF_ERROR(CheckNcclSettings(ReadNcclSettings()));
   TurnOffNcclPlugins();
   return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<CollectiveLibrary>> LoadCollectives() {
+  ASSIGN_OR_RETURN(std::unique_ptr<CollectiveLibrary> nccl, Nccl::Load(""));
+  // Whoever forbids NCCL to let GPUs read each other's memory does not want us to, either.
+  if (const char* const off = std::getenv("NCCL_P2P_DISABLE"); off != nullptr && *off == '1') {
+    return nccl;
+  }
+  return std::make_unique<OneShot>(std::move(nccl));
 }
 
 int Run(const std::string& config) {

@@ -129,6 +129,7 @@ std::vector<GroupPlan> MakeGroups(const Observed& observed,
   }
   config.set_ranks_per_pod(group.ranks_per_pod);
   if (spec.device() == "gpu") config.set_device("gpu");
+  *config.mutable_nccl() = spec.parallelism().nccl();
   FillEngine(spec.engine(), *config.mutable_engine());
   config.set_model_digest(spec.source().digest());
   if (observed.settings.local) {

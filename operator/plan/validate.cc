@@ -2,6 +2,7 @@
 #include "operator/plan/validate.h"
 
 #include <algorithm>
+#include <map>
 #include <tuple>
 #include <vector>
 
@@ -10,6 +11,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "common/nccl_variables.h"
 #include "common/split_files.h"
 #include "operator/plan/group_objects.h"
 
@@ -51,6 +53,10 @@ std::optional<Refusal> ParsePvc(absl::string_view rest, ParsedSource& source) {
 std::optional<Refusal> NotOfDevice(const ModelSpec& spec) {
   const std::string& cache = spec.engine().kv_cache_type();
   if (spec.device() != "gpu") {
+    if (!spec.parallelism().nccl().empty()) {
+      return NotSupported("parallelism.nccl",
+                          "NCCL links the ranks of device: gpu; on CPU leave it out");
+    }
     if (cache != "fp8") return std::nullopt;
     return NotSupported("engine.kvCacheType", "fp8 is of device: gpu; on CPU use q8 or auto");
   }
@@ -174,6 +180,19 @@ std::optional<Refusal> WrongShape(const ModelSpec& spec) {
   return std::nullopt;
 }
 
+// NCCL reads variables that load code or name files: those on a list pass.
+std::optional<Refusal> WrongNccl(const ModelSpec& spec) {
+  // A map of protobuf has no order; the first name by the alphabet is told each time.
+  const std::map<std::string, std::string> variables(spec.parallelism().nccl().begin(),
+                                                     spec.parallelism().nccl().end());
+  for (const auto& [name, value] : variables) {
+    const std::string problem = WhyNotSetNccl(name, value);
+    if (problem.empty()) continue;
+    return Refusal{"InvalidParallelism", absl::StrCat("spec.parallelism.nccl: ", problem)};
+  }
+  return std::nullopt;
+}
+
 // Of two Models with one name, the older keeps it; of two of the same second, the first by name.
 std::optional<Refusal> NameClash(const Observed& observed) {
   const Model& model = observed.model;
@@ -248,6 +267,7 @@ std::optional<Refusal> Validate(const Observed& observed, ParsedSource& source) 
   if (auto refusal = UnsupportedFields(model.spec())) return refusal;
   if (auto refusal = WrongShape(model.spec())) return refusal;
   if (auto refusal = WrongGpus(model.spec())) return refusal;
+  if (auto refusal = WrongNccl(model.spec())) return refusal;
   if (auto refusal = ParseSource(observed.settings, model.spec(), source)) return refusal;
   if (auto refusal = WrongCacheClaim(observed)) return refusal;
   return NameClash(observed);

@@ -12,48 +12,12 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/string_view.h"
+#include "common/nccl_variables.h"
 
 namespace rempart::worker {
 namespace {
 
 constexpr absl::string_view kPrefix = "NCCL_";
-
-// What a site may need to say of its network and its GPUs, and logs.
-constexpr std::array<absl::string_view, 33> kAllowed = {
-    "NCCL_ALGO",
-    "NCCL_BUFFSIZE",
-    "NCCL_CROSS_NIC",
-    "NCCL_CUMEM_ENABLE",
-    "NCCL_CUMEM_HOST_ENABLE",
-    "NCCL_DEBUG",
-    "NCCL_DEBUG_SUBSYS",
-    "NCCL_GRAPH_MIXING_SUPPORT",
-    "NCCL_IB_ADDR_FAMILY",
-    "NCCL_IB_AR_THRESHOLD",
-    "NCCL_IB_DISABLE",
-    "NCCL_IB_GID_INDEX",
-    "NCCL_IB_HCA",
-    "NCCL_IB_PCI_RELAXED_ORDERING",
-    "NCCL_IB_QPS_PER_CONNECTION",
-    "NCCL_IB_RETRY_CNT",
-    "NCCL_IB_ROCE_VERSION_NUM",
-    "NCCL_IB_SL",
-    "NCCL_IB_TC",
-    "NCCL_IB_TIMEOUT",
-    "NCCL_MAX_CTAS",
-    "NCCL_MIN_CTAS",
-    "NCCL_MNNVL_ENABLE",
-    "NCCL_MULTI_RANK_GPU_ENABLE",
-    "NCCL_NET_GDR_LEVEL",
-    "NCCL_NVLS_ENABLE",
-    "NCCL_P2P_DISABLE",
-    "NCCL_P2P_LEVEL",
-    "NCCL_PROTO",
-    "NCCL_RUNTIME_CONNECT",
-    "NCCL_SHM_DISABLE",
-    "NCCL_SOCKET_FAMILY",
-    "NCCL_SOCKET_IFNAME",
-};
 
 // Code that NCCL would load: https://docs.nvidia.com/deeplearning/nccl, "Environment variables",
 // and src/plugin/ of its source.
@@ -86,7 +50,7 @@ absl::Status CheckNcclSettings(const std::vector<NcclSettingsSource>& sources) {
     for (const std::string& entry : source.entries) {
       const absl::string_view name = NameOf(entry);
       if (!absl::StartsWith(name, kPrefix) || IsPluginTurnedOff(entry)) continue;
-      if (std::find(kAllowed.begin(), kAllowed.end(), name) != kAllowed.end()) continue;
+      if (IsNcclVariable(name)) continue;
       problems.push_back(absl::StrCat(name, " is set in ", source.name,
                                       absl::EndsWith(name, "_PLUGIN")
                                           ? ", and would load code that is no part of this worker"
@@ -95,8 +59,7 @@ absl::Status CheckNcclSettings(const std::vector<NcclSettingsSource>& sources) {
   }
   if (problems.empty()) return absl::OkStatus();
   return absl::FailedPreconditionError(absl::StrCat(
-      absl::StrJoin(problems, "; "),
-      ": unset it. Of NCCL's variables these may be set: ", absl::StrJoin(kAllowed, ", ")));
+      absl::StrJoin(problems, "; "), ": unset it. Of NCCL's variables ", NcclVariablesInWords()));
 }
 
 std::vector<NcclSettingsSource> ReadNcclSettings() {
@@ -111,6 +74,10 @@ std::vector<NcclSettingsSource> ReadNcclSettings() {
   }
   for (const std::string& file : files) sources.push_back({file, LinesOf(file)});
   return sources;
+}
+
+void SetNcclVariables(const std::map<std::string, std::string>& variables) {
+  for (const auto& [name, value] : variables) setenv(name.c_str(), value.c_str(), 1);
 }
 
 void TurnOffNcclPlugins() {

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // NCCL's environment. NCCL reads some hundred variables, and files that set them: some load code,
 // some name files or secrets, some make a group hang. A worker takes those on a list and refuses to
-// start with any other.
+// start with any other (common/nccl_variables.h).
 #pragma once
 
+#include <map>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,10 @@ absl::Status CheckNcclSettings(const std::vector<NcclSettingsSource>& sources);
 
 // The environment of this process and the files that NCCL would read.
 std::vector<NcclSettingsSource> ReadNcclSettings();
+
+// What the worker's configuration says; it has been checked (common/nccl_variables.h). It goes
+// before the environment. Before there are other threads, and before NCCL is loaded.
+void SetNcclVariables(const std::map<std::string, std::string>& variables);
 
 // Turns off every kind of plug-in, also those that NCCL looks for unasked. Before there are other
 // threads, and before NCCL is loaded.

@@ -16,6 +16,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
+#include "common/nccl_variables.h"
 #include "common/status_macros.h"
 #include "proto/worker/v1/config.pb.h"
 
@@ -73,8 +74,16 @@ void CheckDevice(const v1::WorkerConfig& config, WorkerSettings& settings, Probl
   CheckOneOf("device", config.device(), {"", "cpu", "gpu"}, problems);
   CheckRange("first_gpu", config.first_gpu(), 0, 1024, problems);
   settings.first_gpu = config.first_gpu();
+  settings.nccl = {config.nccl().begin(), config.nccl().end()};
+  for (const auto& [name, value] : settings.nccl) {
+    const std::string problem = WhyNotSetNccl(name, value);
+    if (!problem.empty()) problems.push_back(absl::StrCat("nccl: ", problem));
+  }
   const EngineSettings& engine = settings.engine;
   if (config.device() != "gpu") {
+    if (!settings.nccl.empty()) {
+      problems.push_back("nccl is set and device is not gpu: leave it out");
+    }
     CheckOneOf("engine.kv_cache_type", engine.kv_cache_type, {"auto", "f16", "f32", "bf16", "q8"},
                problems);
     return;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -47,7 +48,8 @@ struct WorkerSettings {
   int32_t pod_count = 1;          // of the group
   int32_t ranks_per_pod = 1;      // rank r lives in pod r / ranks_per_pod; all in one stage
   DeviceKind device = DeviceKind::kCpu;
-  int32_t first_gpu = 0;  // of the pod's ranks, as the driver counts
+  int32_t first_gpu = 0;                    // of the pod's ranks, as the driver counts
+  std::map<std::string, std::string> nccl;  // variables for NCCL's environment
   TlsConfig tls;
   // From the environment: REMPART_POD_INDEX, REMPART_POD_NAME, REMPART_POD_UID, REMPART_NODE_NAME,
   // REMPART_POD_IP.

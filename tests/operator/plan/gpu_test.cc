@@ -49,6 +49,19 @@ struct Row {
   std::string words;
 };
 
+void Expect(const std::vector<Row>& rows) {
+  for (const Row& row : rows) {
+    Observed observed = OneModelOnGpu();
+    row.edit(*observed.model.mutable_spec());
+    const Plan plan = MakePlan(observed);
+    const auto& accepted = ConditionOf(plan, "Accepted");
+    EXPECT_EQ(accepted.status(), row.reason.empty() ? "True" : "False") << row.what;
+    EXPECT_EQ(accepted.reason(), row.reason.empty() ? "Valid" : row.reason) << row.what;
+    EXPECT_THAT(accepted.message(), HasSubstr(row.words)) << row.what;
+    EXPECT_EQ(plan.groups.empty(), !row.reason.empty()) << row.what;
+  }
+}
+
 TEST(Gpu, WhatIsAcceptedAndWhatIsRefused) {
   const std::vector<Row> rows = {
       {"one rank", [](ModelSpec&) {}, "", ""},

@@ -289,6 +289,15 @@ TEST(NcclEnvironment, RefusesTheRestByNameAndPlace) {
   EXPECT_THAT(message, Not(HasSubstr("10.0.0.1"))) << "values may be secrets";
 }
 
+TEST(NcclEnvironment, WhatTheConfigurationSaysGoesBeforeTheEnvironment) {
+  setenv("NCCL_DEBUG", "WARN", 1);
+  SetNcclVariables({{"NCCL_DEBUG", "INFO"}, {"NCCL_IB_HCA", "mlx5"}});
+  EXPECT_STREQ(std::getenv("NCCL_DEBUG"), "INFO");
+  EXPECT_STREQ(std::getenv("NCCL_IB_HCA"), "mlx5");
+  unsetenv("NCCL_DEBUG");
+  unsetenv("NCCL_IB_HCA");
+}
+
 TEST(NcclEnvironment, PlugInsAreTurnedOffAndThatIsNoOffence) {
   TurnOffNcclPlugins();
   EXPECT_STREQ(std::getenv("NCCL_NET_PLUGIN"), "none");

@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <map>
 #include <string>
 
 namespace rempart::worker {
@@ -11,6 +12,7 @@ namespace {
 
 using testing::HasSubstr;
 using testing::IsEmpty;
+using testing::Not;
 
 std::string Message(const std::string& json) {
   return std::string(ParseWorkerSettings(json).status().message());
@@ -105,6 +107,29 @@ TEST(WorkerConfig, WhatADeviceCannotDoIsRefused) {
   EXPECT_THAT(message(R"(,"device":"gpu","pipelineParallel":2)"),
               HasSubstr("device is gpu and pipeline_parallel is 2: stages on GPUs"));
   EXPECT_THAT(message(R"(,"device":"gpu","tensorParallel":2,"ranksPerPod":2)"), IsEmpty());
+}
+
+TEST(WorkerConfig, TakesThoseOfNcclsVariablesThatAreOnTheList) {
+  const auto with = [](const std::string& nccl) {
+    return std::string("{") + kMinimal + R"(,"device":"gpu","nccl":)" + nccl + "}";
+  };
+  const auto settings =
+      ParseWorkerSettings(with(R"({"NCCL_DEBUG":"WARN","NCCL_SOCKET_IFNAME":"eth1"})"));
+  ASSERT_TRUE(settings.ok()) << settings.status();
+  EXPECT_EQ(settings->nccl, (std::map<std::string, std::string>{{"NCCL_DEBUG", "WARN"},
+                                                                {"NCCL_SOCKET_IFNAME", "eth1"}}));
+  const std::string refused =
+      Message(with(R"({"NCCL_COMM_ID":"10.0.0.1:1","NCCL_TUNER_PLUGIN":"x","NCCL_DEBUG":""})"));
+  for (const char* part : {"nccl: NCCL_COMM_ID is none of NCCL's variables that may be set: remove "
+                           "it; these may be set: "
+                           "NCCL_ALGO, ",
+                           "nccl: NCCL_TUNER_PLUGIN would load code",
+                           "nccl: the value of NCCL_DEBUG must have 1 to"}) {
+    EXPECT_THAT(refused, HasSubstr(part));
+  }
+  EXPECT_THAT(refused, Not(HasSubstr("10.0.0.1"))) << "values may be secrets";
+  EXPECT_THAT(Message(std::string("{") + kMinimal + R"(,"nccl":{"NCCL_DEBUG":"INFO"}})"),
+              HasSubstr("nccl is set and device is not gpu: leave it out"));
 }
 
 TEST(WorkerConfig, RefusesPlainTextOutsideTheMachine) {
