@@ -8,6 +8,7 @@
 #include <string>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/numbers.h"
@@ -15,6 +16,7 @@
 #include "absl/time/clock.h"
 #include "common/clock.h"
 #include "common/log.h"
+#include "common/mutex.h"
 #include "common/status_macros.h"
 #include "worker/api/load_on_device.h"
 #include "worker/api/model_text.h"
@@ -190,7 +192,28 @@ absl::Status BindParts(const WorkerSettings& settings, ModelFile& model, WorkerS
   return absl::OkStatus();
 }
 
-// The weights go to the GPUs, each with as many KV blocks as it has room for.
+// How far several ranks have got, each reporting from a thread of its own.
+class SharedProgress {
+ public:
+  SharedProgress(size_t ranks, WorkerStatus& status) : ranks_(ranks), status_(status) {}
+  void Report(size_t rank, int64_t done, int64_t total) {
+    MutexLock lock(&mu_);
+    ranks_[rank] = {done, total};
+    int64_t all_done = 0, all = 0;
+    for (const auto& [rank_done, rank_total] : ranks_) {
+      all_done += rank_done;
+      all += rank_total;
+    }
+    status_.SetLoaded(all_done, all);
+  }
+
+ private:
+  Mutex mu_;
+  std::vector<std::pair<int64_t, int64_t>> ranks_ ABSL_GUARDED_BY(mu_);
+  WorkerStatus& status_;
+};
+
+// The weights go to the GPUs, to all at once, each with as many KV blocks as it has room for.
 absl::Status PrepareOnGpus(const WorkerSettings& settings, ModelFile& model, EngineOptions& engine,
                            WorkerStatus& status) {
   RETURN_IF_ERROR(BindParts(settings, model, status));
@@ -210,13 +233,17 @@ absl::Status PrepareOnGpus(const WorkerSettings& settings, ModelFile& model, Eng
     }
   }
   int64_t blocks = std::numeric_limits<int32_t>::max();
+  UploadTimes slowest;
   for (size_t i = 0; i < model.parts.size(); ++i) {
-    RETURN_IF_ERROR(LoadOnDevice(
-        model.source.config, model.parts[i]->weights, options,
-        [&](int64_t done, int64_t total) { status.SetLoaded(done, total); }, model.gpus[i]));
-    blocks = std::min(blocks, model.gpus[i].transformer->plan().kv_blocks);
+    RETURN_IF_ERROR(loaded[i]);
+    const DeviceTransformer& transformer = *model.gpus[i].transformer;
+    blocks = std::min(blocks, transformer.plan().kv_blocks);
+    slowest.read = std::max(slowest.read, transformer.upload_times().read);
+    slowest.wait = std::max(slowest.wait, transformer.upload_times().wait);
   }
   engine.blocks_total = static_cast<int32_t>(blocks);
+  status.AddStartPart("read", slowest.read);
+  status.AddStartPart("copy", slowest.wait);
   status.AddStartPart("upload", SteadyNow() - begin);
   // Nothing is read from them any more.
   for (const MappedFile& file : model.source.files) file.DropResidentPages();
@@ -370,7 +397,6 @@ absl::StatusOr<LoadedModel> LoadModelFile(const WorkerSettings& settings, const 
   const std::string& path = settings.model_path;
   LoadedModel loaded;  // its library outlives what the model has on GPUs
   auto model = std::make_shared<ModelFile>();
-  LoadedModel loaded;
   RETURN_IF_ERROR(OpenParts(settings, open_gpu, load_collectives, *model, loaded, status));
   const absl::Time begin = SteadyNow();
   ASSIGN_OR_RETURN(model->source, OpenModel(path));

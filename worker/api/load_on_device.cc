@@ -3,6 +3,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <string>
 #include <utility>
 
@@ -12,12 +13,15 @@
 #include "common/mutex.h"
 #include "common/status_macros.h"
 #include "worker/api/worker_process.h"
+#include "worker/device/cpu_count.h"
 
 namespace rempart::worker {
 namespace {
 
 // NCCL's buffers and channels, at most: what they take is not known before they are made.
 constexpr int64_t kCommunicatorBytes = int64_t{1} << 30;
+// More do not make a disk faster.
+constexpr int kMaxLoadThreads = 8;
 // The driver may know why a GPU broke (an XID), and whoever watches it ends the process then with
 // that reason. It comes within milliseconds of the error.
 constexpr absl::Duration kForTheCause = absl::Milliseconds(500);
@@ -90,6 +94,7 @@ DeviceModelOptions DeviceOptions(const WorkerSettings& settings, int64_t context
   options.kv_is_fp8 = engine.kv_cache_type == "fp8";
   options.kv_bytes = engine.kv_cache_bytes;
   if (settings.tensor_parallel > 1) options.reserve_bytes += kCommunicatorBytes;
+  options.load_threads = std::clamp(UsableCpuCount() / settings.ranks_per_pod, 1, kMaxLoadThreads);
   return options;
 }
 

@@ -20,6 +20,7 @@ struct DeviceModelOptions {
   // F32, F16 and BF16 matrices of the layers become FP8 with one scale a row while they load.
   bool weights_to_fp8 = false;
   int64_t kv_bytes = 0;  // 0: all that is left
+  int load_threads = 4;  // that read weights at once
   // Of the device's memory, for its context, its libraries' workspaces and graphs.
   int64_t reserve_bytes = int64_t{1} << 30;
 };

@@ -68,6 +68,9 @@ class DeviceTransformer {
 
   const ModelConfig& config() const { return config_; }
   const DeviceMemoryPlan& plan() const { return plan_; }
+  const UploadTimes& upload_times() const { return weights_.times; }
+  // What collectives work on, for DeviceCommunicator::Register; of one rank nothing.
+  const CollectiveBuffer& exchange() const { return exchange_; }
 
  private:
   // The sizes of a step; everything else is in device memory.

@@ -3,18 +3,24 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
 #include "absl/types/span.h"
+#include "common/clock.h"
 #include "common/status_macros.h"
 #include "kernels/cuda/numbers.h"
+#include "worker/device/thread_pool.h"
 
 namespace rempart::worker {
 namespace {
 
 constexpr int64_t kAlignment = 256;
 constexpr int64_t kStagingBytes = 16 << 20;
+// That one thread reads of it. Even, as numbers of two bytes are not cut.
+constexpr int64_t kReadBytes = 1 << 20;
 
 int64_t StrideOf(const Matrix& matrix) {
   return matrix.stride_bytes > 0 ? matrix.stride_bytes
@@ -38,8 +44,9 @@ void ForEachRow(int64_t row, int64_t at, int64_t count, Piece piece) {
 class Uploader {
  public:
   Uploader() = default;
-  static absl::StatusOr<Uploader> Into(Device& device, uint8_t* memory) {
+  static absl::StatusOr<Uploader> Into(Device& device, uint8_t* memory, int threads) {
     Uploader uploader;
+    uploader.readers_ = std::make_unique<ThreadPool>(ThreadPoolOptions{.threads = threads});
     uploader.device_ = &device;
     uploader.memory_ = memory;
     for (PinnedBuffer& staging : uploader.staging_) {
@@ -49,6 +56,14 @@ class Uploader {
   }
 
   int64_t bytes() const { return used_; }
+  const UploadTimes& times() const { return times_; }
+  // Waits for what is on its way.
+  absl::Status Finish() {
+    const absl::Time begin = SteadyNow();
+    RETURN_IF_ERROR(device_->Finish());
+    times_.wait += SteadyNow() - begin;
+    return absl::OkStatus();
+  }
   // Called after each piece, with the bytes copied so far.
   void Report(std::function<void(int64_t)> on_piece) { on_piece_ = std::move(on_piece); }
 
@@ -166,11 +181,15 @@ class Uploader {
       const int64_t size = std::min(kStagingBytes, bytes - done);
       // The copy before the last has read this half.
       if (in_flight_ == 2) {
-        RETURN_IF_ERROR(device_->Finish());
+        RETURN_IF_ERROR(Finish());
         in_flight_ = 0;
       }
       uint8_t* staging = staging_[half_].as<uint8_t>();
-      fill(staging, done, size);
+      const absl::Time begin = SteadyNow();
+      readers_->ParallelFor(size, kReadBytes, [&](int64_t first, int64_t end) {
+        fill(staging + first, done + first, end - first);
+      });
+      times_.read += SteadyNow() - begin;
       device_->CopyIn(to + done, staging, size);
       half_ ^= 1;
       ++in_flight_;
@@ -221,6 +240,8 @@ class Uploader {
   }
 
   Device* device_ = nullptr;  // null: only count
+  std::unique_ptr<ThreadPool> readers_;
+  UploadTimes times_;
   uint8_t* memory_ = nullptr;
   int64_t used_ = 0;
   int64_t copied_ = 0;
@@ -339,13 +360,15 @@ absl::StatusOr<DeviceWeights> UploadWeights(Device& device, const ModelConfig& c
   ASSIGN_OR_RETURN(const int64_t bytes, DeviceWeightsBytes(config, weights, options));
   DeviceWeights uploaded;
   ASSIGN_OR_RETURN(uploaded.memory, DeviceBuffer::Make(device, bytes));
-  ASSIGN_OR_RETURN(Uploader uploader, Uploader::Into(device, uploaded.memory.as<uint8_t>()));
+  ASSIGN_OR_RETURN(Uploader uploader, Uploader::Into(device, uploaded.memory.as<uint8_t>(),
+                                                     std::max(1, options.load_threads)));
   // What becomes FP8 on its way is copied as BF16, which is more.
   if (on_progress) {
     uploader.Report([&](int64_t copied) { on_progress(std::min(copied, bytes), bytes); });
   }
   RETURN_IF_ERROR(Upload(uploader, config, weights, options, uploaded));
-  RETURN_IF_ERROR(device.Finish());
+  RETURN_IF_ERROR(uploader.Finish());
+  uploaded.times = uploader.times();
   return uploaded;
 }
 

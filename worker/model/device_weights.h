@@ -2,7 +2,8 @@
 // A model's weights, or one rank's share of them, in the memory of a device. Query, key and value
 // are one product where their formats allow it, and so are gate and up; F32 and F16 become BF16,
 // quantised blocks stay as they are in the file. One allocation, whose size is known before it is
-// made.
+// made. Several threads read a tensor's pages, so that the disk has several requests at once, while
+// the device takes what was read before.
 #pragma once
 
 #include <cstdint>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "worker/device/device.h"
 #include "worker/model/device_memory.h"
 #include "worker/model/model_config.h"
@@ -36,6 +38,12 @@ struct DeviceLayer {
   Product qkv, output, gate_up, down;
 };
 
+// What an upload spent its time on: pieces are read while the device takes the one before.
+struct UploadTimes {
+  absl::Duration read;  // from the file, and brought into the device's formats
+  absl::Duration wait;  // for the device
+};
+
 struct DeviceWeights {
   kernels::DeviceMatrix embedding;  // of a rank of several, the rows of its part of the vocabulary
   Product head;
@@ -43,6 +51,7 @@ struct DeviceWeights {
   std::vector<const float*> inverse_frequencies;  // by rope
   std::vector<DeviceLayer> layers;
   DeviceBuffer memory;
+  UploadTimes times;
 };
 
 // Bytes that UploadWeights will allocate. Unimplemented names what a device cannot hold yet. Of the

@@ -8,6 +8,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -51,7 +52,7 @@ float LogprobOf(const SampledLogprob& sampled, int32_t token_id) {
 // Breaks when told to, as a GPU that has fallen off its bus: for good.
 class FragileDevice : public EmulatedDevice {
  public:
-  FragileDevice(int64_t memory_bytes, int64_t* taken)
+  FragileDevice(int64_t memory_bytes, std::atomic<int64_t>* taken)
       : EmulatedDevice(memory_bytes), taken_(taken) {}
   absl::StatusOr<void*> Allocate(int64_t bytes) override {
     *taken_ += bytes;
@@ -64,7 +65,7 @@ class FragileDevice : public EmulatedDevice {
   bool broken = false;
 
  private:
-  int64_t* const taken_;
+  std::atomic<int64_t>* const taken_;  // of all devices of the test
 };
 
 class LoadOnDeviceTest : public testing::Test {
@@ -159,7 +160,7 @@ class LoadOnDeviceTest : public testing::Test {
   absl::Status collectives_;  // what loading them says
   WorkerStatus status_;
   std::vector<int> opened_;
-  int64_t taken_ = 0;                // bytes, of all devices
+  std::atomic<int64_t> taken_ = 0;   // bytes, of all devices
   FragileDevice* device_ = nullptr;  // of the last load
 };
 
@@ -208,7 +209,7 @@ TEST_F(LoadOnDeviceTest, SaysWhatItRunsOnAndWhatTheStartWasMadeOf) {
   ASSERT_TRUE(model.ok()) << model.status();
   EXPECT_THAT(opened_, ElementsAre(5));
   EXPECT_EQ(model->kernel_tier, "cuda-emulated");
-  for (const char* part : {"device", "open", "tokenizer", "bind", "upload"}) {
+  for (const char* part : {"device", "open", "tokenizer", "bind", "read", "copy", "upload"}) {
     EXPECT_THAT(Parts(), Contains(part));
   }
   EXPECT_THAT(Parts(), Not(Contains("repack"))) << "the CPU's copies would never be read";
@@ -254,7 +255,7 @@ TEST_F(LoadOnDeviceTest, RanksOfAPodHaveAGpuEachAndARoomForWhatLinksThem) {
   const auto alone = LoadOnGpu();
   ASSERT_TRUE(alone.ok()) << alone.status();
   EXPECT_EQ(alone->collectives, nullptr);
-  const int64_t taken_alone = std::exchange(taken_, 0);
+  const int64_t taken_alone = taken_.exchange(0);
   opened_.clear();
   settings_.tensor_parallel = settings_.ranks_per_pod = 2;
   const auto pair = LoadOnGpu(int64_t{3} << 30);
