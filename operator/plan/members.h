@@ -57,6 +57,13 @@ struct FabricObservation {
   int32_t all_reduce_microseconds = 0;
   int32_t mib_per_second = 0;
   int32_t microseconds_per_token = 0;
+  int32_t one_shot_kib = 0;  // of sums between GPUs
+};
+
+// A part of the leader's start, such as "read".
+struct StartPartObservation {
+  std::string part;
+  int32_t milliseconds = 0;
 };
 
 struct MembersObservation {
@@ -65,6 +72,7 @@ struct MembersObservation {
   std::string waits_for;  // what the group waits for, in words
   EndingObservation ending;
   FabricObservation fabric;
+  std::vector<StartPartObservation> start = {};
   std::vector<MemberObservation> members;
 };
 

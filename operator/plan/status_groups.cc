@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <string>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "operator/plan/gpu_faults.h"
@@ -113,16 +114,30 @@ std::string WaitsFor(const GroupObservation& group) {
   return "";
 }
 
+// Told when it is whole, so that a start does not write a status for each of its parts.
+void FillStart(const std::vector<StartPartObservation>& parts, GroupStatus& status) {
+  const bool is_whole = std::any_of(parts.begin(), parts.end(),
+                                    [](const auto& part) { return part.part == "total"; });
+  if (!is_whole) return;
+  for (const StartPartObservation& part : parts) {
+    serving::v1alpha1::StartPart& told = *status.add_start();
+    told.set_part(part.part);
+    told.set_milliseconds(part.milliseconds);
+  }
+}
+
 void FillTogether(const GroupObservation& seen, GroupStatus& status) {
   const MembersObservation& members = seen.members;
   if (members.epoch > 0) status.set_epoch(members.epoch);
   const std::string waits_for = WaitsFor(seen);
   if (!waits_for.empty()) status.set_waiting_for(waits_for);
+  FillStart(members.start, status);
   const FabricObservation& fabric = members.fabric;
   if (fabric.all_reduce_microseconds <= 0) return;
   status.mutable_fabric()->set_all_reduce_microseconds(fabric.all_reduce_microseconds);
   status.mutable_fabric()->set_mib_per_second(fabric.mib_per_second);
   status.mutable_fabric()->set_microseconds_per_token(fabric.microseconds_per_token);
+  if (fabric.one_shot_kib > 0) status.mutable_fabric()->set_one_shot_kib(fabric.one_shot_kib);
 }
 
 }  // namespace

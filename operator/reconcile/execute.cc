@@ -96,6 +96,7 @@ bool StatusDiffersInSubstance(ModelStatus a, ModelStatus b) {
       group.clear_members();
       group.clear_waiting_for();
       group.clear_fabric();
+      group.clear_start();
     }
   }
   return !google::protobuf::util::MessageDifferencer::Equals(a, b);

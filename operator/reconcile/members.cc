@@ -67,6 +67,9 @@ MemberObservation ObserveMember(const MemberReport& report) {
 
 MembersObservation ObserveMembers(const GroupReport& report, absl::Time now) {
   MembersObservation seen;
+  seen.fabric = {report.fabric.all_reduce_microseconds, report.fabric.mib_per_second,
+                 report.fabric.microseconds_per_token, report.fabric.one_shot_kib};
+  for (const auto& [part, milliseconds] : report.start) seen.start.push_back({part, milliseconds});
   // A group of one pod has nobody to wait for.
   if (report.pod_count < 2) {
     seen.epoch = report.epoch;
@@ -85,8 +88,6 @@ MembersObservation ObserveMembers(const GroupReport& report, absl::Time now) {
                  Milliseconds(now - ending.at),
                  ending.blamed_ranks,
                  ending.blamed_pod_uids};
-  seen.fabric = {report.fabric.all_reduce_microseconds, report.fabric.mib_per_second,
-                 report.fabric.microseconds_per_token};
   for (const MemberReport& member : report.members) seen.members.push_back(ObserveMember(member));
   return seen;
 }

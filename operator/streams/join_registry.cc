@@ -189,7 +189,9 @@ void JoinRegistry::Progressed(int64_t stream, const Progress& wire) {
     for (const auto& rank : wire.ranks()) member.ranks.push_back(WordFrom(rank));
     pod.weight_bytes_read = wire.weight_bytes_read();
     pod.fabric = {wire.fabric().all_reduce_microseconds(), wire.fabric().mib_per_second(),
-                  wire.fabric().microseconds_per_token()};
+                  wire.fabric().microseconds_per_token(), wire.fabric().one_shot_kib()};
+    pod.start.clear();
+    for (const auto& part : wire.start()) pod.start.emplace_back(part.part(), part.milliseconds());
 
     const absl::Time now = clock_->Now();
     if (std::string warning = wire.node_warning().substr(0, kMostText);
@@ -453,6 +455,7 @@ GroupReport JoinRegistry::Report(const std::string& name) const {
     report.progress = leader->second.progress;
     report.progress.config_hash = group.state.members.at(0).config_hash;
     report.fabric = leader->second.fabric;
+    report.start = leader->second.start;
   }
   if (report.pod_count > 1) report.progress = ProgressOfAll(report);
   return report;

@@ -15,6 +15,7 @@
 #include <functional>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -70,7 +71,11 @@ struct FabricReport {
   int32_t all_reduce_microseconds = 0;
   int32_t mib_per_second = 0;
   int32_t microseconds_per_token = 0;  // 0: not measured, or a group of one rank
+  int32_t one_shot_kib = 0;            // of sums between GPUs
 };
+
+// A part of the start of a pod's process, in milliseconds.
+using StartReport = std::vector<std::pair<std::string, int32_t>>;
 
 // How long recoveries took, in buckets as a Prometheus histogram has them.
 struct RecoveryTimes {
@@ -97,6 +102,7 @@ struct GroupReport {
   std::string waits_for = {};
   EndingReport last_ending = {};
   FabricReport fabric = {};
+  StartReport start = {};  // the leader's
   // Since this process began.
   int64_t epochs_ended = 0;
   int64_t recoveries = 0;
@@ -147,6 +153,7 @@ class JoinRegistry {
     absl::Time at = {};
     int64_t weight_bytes_read = 0;
     FabricReport fabric = {};
+    StartReport start = {};
     GpusReport gpus = {};
     std::string node_warning = {};
   };

@@ -144,6 +144,12 @@ FromMember JoinClient::ProgressFrame(const StatusSnapshot& snapshot) const {
   fabric->set_all_reduce_microseconds(snapshot.fabric.all_reduce_microseconds);
   fabric->set_mib_per_second(snapshot.fabric.mib_per_second);
   fabric->set_microseconds_per_token(snapshot.fabric_microseconds_per_token);
+  fabric->set_one_shot_kib(static_cast<int32_t>(snapshot.one_shot.max_bytes >> 10));
+  for (const StartPart& part : snapshot.start_parts) {
+    group::v1::StartPart& told = *progress->add_start();
+    told.set_part(part.name);
+    told.set_milliseconds(static_cast<int32_t>(absl::ToInt64Milliseconds(part.time)));
+  }
   for (const int size : snapshot.tensor_sizes) progress->add_tensor_sizes(size);
   if (handlers_.requests) progress->set_requests(handlers_.requests());
   if (handlers_.node_warning) progress->set_node_warning(handlers_.node_warning());

@@ -136,6 +136,33 @@ TEST(Status, AMemberWhosePodGoesIsNamedBeforeItsGroupBreaks) {
   }
 }
 
+TEST(Status, TellsWhatTheLinksOfAGroupDo) {
+  Observed observed = Settled(1);
+  EXPECT_FALSE(MakePlan(observed).status.groups(0).has_fabric()) << "of one rank";
+  observed.groups[0].members.fabric = {.all_reduce_microseconds = 40, .mib_per_second = 900};
+  const auto on_cpu = MakePlan(observed).status.groups(0).fabric();
+  EXPECT_EQ(on_cpu.all_reduce_microseconds(), 40);
+  EXPECT_EQ(on_cpu.mib_per_second(), 900);
+  EXPECT_FALSE(on_cpu.has_one_shot_kib());
+  observed.groups[0].members.fabric.one_shot_kib = 256;
+  EXPECT_EQ(MakePlan(observed).status.groups(0).fabric().one_shot_kib(), 256);
+}
+
+TEST(Status, TellsWhatTheStartOfTheLeaderWasMadeOfOnceItHasServed) {
+  Observed observed = Settled(1);
+  auto& start = observed.groups[0].members.start;
+  start = {{"read", 800}, {"hash", 900}};
+  EXPECT_EQ(MakePlan(observed).status.groups(0).start_size(), 0) << "it goes on";
+  start.push_back({"warm_up", 40});
+  start.push_back({"total", 1500});
+  const auto status = MakePlan(observed).status.groups(0);
+  ASSERT_EQ(status.start_size(), 4);
+  EXPECT_EQ(status.start(0).part(), "read");
+  EXPECT_EQ(status.start(0).milliseconds(), 800);
+  EXPECT_EQ(status.start(3).part(), "total");
+  EXPECT_EQ(status.start(3).milliseconds(), 1500);
+}
+
 TEST(Status, ADeletedPodIsAllOfItsGroupAndNobodyElseWaits) {
   Observed observed = OneModel();
   observed.groups = {Serving(observed, 0)};

@@ -41,6 +41,22 @@ TEST(ObserveMembers, WhatIsSaidOfGpusReachesThePlan) {
   }
 }
 
+TEST(ObserveMembers, WhatIsSaidOfLinksAndOfTheStartReachesThePlan) {
+  for (const int32_t pod_count : {1, 2}) {
+    GroupReport report;
+    report.pod_count = pod_count;
+    report.fabric = {40, 900, 7, 128};
+    report.start = {{"read", 700}, {"total", 900}};
+    const MembersObservation seen = ObserveMembers(report, absl::Now());
+    EXPECT_EQ(seen.fabric.mib_per_second, 900);
+    EXPECT_EQ(seen.fabric.microseconds_per_token, 7);
+    EXPECT_EQ(seen.fabric.one_shot_kib, 128);
+    ASSERT_EQ(seen.start.size(), 2u);
+    EXPECT_EQ(seen.start[1].part, "total");
+    EXPECT_EQ(seen.start[1].milliseconds, 900);
+  }
+}
+
 TEST(ObserveMembers, WhoIsToBlameIsToldWithItsPod) {
   GroupReport report;
   report.pod_count = 2;

@@ -93,6 +93,25 @@ TEST_F(JoinRegistryTest, MembersLearnOfEachOtherAndOfOneSecret) {
   EXPECT_EQ(registry.Report("ia/m-0").progress.bytes_total, 100);
 }
 
+TEST_F(JoinRegistryTest, ReportsTheLeadersLinksAndWhatItsStartWasMadeOf) {
+  const int32_t epoch = Serve();
+  for (const int64_t stream : {1, 2}) {
+    Progress progress;
+    progress.set_phase(Progress::READY);
+    progress.set_epoch(epoch);
+    progress.mutable_fabric()->set_all_reduce_microseconds(40);
+    progress.mutable_fabric()->set_one_shot_kib(static_cast<int32_t>(128 * stream));
+    progress.add_start()->set_part("read");
+    progress.mutable_start(0)->set_milliseconds(static_cast<int32_t>(700 + stream));
+    registry.Progressed(stream, progress);
+    registry.Progressed(stream, progress);
+  }
+  const GroupReport report = registry.Report("ia/m-0");
+  EXPECT_EQ(report.fabric.all_reduce_microseconds, 40);
+  EXPECT_EQ(report.fabric.one_shot_kib, 128);
+  EXPECT_EQ(report.start, (StartReport{{"read", 701}}));
+}
+
 group::v1::GpuReport TwoGpus() {
   group::v1::GpuReport report;
   for (const char* uuid : {"GPU-a", "GPU-b"}) {

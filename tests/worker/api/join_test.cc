@@ -75,6 +75,10 @@ TEST(JoinClient, TellsItsProgressSurvivesABreakAndHearsDrain) {
   WorkerStatus status;
   status.SetPhase(Phase::kLoading);
   status.SetLoaded(10, 100);
+  status.AddStartPart("read", absl::Milliseconds(800));
+  OneShotFacts one_shot;
+  one_shot.max_bytes = 256 << 10;
+  status.SetOneShot(one_shot);
   Mutex mu;
   absl::Duration drain = absl::ZeroDuration();
   auto client = JoinClient::Start(
@@ -90,8 +94,15 @@ TEST(JoinClient, TellsItsProgressSurvivesABreakAndHearsDrain) {
   ASSERT_TRUE(client.ok()) << client.status();
 
   EXPECT_TRUE(recorder.Wait([&] { return recorder.last.phase() == Progress::LOADING; }));
-  EXPECT_EQ(recorder.last.bytes_total(), 100);
-  EXPECT_EQ(recorder.last.node_warning(), "the node's disk is nearly full");
+  {
+    MutexLock lock(&recorder.mu);
+    EXPECT_EQ(recorder.last.bytes_total(), 100);
+    EXPECT_EQ(recorder.last.node_warning(), "the node's disk is nearly full");
+    EXPECT_EQ(recorder.last.fabric().one_shot_kib(), 256);
+    ASSERT_EQ(recorder.last.start_size(), 1);
+    EXPECT_EQ(recorder.last.start(0).part(), "read");
+    EXPECT_EQ(recorder.last.start(0).milliseconds(), 800);
+  }
   status.SetPhase(Phase::kReady);
   EXPECT_TRUE(recorder.Wait([&] { return recorder.last.phase() == Progress::READY; }));
   {
