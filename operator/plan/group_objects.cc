@@ -114,6 +114,9 @@ void FillContainer(const Observed& observed, const GroupPlan& group,
   const auto resources = PodResources(group.spec);
   *container.mutable_resources()->mutable_requests() = resources.requests();
   *container.mutable_resources()->mutable_limits() = resources.limits();
+  for (const auto& claim : resources.claims()) {
+    container.mutable_resources()->add_claims()->set_name(claim.name());
+  }
   AddMount(container, "config", "/etc/rempart/config");
   AddMount(container, "tls", "/etc/rempart/tls");
   if (!group.volume.claim.empty()) AddMount(container, "weights", kModelsFolder);
@@ -214,6 +217,11 @@ void AddPlacement(const Observed& observed, const GroupPlan& group, k8s::v1::Pod
 void FillPod(const Observed& observed, const GroupPlan& group, k8s::v1::PodSpec& pod) {
   FillContainer(observed, group, *pod.add_containers());
   AddVolumes(group, pod);
+  for (const auto& claim : group.spec.resources().claims()) {
+    k8s::v1::PodResourceClaim& wanted = *pod.add_resource_claims();
+    wanted.set_name(claim.name());
+    wanted.set_resource_claim_template_name(claim.template_());
+  }
   *pod.mutable_node_selector() = group.spec.placement().node_selector();
   const auto& jurisdictions = group.spec.placement().jurisdictions();
   if (!jurisdictions.empty()) {

@@ -73,7 +73,7 @@ std::string GpuResource(const serving::v1alpha1::ModelSpec& spec) {
 
 serving::v1alpha1::Resources PodResources(const serving::v1alpha1::ModelSpec& spec) {
   serving::v1alpha1::Resources resources = spec.resources();
-  if (spec.device() != "gpu") return resources;
+  if (spec.device() != "gpu" || !spec.resources().claims().empty()) return resources;
   // Kubernetes wants both of an extended resource, and both equal.
   const std::string gpus = absl::StrCat(RanksPerPod(spec));
   (*resources.mutable_requests())[GpuResource(spec)] = gpus;

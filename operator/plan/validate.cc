@@ -77,7 +77,11 @@ std::optional<Refusal> NotOfDevice(const ModelSpec& spec) {
 
 // A GPU for each rank: no more, which would stand idle, and no fewer.
 std::optional<Refusal> WrongGpus(const ModelSpec& spec) {
-  if (spec.device() != "gpu") return std::nullopt;
+  const bool has_claims = !spec.resources().claims().empty();
+  if (spec.device() != "gpu") {
+    if (!has_claims) return std::nullopt;
+    return NotSupported("resources.claims", "claims give GPUs; on CPU leave them out");
+  }
   const std::string resource = GpuResource(spec);
   const int32_t ranks = RanksPerPod(spec);
   const auto wrong = [&](absl::string_view list, const auto& quantities) {
@@ -87,6 +91,14 @@ std::optional<Refusal> WrongGpus(const ModelSpec& spec) {
                         ", but a pod of this Model has ", ranks, ranks == 1 ? " rank" : " ranks",
                         " with a GPU each: set it to ", ranks, ", or leave it out");
   };
+  if (has_claims) {
+    const bool is_both = spec.resources().requests().contains(resource) ||
+                         spec.resources().limits().contains(resource);
+    if (!is_both) return std::nullopt;
+    return Refusal{"InvalidResources",
+                   absl::StrCat("spec.resources asks for ", resource,
+                                " and for claims, which take its place: leave one of them out")};
+  }
   std::string words = wrong("requests", spec.resources().requests());
   if (words.empty()) words = wrong("limits", spec.resources().limits());
   if (words.empty()) return std::nullopt;

@@ -114,16 +114,71 @@ TEST(Gpu, WhatIsAcceptedAndWhatIsRefused) {
        [](ModelSpec& s) { (*s.mutable_resources()->mutable_requests())["nvidia.com/gpu"] = "0"; },
        "InvalidResources", "spec.resources.requests asks for 0 nvidia.com/gpu"},
   };
-  for (const Row& row : rows) {
-    Observed observed = OneModelOnGpu();
-    row.edit(*observed.model.mutable_spec());
-    const Plan plan = MakePlan(observed);
-    const auto& accepted = ConditionOf(plan, "Accepted");
-    EXPECT_EQ(accepted.status(), row.reason.empty() ? "True" : "False") << row.what;
-    EXPECT_EQ(accepted.reason(), row.reason.empty() ? "Valid" : row.reason) << row.what;
-    EXPECT_THAT(accepted.message(), HasSubstr(row.words)) << row.what;
-    EXPECT_EQ(plan.groups.empty(), !row.reason.empty()) << row.what;
-  }
+  Expect(rows);
+}
+
+TEST(Gpu, WhichVariablesOfNcclPass) {
+  Expect({
+      {"variables of NCCL's",
+       [](ModelSpec& s) {
+         (*s.mutable_parallelism()->mutable_nccl())["NCCL_SOCKET_IFNAME"] = "eth1";
+         (*s.mutable_parallelism()->mutable_nccl())["NCCL_IB_HCA"] = "=mlx5_0:1,mlx5_1:1";
+       },
+       "", ""},
+      {"a variable that says where to find the group",
+       [](ModelSpec& s) { (*s.mutable_parallelism()->mutable_nccl())["NCCL_COMM_ID"] = "1:2"; },
+       "InvalidParallelism",
+       "spec.parallelism.nccl: NCCL_COMM_ID is none of NCCL's variables that may be set: remove "
+       "it; "
+       "these may be set: NCCL_ALGO, NCCL_BUFFSIZE, "},
+      {"a plug-in",
+       [](ModelSpec& s) { (*s.mutable_parallelism()->mutable_nccl())["NCCL_NET_PLUGIN"] = "ofi"; },
+       "InvalidParallelism", "spec.parallelism.nccl: NCCL_NET_PLUGIN would load code, and is none"},
+      {"another library's variable",
+       [](ModelSpec& s) { (*s.mutable_parallelism()->mutable_nccl())["LD_PRELOAD"] = "x"; },
+       "InvalidParallelism", "spec.parallelism.nccl: LD_PRELOAD is none of NCCL's variables"},
+      {"a variable without a value",
+       [](ModelSpec& s) { (*s.mutable_parallelism()->mutable_nccl())["NCCL_DEBUG"] = ""; },
+       "InvalidParallelism",
+       "spec.parallelism.nccl: the value of NCCL_DEBUG must have 1 to 256 printable characters"},
+      {"a value of two lines",
+       [](ModelSpec& s) { (*s.mutable_parallelism()->mutable_nccl())["NCCL_DEBUG"] = "a\nb"; },
+       "InvalidParallelism", "printable characters"},
+      {"NCCL on CPU",
+       [](ModelSpec& s) {
+         s.set_device("cpu");
+         (*s.mutable_parallelism()->mutable_nccl())["NCCL_DEBUG"] = "INFO";
+       },
+       "NotSupported", "spec.parallelism.nccl is not supported by this version: NCCL links the"},
+  });
+}
+
+TEST(Gpu, ClaimsGoInPlaceOfTheDevicePluginAlone) {
+  Expect({
+      {"a claim in place of the device plugin",
+       [](ModelSpec& s) {
+         auto& claim = *s.mutable_resources()->add_claims();
+         claim.set_name("gpus");
+         claim.set_template_("one-h200");
+       },
+       "", ""},
+      {"a claim beside the device plugin",
+       [](ModelSpec& s) {
+         s.mutable_resources()->add_claims()->set_name("gpus");
+         (*s.mutable_resources()->mutable_limits())["nvidia.com/gpu"] = "1";
+       },
+       "InvalidResources",
+       "spec.resources asks for nvidia.com/gpu and for claims, which take its place: leave one of "
+       "them out"},
+      {"a claim on CPU",
+       [](ModelSpec& s) {
+         s.set_device("cpu");
+         s.mutable_resources()->add_claims()->set_name("gpus");
+       },
+       "NotSupported", "spec.resources.claims is not supported by this version: claims give GPUs"},
+      {"network cards that the cluster hands out",
+       [](ModelSpec& s) { (*s.mutable_resources()->mutable_limits())["rdma/hca"] = "1"; }, "", ""},
+  });
 }
 
 TEST(Gpu, TheWorkerIsToldAndThePodAsksForOneGpuOfEachRank) {
@@ -139,6 +194,58 @@ TEST(Gpu, TheWorkerIsToldAndThePodAsksForOneGpuOfEachRank) {
   EXPECT_EQ(pod.tolerations(0).key(), "nvidia.com/gpu");
   EXPECT_EQ(pod.tolerations(0).operator_(), "Exists");
   EXPECT_EQ(pod.tolerations(0).effect(), "NoSchedule");
+}
+
+TEST(Gpu, ClaimsTakeThePlaceOfTheDevicePluginsGpus) {
+  Observed observed = OneModelOnGpu();
+  const std::string before = MakePlan(observed).groups.at(0).config_hash;
+  auto& resources = *observed.model.mutable_spec()->mutable_resources();
+  (*resources.mutable_requests())["cpu"] = "2";
+  auto& claim = *resources.add_claims();
+  claim.set_name("gpus");
+  claim.set_template_("four-h200-of-one-nvlink");
+  const k8s::v1::PodSpec pod = PodOf(observed);
+  ASSERT_EQ(pod.resource_claims_size(), 1);
+  EXPECT_EQ(pod.resource_claims(0).name(), "gpus");
+  EXPECT_EQ(pod.resource_claims(0).resource_claim_template_name(), "four-h200-of-one-nvlink");
+  ASSERT_EQ(pod.containers(0).resources().claims_size(), 1);
+  EXPECT_EQ(pod.containers(0).resources().claims(0).name(), "gpus");
+  EXPECT_THAT(pod.containers(0).resources().requests(), UnorderedElementsAre(Pair("cpu", "2")));
+  EXPECT_THAT(pod.containers(0).resources().limits(), IsEmpty());
+  EXPECT_NE(MakePlan(observed).groups.at(0).config_hash, before);
+}
+
+// Handed out by other device plugins than the GPUs': counted as these are.
+TEST(Gpu, NetworkCardsAreAskedForAndPodsGoWhereTheyAreFree) {
+  Observed observed = OneModelOnGpu();
+  (*observed.model.mutable_spec()->mutable_resources()->mutable_limits())["rdma/hca"] = "2";
+  EXPECT_THAT(PodOf(observed).containers(0).resources().limits(),
+              UnorderedElementsAre(Pair("nvidia.com/gpu", "1"), Pair("rdma/hca", "2")));
+  PlacementRequest request;
+  request.pods = {"a-0"};
+  request.each = {{"nvidia.com/gpu", 1}, {"rdma/hca", 2}};
+  request.tolerated_taints = {kGpuTaint};
+  NodeObservation without = GpuNode("x", 8, 0), with = GpuNode("y", 8, 0);
+  without.allocatable["rdma/hca"] = with.allocatable["rdma/hca"] = 8;
+  without.requested["rdma/hca"] = 7;
+  EXPECT_THAT(PlaceGroup(request, {without, with}).nodes, ElementsAre(Pair("a-0", "y")));
+  EXPECT_THAT(PlaceGroup(request, {without}).missing, HasSubstr("1 rdma/hca free"));
+}
+
+TEST(Gpu, VariablesOfNcclReachTheWorkerAndAreAnotherConfiguration) {
+  Observed observed = OneModelOnGpu();
+  const std::string before = MakePlan(observed).groups.at(0).config_hash;
+  auto& nccl = *observed.model.mutable_spec()->mutable_parallelism()->mutable_nccl();
+  nccl["NCCL_SOCKET_IFNAME"] = "eth1";
+  const GroupPlan group = MakePlan(observed).groups.at(0);
+  EXPECT_THAT(group.config.nccl(), UnorderedElementsAre(Pair("NCCL_SOCKET_IFNAME", "eth1")));
+  EXPECT_NE(group.config_hash, before);
+  nccl["NCCL_DEBUG"] = "WARN";
+  const std::string two = MakePlan(observed).groups.at(0).config_hash;
+  nccl.clear();
+  nccl["NCCL_DEBUG"] = "WARN";
+  nccl["NCCL_SOCKET_IFNAME"] = "eth1";
+  EXPECT_EQ(MakePlan(observed).groups.at(0).config_hash, two) << "whatever their order";
 }
 
 TEST(Gpu, ASliceThatTheManifestNamesTakesThePlaceOfAWholeGpu) {
