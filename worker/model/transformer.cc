@@ -15,20 +15,12 @@ namespace rempart::worker {
 namespace {
 
 constexpr uintptr_t kPageBytes = 4096;
-constexpr int64_t kRowsPerChunk = 64;  // of a matmul; for few tokens up to four times so many
-constexpr int64_t kFewTokens = 3;
+constexpr int64_t kRowsPerChunk = 64;       // of a matmul
 constexpr int64_t kTokensPerChunk = 8;      // of elementwise work
 constexpr int64_t kAttentionPerChunk = 64;  // queries of one head
 
 int64_t HalfDim(const RopeSpec& rope) {
   return static_cast<int64_t>(rope.inverse_frequency.size());
-}
-
-// Few tokens read weights at the speed of memory, which kernels fetch ahead; each chunk begins
-// without. So chunks are long, as far as that leaves every thread several.
-int64_t RowsPerChunk(int64_t rows, int64_t num_tokens, int64_t threads) {
-  if (num_tokens > kFewTokens) return kRowsPerChunk;
-  return std::clamp<int64_t>(rows / (8 * threads) / kRowsPerChunk, 1, 4) * kRowsPerChunk;
 }
 
 }  // namespace
@@ -320,17 +312,14 @@ void Transformer::Multiply(const Input& input, int64_t num_tokens,
       ops_.quantize(x, cols, cols, quantized_.data(), groups, begin, end);
     });
   }
-  int64_t rows = 0;
-  for (const Product& product : products) rows += product.matrix->view.rows;
-  const int64_t chunk_rows = RowsPerChunk(rows, num_tokens, pool_.threads());
   int64_t chunks = 0;
   for (const Product& product : products) {
-    chunks += (product.matrix->view.rows + chunk_rows - 1) / chunk_rows;
+    chunks += (product.matrix->view.rows + kRowsPerChunk - 1) / kRowsPerChunk;
   }
   pool_.ParallelFor(chunks, 1, [&](int64_t chunk, int64_t) {
     const Product* product = products.data();
     for (;; ++product) {
-      const int64_t own = (product->matrix->view.rows + chunk_rows - 1) / chunk_rows;
+      const int64_t own = (product->matrix->view.rows + kRowsPerChunk - 1) / kRowsPerChunk;
       if (chunk < own) break;
       chunk -= own;
     }
@@ -345,8 +334,8 @@ void Transformer::Multiply(const Input& input, int64_t num_tokens,
     args.y = product->y;
     args.y_stride = product->y_stride;
     args.num_tokens = num_tokens;
-    const int64_t begin = chunk * chunk_rows;
-    const int64_t end = std::min(begin + chunk_rows, args.w.rows);
+    const int64_t begin = chunk * kRowsPerChunk;
+    const int64_t end = std::min(begin + kRowsPerChunk, args.w.rows);
     (fast ? ops_.matmul_fast : ops_.matmul_exact)(args, begin, end);
   });
 }
