@@ -6,31 +6,31 @@
 #include <iterator>
 #include <utility>
 
+#include "absl/strings/cord.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "common/status_macros.h"
 
 namespace rempart::benchmarks {
 namespace {
 
-// Fields of a line are parted by tabs.
-std::string OneField(const std::string& text) {
-  return absl::StrReplaceAll(text, {{"\t", " "}, {"\n", " "}, {"\r", " "}});
-}
+constexpr char kNotRunMark[] = "rempart.gpu_bench.not_run";
 
 std::string Rounded(double value) { return absl::StrFormat("%.4g", value); }
 
-void TakeLine(const std::vector<std::string>& fields, Outcome& outcome, bool& is_complete) {
-  double value = 0;
-  if (fields[0] == "figure" && fields.size() == 4 && absl::SimpleAtod(fields[2], &value)) {
-    outcome.result.figures.push_back({fields[1], value, fields[3]});
-  } else if (fields[0] == "wrong" && fields.size() == 2) {
-    outcome.result.wrong.push_back(fields[1]);
-  } else if (fields[0] == "seconds" && fields.size() == 2 && absl::SimpleAtod(fields[1], &value)) {
-    outcome.seconds = value;
+bool IsNotRun(const absl::Status& status) {
+  return absl::IsFailedPrecondition(status) && status.GetPayload(kNotRunMark).has_value();
+}
+
+void TakeLine(const std::string& line, Outcome& outcome, bool& is_complete) {
+  if (TakeResultLine(line, outcome.result)) return;
+  const std::vector<std::string> fields = absl::StrSplit(line, '\t');
+  if (fields[0] == "not_run" && fields.size() == 2) {
+    outcome.not_run = fields[1];
+  } else if (fields[0] == "seconds" && fields.size() == 2 &&
+             absl::SimpleAtod(fields[1], &outcome.seconds)) {
     is_complete = true;  // the last line
   }
 }
@@ -41,6 +41,8 @@ Outcome Try(const Part& part, const std::function<absl::Time()>& now) {
   absl::StatusOr<PartResult> result = part.run();
   if (result.ok()) {
     outcome.result = *std::move(result);
+  } else if (IsNotRun(result.status())) {
+    outcome.not_run = std::string(result.status().message());
   } else {
     outcome.error = std::string(result.status().message());
   }
@@ -49,6 +51,12 @@ Outcome Try(const Part& part, const std::function<absl::Time()>& now) {
 }
 
 }  // namespace
+
+absl::Status NotRun(absl::string_view why) {
+  absl::Status status = absl::FailedPreconditionError(why);
+  status.SetPayload(kNotRunMark, absl::Cord(""));
+  return status;
+}
 
 OutcomeStore::OutcomeStore(std::string folder, std::string key)
     : folder_(std::move(folder)), key_(OneField(key)) {}
@@ -66,20 +74,16 @@ std::optional<Outcome> OutcomeStore::Load(const std::string& part) const {
   Outcome outcome;
   bool is_complete = false;
   for (const std::string& line : lines) {
-    TakeLine(absl::StrSplit(line, '\t'), outcome, is_complete);
+    TakeLine(line, outcome, is_complete);
   }
   if (!is_complete) return std::nullopt;
   return outcome;
 }
 
 absl::Status OutcomeStore::Save(const std::string& part, const Outcome& outcome) const {
-  std::string text = absl::StrCat("key\t", key_, "\n");
-  for (const Figure& figure : outcome.result.figures) {
-    absl::StrAppend(&text, "figure\t", OneField(figure.name), "\t",
-                    absl::StrFormat("%.9g", figure.value), "\t", OneField(figure.unit), "\n");
-  }
-  for (const std::string& wrong : outcome.result.wrong) {
-    absl::StrAppend(&text, "wrong\t", OneField(wrong), "\n");
+  std::string text = absl::StrCat("key\t", key_, "\n", ResultLines(outcome.result));
+  if (!outcome.not_run.empty()) {
+    absl::StrAppend(&text, "not_run\t", OneField(outcome.not_run), "\n");
   }
   absl::StrAppend(&text, "seconds\t", outcome.seconds, "\n");
   std::error_code error;
@@ -103,7 +107,8 @@ absl::StatusOr<Ending> RunCourse(const std::vector<Part>& parts, const OutcomeSt
   const absl::Time end = now() + budget;
   bool is_good = true;
   for (const Part& part : parts) {
-    if (const std::optional<Outcome> kept = store.Load(part.name)) {
+    const std::optional<Outcome> kept = store.Load(part.name);
+    if (kept.has_value() && kept->not_run.empty()) {
       is_good &= kept->is_good();
       say(absl::StrCat(part.name, ": kept from an earlier run"));
       continue;
@@ -120,6 +125,10 @@ absl::StatusOr<Ending> RunCourse(const std::vector<Part>& parts, const OutcomeSt
     }
     RETURN_IF_ERROR(store.Save(part.name, outcome));
     is_good &= outcome.is_good();
+    if (!outcome.not_run.empty()) {
+      say(absl::StrCat(part.name, ": not run: ", outcome.not_run));
+      continue;
+    }
     say(absl::StrCat(part.name, ": ", outcome.is_good() ? "done" : "WRONG", " in ",
                      Rounded(outcome.seconds), " s"));
     for (const std::string& wrong : outcome.result.wrong) say(absl::StrCat("  ", wrong));
@@ -135,6 +144,10 @@ std::string Report(const std::vector<Part>& parts, const OutcomeStore& store,
     const std::optional<Outcome> kept = store.Load(part.name);
     if (!kept.has_value()) {
       absl::StrAppend(&text, "Has not run.\n");
+      continue;
+    }
+    if (!kept->not_run.empty()) {
+      absl::StrAppend(&text, "**Not run:** ", kept->not_run, "\n");
       continue;
     }
     absl::StrAppend(&text, kept->is_good() ? "Good" : "**Wrong**", ", in ", Rounded(kept->seconds),

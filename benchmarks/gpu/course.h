@@ -11,8 +11,9 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
-#include "benchmarks/gpu/parts.h"
+#include "benchmarks/gpu/result.h"
 
 namespace rempart::benchmarks {
 
@@ -23,13 +24,18 @@ struct Part {
   std::function<absl::StatusOr<PartResult>()> run;
 };
 
+// The error of a part that needs something which this machine lacks: a library, a tool, memory. The
+// message says what. Nothing is wrong with the GPU, so the other parts run.
+absl::Status NotRun(absl::string_view why);
+
 // Of a part that has run, to its end or to an error.
 struct Outcome {
   PartResult result;
-  std::string error;  // of the device; empty: none
+  std::string not_run;  // why; empty: it has run
+  std::string error;    // of the device; empty: none
   double seconds = 0;
 
-  bool is_good() const { return error.empty() && result.wrong.empty(); }
+  bool is_good() const { return not_run.empty() && error.empty() && result.wrong.empty(); }
 };
 
 // One file for each part in a folder. What was kept under another key (of another GPU or another
@@ -50,13 +56,14 @@ class OutcomeStore {
 
 enum class Ending {
   kComplete,   // every part is there and good
-  kBad,        // every part that could run has; something is wrong
+  kBad,        // every part that could run has; something is wrong, or could not run
   kOutOfTime,  // another run goes on
 };
 
 // Runs what is not kept yet. `now` is a clock; `say` gets a line for each part. A part that ended
 // with an error is not kept: it is tried again in the next run. After such an error nothing more
-// runs, for a GPU's errors stay.
+// runs, for a GPU's errors stay. Of one that could not run the reason is kept for the report, and
+// it is tried again, too.
 absl::StatusOr<Ending> RunCourse(const std::vector<Part>& parts, const OutcomeStore& store,
                                  absl::Duration budget, const std::function<absl::Time()>& now,
                                  const std::function<void(const std::string&)>& say);

@@ -2,6 +2,7 @@
 // gpu_bench: everything that benchmarks/gpu/run shows, on the first GPU that CUDA shows. Needs no
 // files: a seed makes its models.
 #include <fstream>
+#include <functional>
 #include <iostream>
 #include <memory>
 #include <string>
@@ -12,6 +13,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "benchmarks/gpu/course.h"
+#include "benchmarks/gpu/parity.h"
 #include "benchmarks/gpu/parts.h"
 #include "benchmarks/gpu/seeded_model.h"
 #include "common/status_macros.h"
@@ -75,7 +77,7 @@ worker::DeviceModelOptions SpeedOptions() {
 // The GPU is opened for each part anew: what one leaves behind is not another's.
 std::vector<Part> MakeParts(const Peaks& peaks) {
   const auto open = [] { return worker::OpenGpu(0); };
-  const auto check = [open](absl::StatusOr<PartResult> (*run)(worker::Device&)) {
+  const auto check = [open](std::function<absl::StatusOr<PartResult>(worker::Device&)> run) {
     return [open, run]() -> absl::StatusOr<PartResult> {
       ASSIGN_OR_RETURN(const std::unique_ptr<worker::Device> device, open());
       return run(*device);
@@ -105,7 +107,12 @@ std::vector<Part> MakeParts(const Peaks& peaks) {
        "is the limit.",
        absl::Seconds(90), check(CheckConformance)},
       {"parity", "Greedy tokens of seeded random decoders against the CPU with F32 activations.",
-       absl::Seconds(60), check(CheckParity)},
+       absl::Seconds(60), check([](worker::Device& device) {
+         std::vector<NamedConfig> decoders = SmallDecoders();
+         decoders.push_back(SmolLm2());
+         decoders.push_back(Gemma3());
+         return CheckParity(device, decoders);
+       })},
       {"speed_bf16", shape, absl::Seconds(120), speed(false)},
       {"speed_fp8", shape + " Weights in FP8 with a scale for each row.", absl::Seconds(120),
        speed(true)}};

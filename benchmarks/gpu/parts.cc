@@ -4,138 +4,31 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
-#include <numeric>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "benchmarks/gpu/conformance/harness.h"
+#include "benchmarks/gpu/inputs.h"
 #include "benchmarks/gpu/seeded_model.h"
+#include "common/clock.h"
 #include "common/status_macros.h"
-#include "kernels/ops.h"
-#include "worker/device/thread_pool.h"
-#include "worker/model/transformer.h"
 
 namespace rempart::benchmarks {
 namespace {
 
 using worker::DecodeSequence;
 using worker::DeviceTransformer;
-using worker::SequenceSlice;
 using worker::StepBatch;
-
-constexpr int64_t kBlock = kernels::kKvBlockTokens;
-// Of the parity check: tokens of a prompt, and greedy ones after it.
-constexpr int kPromptTokens = 48;
-constexpr int kGreedyTokens = 16;
-// Root mean square of the difference of logits over that of the logits: BF16 over a few layers.
-constexpr double kMostError = 0.02;
-// So much of a log-probability may BF16 change.
-constexpr double kRounding = 0.1;
-
-double Seconds(absl::Time since) { return absl::ToDoubleSeconds(absl::Now() - since); }
-
-std::vector<int32_t> SeededIds(int64_t count, int64_t vocabulary, uint64_t seed) {
-  std::vector<int32_t> ids(static_cast<size_t>(count));
-  for (int32_t& id : ids) {
-    seed = seed * 6364136223846793005u + 1442695040888963407u;
-    id = static_cast<int32_t>((seed >> 33) % static_cast<uint64_t>(vocabulary));
-  }
-  return ids;
-}
-
-std::vector<int32_t> Blocks(int64_t first, int64_t count) {
-  std::vector<int32_t> blocks(static_cast<size_t>(count));
-  std::iota(blocks.begin(), blocks.end(), static_cast<int32_t>(first));
-  return blocks;
-}
-
-struct Difference {
-  double error = 0;  // relative root mean square
-  bool is_same_token = false;
-  bool is_close = false;  // the CPU's log-probabilities of both choices, to within kRounding
-};
-
-Difference Compare(const std::vector<float>& actual, const std::vector<float>& expected) {
-  Difference difference;
-  double error = 0, size = 0;
-  for (size_t i = 0; i < expected.size(); ++i) {
-    error += std::pow(static_cast<double>(actual[i]) - expected[i], 2);
-    size += std::pow(static_cast<double>(expected[i]), 2);
-  }
-  difference.error = std::isfinite(error) ? std::sqrt(error / size) : INFINITY;
-  const auto best = std::max_element(expected.begin(), expected.end()) - expected.begin();
-  const auto chosen = std::max_element(actual.begin(), actual.end()) - actual.begin();
-  difference.is_same_token = best == chosen;
-  difference.is_close =
-      expected[static_cast<size_t>(best)] - expected[static_cast<size_t>(chosen)] < kRounding;
-  return difference;
-}
-
-// One decoder on both sides, each step on the CPU's tokens.
-absl::Status CompareDecoder(worker::Device& device, const NamedConfig& named, PartResult& result) {
-  const SeededModel model(named.config, 7, LayerWeightsAre::kOwn);
-  worker::DeviceModelOptions options;
-  options.context_length = 128;
-  options.max_step_tokens = 64;
-  options.max_sequences = 1;
-  options.reserve_bytes = 0;
-  const int64_t blocks = options.context_length / kBlock;
-  options.kv_bytes =
-      blocks * static_cast<int64_t>(named.config.layers.size()) *
-      kernels::DeviceKvBlockBytes(false, named.config.kv_heads, named.config.head_dim);
-  ASSIGN_OR_RETURN(const std::unique_ptr<DeviceTransformer> on_device,
-                   DeviceTransformer::Create(device, named.config, model.weights(), options));
-  worker::ThreadPool pool({.threads = 2});
-  worker::TransformerOptions exact;
-  exact.kv_blocks = blocks;
-  exact.kv_type = kernels::DType::kF32;
-  exact.exact = true;
-  ASSIGN_OR_RETURN(
-      const std::unique_ptr<worker::Transformer> on_cpu,
-      worker::Transformer::Create(named.config, model.weights(), kernels::BestOps(), pool, exact));
-  const std::vector<int32_t> table = Blocks(0, blocks);
-  std::vector<int32_t> ids = SeededIds(kPromptTokens, named.config.vocabulary, 11);
-  std::vector<float> expected(static_cast<size_t>(named.config.vocabulary));
-  std::vector<float> actual(expected.size());
-  double worst = 0;
-  int same = 0;
-  size_t done = 0;
-  for (int step = 0; step < kGreedyTokens; ++step) {
-    StepBatch batch;
-    const absl::Span<const int32_t> fresh = absl::MakeConstSpan(ids).subspan(done);
-    batch.slices = {{fresh, static_cast<int32_t>(done), table, true}};
-    RETURN_IF_ERROR(on_cpu->Forward(batch, absl::MakeSpan(expected)));
-    RETURN_IF_ERROR(on_device->Forward(batch, absl::MakeSpan(actual)));
-    const Difference difference = Compare(actual, expected);
-    worst = std::max(worst, difference.error);
-    same += difference.is_same_token ? 1 : 0;
-    const std::string where = absl::StrCat(named.name, ", token ", step);
-    if (difference.error >= kMostError) {
-      result.wrong.push_back(absl::StrCat(where, ": logits differ by ", difference.error));
-    }
-    if (!difference.is_same_token && !difference.is_close) {
-      result.wrong.push_back(absl::StrCat(where, ": another token, which is no tie"));
-    }
-    done = ids.size();
-    ids.push_back(static_cast<int32_t>(std::max_element(expected.begin(), expected.end()) -
-                                       expected.begin()));
-  }
-  result.figures.push_back(
-      {absl::StrCat(named.name, "_same_tokens"), 100.0 * same / kGreedyTokens, "%"});
-  result.figures.push_back({absl::StrCat(named.name, "_worst_logits_error"), 100.0 * worst, "%"});
-  return absl::OkStatus();
-}
 
 // Sequences that have computed a prompt each and are about to decode.
 class Decoding {
  public:
   Decoding(DeviceTransformer& model, const SpeedSizes& sizes, int64_t batch)
       : model_(model), steps_(sizes.decode_steps) {
-    const int64_t each = (sizes.prompt_tokens + steps_ + kBlock - 1) / kBlock;
+    const int64_t each = BlocksOf(sizes.prompt_tokens + steps_);
     for (int64_t i = 0; i < batch; ++i) {
-      tables_.push_back(Blocks(i * each, each));
+      tables_.push_back(BlockTable(i * each, each));
       prompts_.push_back(
           SeededIds(sizes.prompt_tokens, model.config().vocabulary, static_cast<uint64_t>(i) + 1));
     }
@@ -156,16 +49,16 @@ class Decoding {
 
   // Seconds of all steps, queued at once.
   absl::StatusOr<double> Decode(std::vector<int32_t>* tokens) {
-    const absl::Time start = absl::Now();
+    const absl::Time start = SteadyNow();
     RETURN_IF_ERROR(model_.DecodeMany(sequences_, steps_, tokens));
-    return Seconds(start);
+    return SecondsSince(start);
   }
 
   // The same tokens, each fetched before the next step begins.
   absl::StatusOr<double> DecodeOneByOne() {
     std::vector<DecodeSequence> sequences = sequences_;
     std::vector<int32_t> tokens;
-    const absl::Time start = absl::Now();
+    const absl::Time start = SteadyNow();
     for (int64_t step = 0; step < steps_; ++step) {
       RETURN_IF_ERROR(model_.DecodeMany(sequences, 1, &tokens));
       for (size_t i = 0; i < sequences.size(); ++i) {
@@ -173,7 +66,7 @@ class Decoding {
         ++sequences[i].position;
       }
     }
-    return Seconds(start);
+    return SecondsSince(start);
   }
 
  private:
@@ -239,16 +132,16 @@ absl::Status MeasureDecode(DeviceTransformer& model, const Peaks& peaks, const S
 absl::Status MeasurePrefill(DeviceTransformer& model, const Peaks& peaks, const SpeedSizes& sizes,
                             PartResult& result) {
   const std::vector<int32_t> ids = SeededIds(sizes.prefill_tokens, model.config().vocabulary, 5);
-  const std::vector<int32_t> table = Blocks(0, (sizes.prefill_tokens + kBlock - 1) / kBlock);
+  const std::vector<int32_t> table = BlockTable(0, BlocksOf(sizes.prefill_tokens));
   StepBatch step;
   step.slices = {{ids, 0, table, true}};
   std::vector<float> logits(static_cast<size_t>(model.config().vocabulary));
   RETURN_IF_ERROR(model.Forward(step, absl::MakeSpan(logits)));
   std::vector<double> times;
   for (int i = 0; i < sizes.prefill_repeats; ++i) {
-    const absl::Time start = absl::Now();
+    const absl::Time start = SteadyNow();
     RETURN_IF_ERROR(model.Forward(step, absl::MakeSpan(logits)));
-    times.push_back(Seconds(start));
+    times.push_back(SecondsSince(start));
   }
   std::sort(times.begin(), times.end());
   const double seconds = times[times.size() / 2];
@@ -295,14 +188,6 @@ absl::StatusOr<PartResult> CheckConformance(worker::Device& device) {
   return result;
 }
 
-absl::StatusOr<PartResult> CheckParity(worker::Device& device) {
-  PartResult result;
-  for (const NamedConfig& named : SmallDecoders()) {
-    RETURN_IF_ERROR(CompareDecoder(device, named, result));
-  }
-  return result;
-}
-
 absl::StatusOr<PartResult> MeasureSpeed(DeviceTransformer& model, const Peaks& peaks,
                                         const SpeedSizes& sizes) {
   PartResult result;
@@ -313,22 +198,22 @@ absl::StatusOr<PartResult> MeasureSpeed(DeviceTransformer& model, const Peaks& p
 
 absl::StatusOr<Ready> GetReady(const DeviceOpener& open, const worker::ModelConfig& config,
                                const worker::DeviceModelOptions& options) {
-  const SeededModel weights(config, 3, LayerWeightsAre::kShared);
+  const SeededModel model(config, 3, LayerWeightsAre::kShared);
+  ASSIGN_OR_RETURN(const worker::Weights weights, model.Weights());
   Ready ready;
-  absl::Time start = absl::Now();
+  absl::Time start = SteadyNow();
   ASSIGN_OR_RETURN(ready.device, open());
-  const double opened = Seconds(start);
-  start = absl::Now();
-  ASSIGN_OR_RETURN(ready.model,
-                   DeviceTransformer::Create(*ready.device, config, weights.weights(), options));
-  const double loaded = Seconds(start);
-  start = absl::Now();
+  const double opened = SecondsSince(start);
+  start = SteadyNow();
+  ASSIGN_OR_RETURN(ready.model, DeviceTransformer::Create(*ready.device, config, weights, options));
+  const double loaded = SecondsSince(start);
+  start = SteadyNow();
   const std::vector<int32_t> ids = {1}, table = {0};
   StepBatch step;
   step.slices = {{ids, 0, table, true}};
   std::vector<float> logits(static_cast<size_t>(config.vocabulary));
   RETURN_IF_ERROR(ready.model->Forward(step, absl::MakeSpan(logits)));
-  const double first = Seconds(start);
+  const double first = SecondsSince(start);
   if (!std::all_of(logits.begin(), logits.end(), [](float x) { return std::isfinite(x); })) {
     ready.times.wrong.emplace_back("the first token's logits are not finite");
   }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What benchmarks/gpu/run measures and checks, part by part. Each runs on any Device: on a GPU for
-// its figures, over the emulator in tests.
+// Parts of benchmarks/gpu/run: conformance of the ops, and the speed of one model by itself. Each
+// runs on any Device: on a GPU for its figures, over the emulator in tests.
 #pragma once
 
 #include <cstdint>
@@ -10,23 +10,12 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "benchmarks/gpu/result.h"
 #include "worker/device/device.h"
 #include "worker/model/device_transformer.h"
 #include "worker/model/model_config.h"
 
 namespace rempart::benchmarks {
-
-struct Figure {
-  std::string name;
-  double value = 0;
-  std::string unit;
-};
-
-struct PartResult {
-  std::vector<Figure> figures;
-  // What was computed and is wrong; empty: all is as it should be.
-  std::vector<std::string> wrong;
-};
 
 // What the driver says that a GPU can do; 0: not known. Shares of it are left out then.
 struct Peaks {
@@ -38,11 +27,6 @@ double PeakBf16Flops(int compute_major, int compute_minor, int multiprocessors, 
 // Every op, dtype and odd shape against kernels/reference: the worst percentage of what is allowed,
 // by op.
 absl::StatusOr<PartResult> CheckConformance(worker::Device& device);
-
-// Greedy continuations of the small seeded decoders on the device and on the CPU with F32
-// activations, each step on the CPU's tokens. A token may differ where the CPU's own two best lie
-// as close as BF16 rounds.
-absl::StatusOr<PartResult> CheckParity(worker::Device& device);
 
 struct SpeedSizes {
   std::vector<int64_t> batches = {1, 4, 16, 64, 256};

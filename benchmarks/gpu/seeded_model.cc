@@ -2,51 +2,47 @@
 #include "benchmarks/gpu/seeded_model.h"
 
 #include <cmath>
+#include <cstring>
 #include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "kernels/ops.h"
+#include "worker/device/thread_pool.h"
 
 namespace rempart::benchmarks {
 namespace {
 
-using worker::LayerWeights;
-using worker::Matrix;
-using worker::ModelConfig;
-
 constexpr int kBf16Bias = 127;
 
-ModelConfig Decoder(int64_t hidden, int64_t ffn, int64_t vocabulary, int64_t heads,
-                    int64_t kv_heads, int64_t head_dim, size_t layers, float rope_base) {
-  ModelConfig config;
-  config.architecture = "random";
-  config.hidden = hidden;
-  config.ffn = ffn;
-  config.vocabulary = vocabulary;
-  config.heads = heads;
-  config.kv_heads = kv_heads;
-  config.head_dim = head_dim;
-  config.context_length = 8192;
-  config.attention_scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
-  worker::RopeSpec& rope = config.ropes.emplace_back();
-  for (int64_t i = 0; i < head_dim / 2; ++i) {
-    rope.inverse_frequency.push_back(
-        std::pow(rope_base, -2.0f * static_cast<float>(i) / static_cast<float>(head_dim)));
-  }
-  rope.layout = kernels::RopeLayout::kHalves;
-  config.layers.resize(layers);
-  return config;
-}
+std::string LayerPrefix(size_t layer) { return absl::StrCat("blk.", layer, "."); }
 
 }  // namespace
 
-SeededModel::SeededModel(ModelConfig config, uint64_t seed, LayerWeightsAre layers)
+SeededModel::SeededModel(worker::ModelConfig config, uint64_t seed, LayerWeightsAre layers,
+                         HeadIs head)
     : config_(std::move(config)), state_(seed * 0x9e3779b97f4a7c15u + 1) {
-  weights_.partition = worker::MakePartition(config_, {});
-  Fill(weights_.embedding, config_.vocabulary, config_.hidden);
-  Fill(weights_.head, config_.vocabulary, config_.hidden);
-  weights_.output_norm = Floats(config_.hidden, 1.0f, 0.2f);
-  while (weights_.layers.size() < config_.layers.size()) {
-    const bool is_copy = layers == LayerWeightsAre::kShared && !weights_.layers.empty();
-    weights_.layers.push_back(is_copy ? weights_.layers[0] : MakeLayer());
+  Matrix("token_embd.weight", config_.vocabulary, config_.hidden);
+  if (head == HeadIs::kOwn) Matrix("output.weight", config_.vocabulary, config_.hidden);
+  Vector("output_norm.weight", config_.hidden, 1.0f, 0.2f);
+  const size_t own = layers == LayerWeightsAre::kShared ? 1 : config_.layers.size();
+  for (size_t i = 0; i < own; ++i) Layer(LayerPrefix(i));
+  const worker::TensorMap made = tensors_;
+  const std::string first = LayerPrefix(0);
+  for (size_t i = own; i < config_.layers.size(); ++i) {
+    for (const auto& [name, tensor] : made) {
+      if (!absl::StartsWith(name, first)) continue;
+      worker::TensorView shared = tensor;
+      shared.name = LayerPrefix(i) + name.substr(first.size());
+      tensors_[shared.name] = shared;
+    }
   }
+}
+
+absl::StatusOr<worker::Weights> SeededModel::Weights(const worker::RankPosition& of) const {
+  worker::ThreadPool pool({.threads = 1});
+  const auto cut = of.size > 1 ? worker::MatrixCut::kPairs : worker::MatrixCut::kOutputs;
+  return worker::BindWeights(tensors_, config_, kernels::BestOps(), {.pack = false}, pool, of, cut);
 }
 
 // xorshift64*.
@@ -61,59 +57,60 @@ float SeededModel::NextFloat() {
   return static_cast<float>(static_cast<int32_t>(Next() >> 32)) / 2147483648.0f;
 }
 
-std::vector<float> SeededModel::Floats(int64_t count, float middle, float reach) {
-  std::vector<float> values(static_cast<size_t>(count));
-  for (float& value : values) value = middle + reach * NextFloat();
-  return values;
+void SeededModel::Vector(const std::string& name, int64_t count, float middle, float reach) {
+  std::vector<uint64_t>& words = storage_.emplace_back(static_cast<size_t>((count + 1) / 2));
+  auto* const bytes = reinterpret_cast<uint8_t*>(words.data());
+  for (int64_t i = 0; i < count; ++i) {
+    const float value = middle + reach * NextFloat();
+    std::memcpy(bytes + 4 * i, &value, sizeof(value));
+  }
+  tensors_[name] = {name, kernels::DType::kF32, {count}, bytes, 4 * count};
 }
 
 // Four numbers at a time: sign and fraction are random, the exponent is not, so that they lie
 // between 2^e and 2^(e+1) on both sides of zero, with a root mean square of about 1.53 * 2^e.
-void SeededModel::Fill(Matrix& matrix, int64_t rows, int64_t cols) {
+void SeededModel::Matrix(const std::string& name, int64_t rows, int64_t cols) {
   const int exponent =
       static_cast<int>(std::lround(-0.5 * std::log2(static_cast<double>(cols)) - std::log2(1.53)));
   const auto field = static_cast<uint64_t>(exponent + kBf16Bias) << 7;
   const uint64_t exponents = field * 0x0001000100010001u;
   std::vector<uint64_t>& words = storage_.emplace_back(static_cast<size_t>((rows * cols + 3) / 4));
   for (uint64_t& word : words) word = (Next() & 0x807f807f807f807fu) | exponents;
-  matrix.view = {reinterpret_cast<const uint8_t*>(words.data()), kernels::DType::kBF16, rows, cols};
+  tensors_[name] = {name,
+                    kernels::DType::kBF16,
+                    {rows, cols},
+                    reinterpret_cast<const uint8_t*>(words.data()),
+                    2 * rows * cols};
 }
 
-LayerWeights SeededModel::MakeLayer() {
+void SeededModel::Layer(const std::string& prefix) {
+  const int64_t hidden = config_.hidden;
   const int64_t queries = config_.heads * config_.head_dim;
   const int64_t keys = config_.kv_heads * config_.head_dim;
-  LayerWeights layer;
-  layer.attention_norm = Floats(config_.hidden, 1.0f, 0.2f);
-  layer.ffn_norm = Floats(config_.hidden, 1.0f, 0.2f);
+  const auto norm = [&](const char* name, int64_t count) {
+    Vector(absl::StrCat(prefix, name, ".weight"), count, 1.0f, 0.2f);
+  };
+  norm("attn_norm", hidden);
+  norm("ffn_norm", hidden);
   if (config_.qk_norm) {
-    layer.query_norm = Floats(config_.head_dim, 1.0f, 0.2f);
-    layer.key_norm = Floats(config_.head_dim, 1.0f, 0.2f);
+    norm("attn_q_norm", config_.head_dim);
+    norm("attn_k_norm", config_.head_dim);
   }
-  Fill(layer.query, queries, config_.hidden);
-  Fill(layer.key, keys, config_.hidden);
-  Fill(layer.value, keys, config_.hidden);
-  Fill(layer.output, config_.hidden, queries);
-  Fill(layer.gate, config_.ffn, config_.hidden);
-  Fill(layer.up, config_.ffn, config_.hidden);
-  Fill(layer.down, config_.hidden, config_.ffn);
-  if (config_.qkv_bias) {
-    layer.query.bias = Floats(queries, 0.0f, 0.3f);
-    layer.key.bias = Floats(keys, 0.0f, 0.3f);
-    layer.value.bias = Floats(keys, 0.0f, 0.3f);
+  if (config_.post_norms) {
+    norm("post_attention_norm", hidden);
+    norm("post_ffw_norm", hidden);
   }
-  return layer;
-}
-
-ModelConfig Llama8B() { return Decoder(4096, 14336, 128256, 32, 8, 128, 32, 500000.0f); }
-
-std::vector<NamedConfig> SmallDecoders() {
-  std::vector<NamedConfig> decoders = {{"llama", Decoder(256, 704, 1024, 4, 2, 64, 3, 500000.0f)},
-                                       {"mistral", Decoder(256, 896, 1024, 4, 4, 64, 3, 1e6f)},
-                                       {"qwen", Decoder(224, 608, 1024, 7, 1, 32, 3, 1e6f)}};
-  for (worker::LayerSpec& layer : decoders[1].config.layers) layer.window = 40;
-  decoders[2].config.qkv_bias = true;
-  decoders[2].config.qk_norm = true;
-  return decoders;
+  Matrix(prefix + "attn_q.weight", queries, hidden);
+  Matrix(prefix + "attn_k.weight", keys, hidden);
+  Matrix(prefix + "attn_v.weight", keys, hidden);
+  Matrix(prefix + "attn_output.weight", hidden, queries);
+  Matrix(prefix + "ffn_gate.weight", config_.ffn, hidden);
+  Matrix(prefix + "ffn_up.weight", config_.ffn, hidden);
+  Matrix(prefix + "ffn_down.weight", hidden, config_.ffn);
+  if (!config_.qkv_bias) return;
+  Vector(prefix + "attn_q.bias", queries, 0.0f, 0.3f);
+  Vector(prefix + "attn_k.bias", keys, 0.0f, 0.3f);
+  Vector(prefix + "attn_v.bias", keys, 0.0f, 0.3f);
 }
 
 }  // namespace rempart::benchmarks

@@ -5,9 +5,13 @@
 
 #include <cstdint>
 #include <deque>
+#include <string>
 #include <vector>
 
+#include "absl/status/statusor.h"
+#include "benchmarks/gpu/shapes.h"
 #include "worker/model/model_config.h"
+#include "worker/model/tensor_view.h"
 #include "worker/model/weights.h"
 
 namespace rempart::benchmarks {
@@ -18,36 +22,30 @@ enum class LayerWeightsAre { kOwn, kShared };
 
 class SeededModel {
  public:
-  SeededModel(worker::ModelConfig config, uint64_t seed, LayerWeightsAre layers);
+  SeededModel(worker::ModelConfig config, uint64_t seed, LayerWeightsAre layers,
+              HeadIs head = HeadIs::kOwn);
   SeededModel(const SeededModel&) = delete;
   SeededModel& operator=(const SeededModel&) = delete;
 
   const worker::ModelConfig& config() const { return config_; }
-  const worker::Weights& weights() const { return weights_; }
+  // As those of a file, by their names in GGUF files.
+  const worker::TensorMap& tensors() const { return tensors_; }
+  // Views into this. Those of a rank of several are cut as a GPU's; InvalidArgument when the shape
+  // cannot be cut for so many.
+  absl::StatusOr<worker::Weights> Weights(const worker::RankPosition& of = {}) const;
 
  private:
   uint64_t Next();
   float NextFloat();  // in [-1, 1)
-  std::vector<float> Floats(int64_t count, float middle, float reach);
+  void Vector(const std::string& name, int64_t count, float middle, float reach);
   // Deviation about 1 / sqrt(cols), so that what it multiplies keeps its size.
-  void Fill(worker::Matrix& matrix, int64_t rows, int64_t cols);
-  worker::LayerWeights MakeLayer();
+  void Matrix(const std::string& name, int64_t rows, int64_t cols);
+  void Layer(const std::string& prefix);
 
   const worker::ModelConfig config_;
   uint64_t state_;
   std::deque<std::vector<uint64_t>> storage_;
-  worker::Weights weights_;
+  worker::TensorMap tensors_;
 };
-
-// The exact shape of Llama-3.1-8B.
-worker::ModelConfig Llama8B();
-
-struct NamedConfig {
-  const char* name;
-  worker::ModelConfig config;
-};
-// Small decoders of the three kinds that most models are: Llama, Mistral (a sliding window) and
-// Qwen (biases and norms of heads).
-std::vector<NamedConfig> SmallDecoders();
 
 }  // namespace rempart::benchmarks

@@ -99,6 +99,23 @@ TEST_F(CourseTest, AnErrorOfTheDeviceEndsTheRunAndIsTriedAgain) {
   EXPECT_EQ(ran_.size(), 2u);
 }
 
+TEST_F(CourseTest, APartThatLacksSomethingLetsTheOthersRunAndIsTriedAgain) {
+  error_ = NotRun("no libnccl.so.2");
+  EXPECT_EQ(*Run(), Ending::kBad) << "it has shown nothing";
+  EXPECT_THAT(ran_, ElementsAre("first", "second"));
+  EXPECT_THAT(said_, HasSubstr("first: not run: no libnccl.so.2\n"));
+  EXPECT_THAT(Report(parts_, OutcomeStore(folder_, "H200 a1b2c3"), "H200"),
+              HasSubstr("## first\n\nAbout the first.\n\n**Not run:** no libnccl.so.2\n"));
+  error_ = absl::OkStatus();
+  EXPECT_EQ(*Run(), Ending::kComplete);
+  EXPECT_EQ(ran_.size(), 2u);
+  // An error of the device with the same code is one.
+  OutcomeStore(folder_, "H200 a1b2c3").Forget("first");
+  error_ = absl::FailedPreconditionError("this binary has no code for the GPU");
+  EXPECT_EQ(*Run(), Ending::kBad);
+  EXPECT_THAT(ran_, ElementsAre("first"));
+}
+
 TEST_F(CourseTest, AFileThatWasCutShortIsNotThere) {
   const OutcomeStore store(folder_, "key");
   Outcome outcome;

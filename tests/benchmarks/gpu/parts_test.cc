@@ -14,7 +14,6 @@
 namespace rempart::benchmarks {
 namespace {
 
-using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
 constexpr int64_t kMemory = int64_t{1} << 30;
@@ -23,42 +22,6 @@ std::map<std::string, double> ByName(const PartResult& result) {
   std::map<std::string, double> figures;
   for (const Figure& figure : result.figures) figures[figure.name] = figure.value;
   return figures;
-}
-
-// Leaves the last token out of one product in three.
-class ForgetfulDevice : public worker::EmulatedDevice {
- public:
-  ForgetfulDevice() : EmulatedDevice(kMemory) {}
-  absl::Status Matmul(const kernels::DeviceMatmulArgs& args) override {
-    kernels::DeviceMatmulArgs less = args;
-    if (args.num_tokens > 1 && ++products_ % 3 == 0) --less.num_tokens;
-    return EmulatedDevice::Matmul(less);
-  }
-
- private:
-  int products_ = 0;
-};
-
-TEST(CheckParity, FindsTheEmulatorToComputeWhatTheCpuDoes) {
-  worker::EmulatedDevice device(kMemory);
-  const auto result = CheckParity(device);
-  ASSERT_TRUE(result.ok()) << result.status();
-  EXPECT_THAT(result->wrong, IsEmpty());
-  auto figures = ByName(*result);
-  EXPECT_EQ(figures.size(), 6u);
-  for (const char* name : {"llama", "mistral", "qwen"}) {
-    EXPECT_GT(figures[std::string(name) + "_same_tokens"], 80) << name;
-    EXPECT_GT(figures[std::string(name) + "_worst_logits_error"], 0) << name;
-    EXPECT_LT(figures[std::string(name) + "_worst_logits_error"], 2) << name;
-  }
-}
-
-TEST(CheckParity, SaysWhatIsWrongAndWhere) {
-  ForgetfulDevice device;
-  const auto result = CheckParity(device);
-  ASSERT_TRUE(result.ok()) << result.status();
-  ASSERT_FALSE(result->wrong.empty());
-  EXPECT_THAT(result->wrong[0], HasSubstr("llama, token "));
 }
 
 worker::DeviceModelOptions SmallOptions() {

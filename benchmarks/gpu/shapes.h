@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// The shapes of the models that benchmarks/gpu/run makes from a seed.
+#pragma once
+
+#include <vector>
+
+#include "worker/model/model_config.h"
+
+namespace rempart::benchmarks {
+
+enum class HeadIs { kOwn, kTied };  // tied: the embedding is the head, too
+
+struct NamedConfig {
+  const char* name;
+  worker::ModelConfig config;
+  HeadIs head = HeadIs::kOwn;
+};
+
+// The exact shape of Llama-3.1-8B.
+worker::ModelConfig Llama8B();
+
+// Small decoders of the three kinds that most models are: Llama, Mistral (a sliding window) and
+// Qwen (biases and norms of heads).
+std::vector<NamedConfig> SmallDecoders();
+
+// The exact shapes of SmolLM2-135M and Gemma 3 270M, as their GGUF files have them.
+NamedConfig SmolLm2();
+NamedConfig Gemma3();
+
+}  // namespace rempart::benchmarks
