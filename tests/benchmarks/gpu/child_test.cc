@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+// Child processes: what they say, how they end, and that none is waited for too long.
+#include "benchmarks/gpu/child.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <csignal>
+
+#include "common/clock.h"
+
+namespace rempart::benchmarks {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+std::unique_ptr<Child> Shell(const std::string& script,
+                             const std::vector<std::string>& environment = {}) {
+  auto child = Child::Start({"sh", "-c", script}, environment);
+  EXPECT_TRUE(child.ok()) << child.status();
+  return child.ok() ? *std::move(child) : nullptr;
+}
+
+absl::Time In(int seconds) { return SteadyNow() + absl::Seconds(seconds); }
+
+TEST(Child, HearsLineByLineWhatItIsToldToSay) {
+  const auto child = Shell("read a; echo got $a; printf 'x\\ny'");
+  ASSERT_TRUE(child->Tell("one two").ok());
+  EXPECT_EQ(*child->Hear(In(10)), "got one two");
+  EXPECT_EQ(*child->Hear(In(10)), "x");
+  EXPECT_EQ(child->Hear(In(10)).status().code(), absl::StatusCode::kOutOfRange);
+  EXPECT_EQ(*child->Wait(In(10)), kEndedWell);
+}
+
+TEST(Child, TellsHowItEnded) {
+  EXPECT_EQ(*Shell("exit 3")->Wait(In(10)), "exit status 3");
+  const auto child = Shell("sleep 100");
+  child->Signal(SIGKILL);
+  EXPECT_EQ(*child->Wait(In(10)), "signal 9");
+  EXPECT_EQ(*child->Wait(In(0)), "signal 9") << "once it is known";
+}
+
+TEST(Child, NothingIsWaitedForBeyondTheDeadline) {
+  const auto child = Shell("sleep 100");
+  const absl::Time soon = SteadyNow() + absl::Milliseconds(50);
+  EXPECT_EQ(child->Hear(soon).status().code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(child->Wait(soon).status().code(), absl::StatusCode::kDeadlineExceeded);
+}
+
+TEST(Child, OneThatHasEndedIsTold) {
+  const auto child = Shell("exit 0");
+  EXPECT_EQ(*child->Wait(In(10)), kEndedWell);
+  EXPECT_FALSE(child->Tell("anything").ok());
+}
+
+TEST(Child, ItsEnvironmentHasWhatWasAsked) {
+  setenv("REMPART_CHILD_A", "old", 1);
+  setenv("REMPART_CHILD_B", "kept", 1);
+  const auto child = Shell("echo $REMPART_CHILD_A $REMPART_CHILD_B", {"REMPART_CHILD_A=new"});
+  EXPECT_EQ(*child->Hear(In(10)), "new kept");
+}
+
+TEST(Child, AProgramThatIsNotThereIsNamed) {
+  const auto child = Child::Start({"/nowhere/program"}, {});
+  EXPECT_THAT(std::string(child.status().message()), HasSubstr("/nowhere/program"));
+}
+
+TEST(TakeResult, TakesFiguresAndWhatIsWrong) {
+  PartResult result;
+  const auto child = Shell("printf 'figure\\ta\\t1.5\\tms\\nchatter\\nwrong\\tit is\\n'");
+  TakeResult(*child, "it", In(10), result);
+  ASSERT_EQ(result.figures.size(), 1u);
+  EXPECT_EQ(result.figures[0].name, "a");
+  EXPECT_EQ(result.figures[0].value, 1.5);
+  EXPECT_THAT(result.wrong, ElementsAre("it is"));
+}
+
+TEST(TakeResult, AnEndThatIsNotCleanIsWrong) {
+  PartResult result;
+  TakeResult(*Shell("exit 5"), "it", In(10), result);
+  TakeResult(*Shell("kill -SEGV $$"), "it", In(10), result);
+  const absl::Time begin = SteadyNow();
+  TakeResult(*Shell("sleep 100"), "it", begin + absl::Milliseconds(100), result);
+  TakeResult(*Shell("exec >&-; sleep 100"), "it", SteadyNow() + absl::Milliseconds(100), result);
+  EXPECT_LT(SteadyNow() - begin, absl::Seconds(20));
+  EXPECT_THAT(result.figures, IsEmpty());
+  EXPECT_THAT(result.wrong, ElementsAre("it: ended with exit status 5", "it: ended with signal 11",
+                                        "it: it says nothing: it was ended at its deadline",
+                                        "it: it does not end"));
+}
+
+}  // namespace
+}  // namespace rempart::benchmarks
