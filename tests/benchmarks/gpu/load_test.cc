@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+// Load through the engine over the emulated device.
+#include "benchmarks/gpu/load.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <map>
+
+#include "benchmarks/gpu/seeded_model.h"
+#include "worker/device/emulated_device.h"
+
+namespace rempart::benchmarks {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+constexpr int64_t kMemory = int64_t{1} << 30;
+
+worker::DeviceModelOptions Options() {
+  worker::DeviceModelOptions options;
+  options.context_length = 64;
+  options.max_step_tokens = 32;
+  options.max_sequences = 4;
+  options.reserve_bytes = 0;
+  options.kv_bytes = int64_t{2} << 20;
+  return options;
+}
+
+std::map<std::string, double> ByName(const PartResult& result) {
+  std::map<std::string, double> figures;
+  for (const Figure& figure : result.figures) figures[figure.name] = figure.value;
+  return figures;
+}
+
+// A device that stops computing at its n-th product.
+class BreakingDevice : public worker::EmulatedDevice {
+ public:
+  explicit BreakingDevice(int products) : EmulatedDevice(kMemory), left_(products) {}
+  absl::Status Matmul(const kernels::DeviceMatmulArgs& args) override {
+    if (--left_ < 0) return absl::InternalError("unspecified launch failure");
+    return EmulatedDevice::Matmul(args);
+  }
+
+ private:
+  int left_;
+};
+
+absl::StatusOr<PartResult> Measure(worker::Device& device, const LoadSizes& sizes) {
+  const SeededModel seeded(SmallDecoders()[0].config, 3, LayerWeightsAre::kShared);
+  const auto weights = seeded.Weights();
+  if (!weights.ok()) return weights.status();
+  const auto model =
+      worker::DeviceTransformer::Create(device, seeded.config(), *weights, Options());
+  if (!model.ok()) return model.status();
+  return MeasureLoad(**model, Options(), sizes);
+}
+
+TEST(MeasureLoad, GivesTheRateOfASteadyLoad) {
+  worker::EmulatedDevice device(kMemory);
+  LoadSizes sizes;
+  sizes.cases = {{8, 8, 1000}, {24, 4, 500}};
+  sizes.ramp = absl::Seconds(60);
+  sizes.window = absl::Seconds(1);
+  const auto result = Measure(device, sizes);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_THAT(result->wrong, IsEmpty());
+  auto figures = ByName(*result);
+  for (const LoadCase& load : sizes.cases) {
+    const std::string name =
+        "load_" + std::to_string(load.prompt_tokens) + "_" + std::to_string(load.new_tokens) + "_";
+    EXPECT_GT(figures[name + "tokens_per_s"], 0) << name;
+    EXPECT_NEAR(figures[name + "of_tensorrt_llm"],
+                100 * figures[name + "tokens_per_s"] / load.published, 1e-6);
+    EXPECT_EQ(figures[name + "sequences"], 4) << name;
+    EXPECT_GT(figures[name + "step"], 0) << name;
+    EXPECT_GT(figures[name + "in_model"], 10) << name;
+    EXPECT_LE(figures[name + "in_model"], 100.001) << name;
+  }
+}
+
+TEST(MeasureLoad, ADeviceThatBreaksEndsIt) {
+  BreakingDevice device(40);
+  LoadSizes sizes;
+  sizes.cases = {{8, 8, 1000}};
+  const auto result = Measure(device, sizes);
+  EXPECT_THAT(std::string(result.status().message()), HasSubstr("unspecified launch failure"));
+}
+
+TEST(MeasureLoad, NothingGeneratedIsWrong) {
+  worker::EmulatedDevice device(kMemory);
+  LoadSizes sizes;
+  sizes.cases = {{8, 8, 1000}};
+  sizes.ramp = sizes.window = absl::ZeroDuration();
+  const auto result = Measure(device, sizes);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_THAT(result->wrong, testing::ElementsAre("load_8_8: no token was generated"));
+}
+
+TEST(SequencesAtOnce, AreThoseThatFit) {
+  EXPECT_EQ(SequencesAtOnce({128, 128, 1}, 512, 100000), 512);
+  EXPECT_EQ(SequencesAtOnce({1000, 1000, 1}, 512, 12500), 100);
+  EXPECT_EQ(SequencesAtOnce({1000, 1000, 1}, 512, 1), 1);
+}
+
+TEST(PublishedLoads, AreThoseOfTensorRt) {
+  const std::vector<LoadCase> loads = PublishedLoads();
+  ASSERT_EQ(loads.size(), 3u);
+  EXPECT_EQ(loads[0].published, 27911);
+  EXPECT_EQ(loads[1].published, 17744);
+  EXPECT_EQ(loads[2].published, 3538);
+}
+
+}  // namespace
+}  // namespace rempart::benchmarks
