@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+// The profile of a step over the emulated device: every op is found, and what they take adds up.
+#include "benchmarks/gpu/profile.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <map>
+#include <numeric>
+
+#include "benchmarks/gpu/inputs.h"
+#include "benchmarks/gpu/seeded_model.h"
+#include "worker/device/emulated_device.h"
+
+namespace rempart::benchmarks {
+namespace {
+
+using ::testing::ElementsAreArray;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+constexpr int64_t kMemory = int64_t{1} << 30;
+
+worker::DeviceModelOptions Options() {
+  worker::DeviceModelOptions options;
+  options.context_length = 128;
+  options.max_step_tokens = 32;
+  options.max_sequences = 2;
+  options.reserve_bytes = 0;
+  options.kv_bytes = int64_t{2} << 20;
+  return options;
+}
+
+// So small that the emulator takes it as lightly as a GPU a large one.
+worker::ModelConfig Tiny() {
+  worker::ModelConfig config = SmallDecoders()[0].config;
+  config.hidden = 64;
+  config.ffn = 96;
+  config.vocabulary = 128;
+  config.heads = 2;
+  config.kv_heads = 1;
+  config.head_dim = 32;
+  config.ropes[0].inverse_frequency.resize(16);
+  config.layers.resize(2);
+  return config;
+}
+
+struct Decoder {
+  explicit Decoder(worker::Device& device) : seeded(Tiny(), 3, LayerWeightsAre::kOwn) {
+    auto bound = seeded.Weights();
+    EXPECT_TRUE(bound.ok()) << bound.status();
+    weights = *std::move(bound);
+    auto made = worker::DeviceTransformer::Create(device, seeded.config(), weights, Options());
+    EXPECT_TRUE(made.ok()) << made.status();
+    model = *std::move(made);
+  }
+  std::vector<int32_t> Decode() {
+    const std::vector<int32_t> table = BlockTable(0, 8);
+    std::vector<int32_t> tokens;
+    const std::vector<worker::DecodeSequence> one = {{5, 0, table, {}}};
+    EXPECT_TRUE(model->DecodeMany(one, 8, &tokens).ok());
+    return tokens;
+  }
+
+  const SeededModel seeded;
+  worker::Weights weights;
+  std::unique_ptr<worker::DeviceTransformer> model;
+};
+
+TEST(ProfilingDevice, NamesEveryOpOfAStepAndChangesNothing) {
+  worker::EmulatedDevice plain(kMemory);
+  ProfilingDevice device(std::make_unique<worker::EmulatedDevice>(kMemory));
+  Decoder expected(plain), actual(device);
+  device.TimeRecords(1);
+  EXPECT_EQ(actual.Decode(), expected.Decode());
+  std::vector<std::string> names;
+  for (const StepOp& op : device.step()) names.push_back(op.name);
+  std::vector<std::string> wanted = {"embed", "add_norm"};
+  for (int layer = 0; layer < 2; ++layer) {
+    wanted.insert(wanted.end(),
+                  {"product 128x64", "rope_store", "attention_decode", "product 64x64", "add_norm",
+                   "product 192x64", "activate", "product 64x96", "add_norm"});
+  }
+  wanted.insert(wanted.end(), {"product 128x64", "sample"});
+  EXPECT_THAT(names, ElementsAreArray(wanted));
+  EXPECT_EQ(device.step()[2].weight_bytes, 128 * 64 * 2);
+  EXPECT_EQ(device.step()[0].weight_bytes, 0);
+}
+
+TEST(MeasureProfile, WhatTheOpsTakeAddsUpToTheStep) {
+  const auto result =
+      MeasureProfile([] { return std::make_unique<worker::EmulatedDevice>(kMemory); }, Tiny(),
+                     Options(), {.batches = {1, 2}, .prompt_tokens = 4, .steps = 2, .repeats = 1});
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_THAT(result->wrong, IsEmpty());
+  std::map<std::string, double> figures;
+  std::map<std::string, std::string> units;
+  double of_one = 0;
+  for (const Figure& figure : result->figures) {
+    figures[figure.name] = figure.value;
+    units[figure.name] = figure.unit;
+    if (figure.name.rfind("batch 1 ", 0) == 0 && figure.name != "batch 1 step") {
+      of_one += figure.value;
+    }
+  }
+  EXPECT_NEAR(of_one, figures["batch 1 step"], 1);
+  // How long each takes is the machine's affair.
+  for (const char* batch : {"batch 1 ", "batch 2 "}) {
+    for (const char* op : {"product 64x96", "product 64x64", "rope_store", "sample", "step"}) {
+      EXPECT_EQ(figures.count(batch + std::string(op)), 1u) << op;
+    }
+  }
+  EXPECT_THAT(units["batch 1 product 64x96"], HasSubstr("us in 2, "));
+  EXPECT_THAT(units["batch 1 rope_store"], HasSubstr("us in 2, "));
+  EXPECT_EQ(figures.count("batch 1 rest"), 1u);
+}
+
+}  // namespace
+}  // namespace rempart::benchmarks
