@@ -1,0 +1,345 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "benchmarks/gpu/bench.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <memory>
+#include <utility>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "benchmarks/gpu/child.h"
+#include "benchmarks/gpu/course.h"
+#include "benchmarks/gpu/load.h"
+#include "benchmarks/gpu/parity.h"
+#include "benchmarks/gpu/ranks.h"
+#include "benchmarks/gpu/sanitize.h"
+#include "benchmarks/gpu/vllm.h"
+#include "common/clock.h"
+#include "common/status_macros.h"
+
+namespace rempart::benchmarks {
+namespace {
+
+enum ExitCode { kGood = 0, kBad = 1, kUsage = 2, kOutOfTime = 3, kNoGpu = 6 };
+
+constexpr char kUsageText[] =
+    R"(usage: gpu_bench [--out FOLDER] [--minutes M] [--label TEXT] [--fresh] [--only PART,...]
+                 [--model FILE]... [--nccl LIBRARY] [--vllm PYTHON]
+Runs on the first GPU that CUDA shows, and writes FOLDER/report.md (./gpu_bench.out). Parts that
+FOLDER has from the same GPU and label are not run again, unless --fresh. Begins no part that would
+end after M (9) minutes. --only: these parts and no others. --model: a GGUF file whose tokens are
+compared with the CPU's, which computes them too: a small one. --nccl: libnccl.so.2, where the
+loader does not find it. --vllm: a Python that has vLLM, to put under the same load.
+Exit status: 0 all parts are there and good, 1 something is wrong or could not run, 2 wrong flags,
+3 out of time: run the same again to go on, 6 no GPU to run on.
+)";
+
+struct Flags {
+  std::string out = "gpu_bench.out";
+  std::string label;
+  double minutes = 9;
+  bool fresh = false;
+  std::vector<std::string> only;
+  std::vector<std::string> models;
+  std::string nccl;
+  std::string vllm;
+};
+
+absl::Status TakeFlag(const std::string& word, const std::string& value, Flags& flags) {
+  if (word == "--out") {
+    flags.out = value;
+  } else if (word == "--label") {
+    flags.label = value;
+  } else if (word == "--only") {
+    flags.only = absl::StrSplit(value, ',');
+  } else if (word == "--model") {
+    flags.models.push_back(value);
+  } else if (word == "--nccl") {
+    flags.nccl = value;
+  } else if (word == "--vllm") {
+    flags.vllm = value;
+  } else if (!absl::SimpleAtod(value, &flags.minutes) ||
+             !(flags.minutes > 0 && flags.minutes <= 60)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--minutes ", value, " must be more than 0 and at most 60"));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Flags> ParseFlags(const std::vector<std::string>& words) {
+  static const auto* const with_value = new std::vector<std::string>{
+      "--out", "--minutes", "--label", "--only", "--model", "--nccl", "--vllm"};
+  Flags flags;
+  for (size_t i = 0; i < words.size(); ++i) {
+    const std::string& word = words[i];
+    if (word == "--fresh") {
+      flags.fresh = true;
+      continue;
+    }
+    if (std::find(with_value->begin(), with_value->end(), word) == with_value->end()) {
+      return absl::InvalidArgumentError(absl::StrCat("unknown flag ", word));
+    }
+    if (i + 1 == words.size()) return absl::InvalidArgumentError(word + " needs a value");
+    RETURN_IF_ERROR(TakeFlag(word, words[++i], flags));
+  }
+  return flags;
+}
+
+// What the parts are made of.
+struct Bench {
+  const BenchMachine& machine;
+  const BenchWork& work;
+  const Flags& flags;
+  std::vector<worker::CudaDeviceInfo> cards;
+
+  // The GPU is opened for each part anew: what one leaves behind is not another's.
+  absl::StatusOr<std::unique_ptr<worker::Device>> Open() const { return machine.open(0); }
+
+  Peaks peaks() const {
+    const worker::CudaDeviceInfo& card = cards.front();
+    return {
+        static_cast<double>(card.memory_bytes_per_second),
+        PeakBf16Flops(card.compute_major, card.compute_minor, card.multiprocessors, card.clock_hz)};
+  }
+  RankOptions ranks() const {
+    RankOptions options;
+    options.program = OwnPath();
+    options.nccl = flags.nccl;
+    options.gpus = static_cast<int>(cards.size());
+    return options;
+  }
+};
+
+absl::StatusOr<PartResult> RunLoad(const Bench& bench, const worker::DeviceModelOptions& options) {
+  ASSIGN_OR_RETURN(const Ready ready,
+                   GetReady([&] { return bench.Open(); }, bench.work.large, options));
+  return MeasureLoad(*ready.model, options, bench.work.load);
+}
+
+absl::StatusOr<PartResult> RunSpeed(const Bench& bench, worker::DeviceModelOptions options) {
+  ASSIGN_OR_RETURN(const Ready ready,
+                   GetReady([&] { return bench.Open(); }, bench.work.large, options));
+  ASSIGN_OR_RETURN(const PartResult speed,
+                   MeasureSpeed(*ready.model, bench.peaks(), bench.work.speed));
+  PartResult result = ready.times;
+  Append(speed, result);
+  return result;
+}
+
+void AddChecks(const Bench& bench, std::vector<Part>& parts) {
+  const auto check = [&bench](std::function<absl::StatusOr<PartResult>(worker::Device&)> run) {
+    return [&bench, run = std::move(run)]() -> absl::StatusOr<PartResult> {
+      ASSIGN_OR_RETURN(const std::unique_ptr<worker::Device> device, bench.Open());
+      return run(*device);
+    };
+  };
+  parts.push_back(
+      {"conformance",
+       "Every op, dtype and odd shape against its definition (benchmarks/gpu/conformance); 100 % "
+       "is the limit.",
+       absl::Seconds(60), check(CheckConformance)});
+  parts.push_back({"parity",
+                   "Greedy tokens of small seeded random decoders of the kinds of Llama, Mistral "
+                   "and Qwen against the CPU with F32 activations.",
+                   absl::Seconds(60), check([&bench](worker::Device& device) {
+                     return CheckParity(device, bench.work.small);
+                   })});
+  parts.push_back({"parity_exact",
+                   "The same with seeded random weights of the exact shapes of SmolLM2-135M and "
+                   "Gemma 3 270M.",
+                   absl::Seconds(90), check([&bench](worker::Device& device) {
+                     return CheckParity(device, bench.work.exact);
+                   })});
+  for (const std::string& path : bench.flags.models) {
+    parts.push_back(
+        {"parity_" + std::filesystem::path(path).stem().string(),
+         absl::StrCat("The same with the weights of ", path, "."), absl::Seconds(90),
+         check([path](worker::Device& device) { return CheckFileParity(device, path); })});
+  }
+}
+
+void AddRanks(const Bench& bench, std::vector<Part>& parts) {
+  parts.push_back(
+      {"ranks",
+       "Two NCCL ranks on one GPU, as threads of one process and as two processes, and on two GPUs "
+       "where there are two: the tokens of one rank, step by step, from logits and sampled on the "
+       "device. killed: one of the two processes is killed while both decode; stopped: one stops "
+       "answering; the other has to notice within its deadline and to end with status 0.",
+       absl::Seconds(90), [&bench] { return CheckRanks(bench.ranks()); }});
+  parts.push_back({"allreduce",
+                   "One all-reduce of BF16 between two ranks, in a recorded graph of fifty. On one "
+                   "GPU (gpus 1) "
+                   "its kernels share the multiprocessors and no link is crossed.",
+                   absl::Seconds(60), [&bench] {
+                     return MeasureAllReduce(bench.ranks(), bench.work.all_reduce_bytes);
+                   }});
+}
+
+void AddSpeeds(const Bench& bench, std::vector<Part>& parts) {
+  const std::string shape =
+      "Seeded random weights of Llama-3.1-8B's shape. Decode: 128 tokens after 128 of each "
+      "sequence; prefill: 2048 tokens of one. host_gap: how much longer a step at batch 1 takes "
+      "when the host fetches each token before it starts the next step. ready: from opening the "
+      "GPU to the first token, with weights in host memory.";
+  worker::DeviceModelOptions options = bench.work.speed_options;
+  parts.push_back({"speed_bf16", shape, absl::Seconds(60),
+                   [&bench, options] { return RunSpeed(bench, options); }});
+  options.weights_to_fp8 = true;
+  parts.push_back({"speed_fp8", shape + " Weights in FP8 with a scale for each row.",
+                   absl::Seconds(60), [&bench, options] { return RunSpeed(bench, options); }});
+}
+
+void AddLoads(const Bench& bench, std::vector<Part>& parts) {
+  const std::string load =
+      "Tokens per second of the engine and its scheduler over a model of Llama-3.1-8B's shape with "
+      "seeded random weights, as many sequences at once as have room, more waiting. load_P_N: "
+      "prompts of P tokens, N new ones. Beside it what TensorRT-LLM 1.0 publishes for FP8 on an "
+      "H200. in_model: of the time, spent in the model, copies of logits included; the rest is "
+      "the engine and its sampling.";
+  worker::DeviceModelOptions options = bench.work.load_options;
+  parts.push_back({"load_bf16", load, absl::Seconds(150),
+                   [&bench, options] { return RunLoad(bench, options); }});
+  options.weights_to_fp8 = options.kv_is_fp8 = true;
+  parts.push_back({"load_fp8", load + " Weights and KV cache in FP8.", absl::Seconds(150),
+                   [&bench, options] { return RunLoad(bench, options); }});
+  if (bench.flags.vllm.empty()) return;
+  parts.push_back({"load_fp8_vllm", "vLLM under the same load, with random weights of its own.",
+                   absl::Seconds(300), [&bench, options] {
+                     return MeasureVllm(bench.flags.vllm, bench.work.large, options,
+                                        bench.work.load);
+                   }});
+}
+
+void AddProfiles(const Bench& bench, std::vector<Part>& parts) {
+  const std::string profile =
+      "Where one decode step's time goes, by kind of op: how much longer the recorded step is with "
+      "an op than without it and all that follow (benchmarks/gpu/profile.h). Products are named by "
+      "rows and columns.";
+  const auto run = [&bench](const worker::DeviceModelOptions& options) {
+    return MeasureProfile([&] { return bench.Open(); }, bench.work.large, options,
+                          bench.work.profile);
+  };
+  worker::DeviceModelOptions options = bench.work.speed_options;
+  parts.push_back(
+      {"profile_bf16", profile, absl::Seconds(60), [run, options] { return run(options); }});
+  options.weights_to_fp8 = true;
+  parts.push_back({"profile_fp8", profile + " Weights in FP8.", absl::Seconds(60),
+                   [run, options] { return run(options); }});
+}
+
+void AddSanitizer(std::vector<Part>& parts) {
+  parts.push_back({"sanitize",
+                   "Every op at its odd shapes and a small decoder with its recorded graphs under "
+                   "NVIDIA's compute-sanitizer.",
+                   absl::Seconds(200), [] {
+                     SanitizeOptions options;
+                     options.program = OwnPath();
+                     return CheckSanitized(options);
+                   }});
+}
+
+absl::StatusOr<std::vector<Part>> MakeParts(const Bench& bench) {
+  std::vector<Part> parts;
+  AddChecks(bench, parts);
+  AddRanks(bench, parts);
+  AddSpeeds(bench, parts);
+  AddLoads(bench, parts);
+  AddProfiles(bench, parts);
+  AddSanitizer(parts);
+  std::vector<std::string> names;
+  for (const Part& part : parts) names.push_back(part.name);
+  for (const std::string& name : bench.flags.only) {
+    if (std::find(names.begin(), names.end(), name) != names.end()) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat("--only ", name, " is no part; there are ", absl::StrJoin(names, ", ")));
+  }
+  return parts;
+}
+
+// Those that the flags ask for.
+std::vector<Part> Chosen(const std::vector<Part>& parts, const Flags& flags) {
+  if (flags.only.empty()) return parts;
+  std::vector<Part> chosen;
+  for (const Part& part : parts) {
+    const auto& only = flags.only;
+    if (std::find(only.begin(), only.end(), part.name) != only.end()) chosen.push_back(part);
+  }
+  return chosen;
+}
+
+int ToExitCode(Ending ending) {
+  switch (ending) {
+    case Ending::kComplete:
+      return kGood;
+    case Ending::kBad:
+      return kBad;
+    case Ending::kOutOfTime:
+      return kOutOfTime;
+  }
+  return kBad;
+}
+
+int RunParts(const Bench& bench) {
+  const Flags& flags = bench.flags;
+  const worker::CudaDeviceInfo& card = bench.cards.front();
+  const absl::StatusOr<std::vector<Part>> parts = MakeParts(bench);
+  if (!parts.ok()) {
+    std::cerr << "gpu_bench: " << parts.status().message() << "\n";
+    return kUsage;
+  }
+  const OutcomeStore store(flags.out,
+                           absl::StrCat(card.name, " ", card.pci_bus_id, " ", flags.label));
+  const std::vector<Part> chosen = Chosen(*parts, flags);
+  if (flags.fresh) {
+    for (const Part& part : chosen) store.Forget(part.name);
+  }
+  const absl::StatusOr<Ending> ending =
+      RunCourse(chosen, store, absl::Minutes(flags.minutes), SteadyNow,
+                [](const std::string& line) { std::cout << line << std::endl; });
+  if (!ending.ok()) {
+    std::cerr << "gpu_bench: " << ending.status().message() << "\n";
+    return kUsage;
+  }
+  const std::string title =
+      absl::StrCat(card.name, ", ", absl::FormatTime("%Y-%m-%d", absl::Now(), absl::UTCTimeZone()),
+                   flags.label.empty() ? "" : ", " + flags.label);
+  std::ofstream(flags.out + "/report.md") << Report(*parts, store, title);
+  std::cout << flags.out << "/report.md" << std::endl;
+  return ToExitCode(*ending);
+}
+
+}  // namespace
+
+int RunBench(const BenchMachine& machine, const BenchWork& work,
+             const std::vector<std::string>& words) {
+  if (!words.empty() && words[0] == "--sanitized") return RunSanitized(machine.open);
+  if (!words.empty() && words[0] == "--rank-child") {
+    return RunRankChild(machine.open, work.small, {words.begin() + 1, words.end()});
+  }
+  for (const std::string& word : words) {
+    if (word != "--help" && word != "-h") continue;
+    std::cout << kUsageText;
+    return kGood;
+  }
+  const absl::StatusOr<Flags> flags = ParseFlags(words);
+  if (!flags.ok()) {
+    std::cerr << "gpu_bench: " << flags.status().message() << "\n" << kUsageText;
+    return kUsage;
+  }
+  absl::StatusOr<std::vector<worker::CudaDeviceInfo>> cards = machine.find_gpus();
+  if (cards.ok() && !cards->empty()) return RunParts({machine, work, *flags, *std::move(cards)});
+  std::cerr << "gpu_bench: there is no GPU to run on: "
+            << (cards.ok() ? "CUDA shows none" : std::string(cards.status().message()))
+            << ". Run it on a machine with an NVIDIA GPU and driver, with a binary that was built "
+               "with the cmake preset cuda\n";
+  return kNoGpu;
+}
+
+}  // namespace rempart::benchmarks

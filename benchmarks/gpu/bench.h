@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+// The program gpu_bench, whatever it runs on: GPUs, or emulated ones in tests, with models small
+// enough for these.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "benchmarks/gpu/load.h"
+#include "benchmarks/gpu/parts.h"
+#include "benchmarks/gpu/profile.h"
+#include "benchmarks/gpu/shapes.h"
+#include "worker/device/gpu.h"
+#include "worker/model/device_memory.h"
+#include "worker/model/model_config.h"
+
+namespace rempart::benchmarks {
+
+struct BenchMachine {
+  std::function<absl::StatusOr<std::vector<worker::CudaDeviceInfo>>()> find_gpus;
+  worker::GpuOpener open;
+};
+
+// What is computed; as it stands, what benchmarks/gpu/run shows.
+struct BenchWork {
+  std::vector<NamedConfig> small = SmallDecoders();  // of parity and ranks
+  std::vector<NamedConfig> exact = {SmolLm2(), Gemma3()};
+  worker::ModelConfig large = Llama8B();  // of speed
+  worker::DeviceModelOptions speed_options = {
+      .context_length = 2048, .max_step_tokens = 2048, .max_sequences = 256};
+  SpeedSizes speed;
+  worker::DeviceModelOptions load_options = {
+      .context_length = 2304, .max_step_tokens = 4096, .max_sequences = 512};
+  LoadSizes load;
+  ProfileSizes profile;
+  std::vector<int64_t> all_reduce_bytes = {8 << 10,   16 << 10,  32 << 10,  64 << 10,
+                                           128 << 10, 256 << 10, 512 << 10, 1 << 20};
+};
+
+// argv without the program's own name. Returns the exit status.
+int RunBench(const BenchMachine& machine, const BenchWork& work,
+             const std::vector<std::string>& words);
+
+}  // namespace rempart::benchmarks

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+// The whole course over emulated GPUs, as a program.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "tests/benchmarks/gpu/shell.h"
+#include "tests/worker/model/tiny_gguf.h"
+
+namespace rempart::benchmarks {
+namespace {
+
+using ::testing::HasSubstr;
+
+class Emulated : public testing::Test {
+ protected:
+  Emulated() : out_(absl::StrCat("/tmp/rempart_gpu_course_", getpid())) {}
+  ~Emulated() override { std::filesystem::remove_all(out_); }
+
+  Ran Run(const std::string& flags) {
+    return RunShell(absl::StrCat(EMULATED_BENCH, " --out ", out_, " ", flags));
+  }
+  std::string Report() const {
+    std::ifstream file(out_ + "/report.md");
+    return {std::istreambuf_iterator<char>(file), {}};
+  }
+
+  const std::string out_;
+};
+
+TEST_F(Emulated, TheWholeCourseIsGood) {
+  std::filesystem::create_directories(out_);
+  const std::string model = out_ + "/tiny.gguf";
+  std::ofstream(model, std::ios::binary) << worker::TinyGguf()[0];
+  const std::string parts =
+      "parity,parity_exact,parity_tiny,ranks,allreduce,speed_bf16,speed_fp8,load_bf16,load_fp8,"
+      "profile_bf16,profile_fp8";
+  const std::string flags = absl::StrCat("--nccl ", SHARED_NCCL, " --model ", model,
+                                         " --minutes 60 --label test --only ", parts);
+  const Ran ran = Run(flags);
+  EXPECT_EQ(ran.status, 0) << ran.output;
+  const std::string report = Report();
+  EXPECT_THAT(report, HasSubstr("# Emulated GPU, 20"));
+  EXPECT_THAT(report, HasSubstr("| decode_3_tokens_per_s | "));
+  EXPECT_THAT(report, HasSubstr("| nccl_8_KiB | "));
+  EXPECT_THAT(report, HasSubstr("| killed_noticed | "));
+  EXPECT_THAT(report, HasSubstr("| load_8_8_of_tensorrt_llm | "));
+  EXPECT_THAT(report, HasSubstr("| batch 1 product 512x256 | "));
+  EXPECT_THAT(report, HasSubstr("| tiny_same_tokens | "));
+  EXPECT_THAT(report, HasSubstr("Has not run.")) << "conformance was not asked for";
+  EXPECT_THAT(Run(flags).output, HasSubstr("ranks: kept from an earlier run"));
+}
+
+TEST_F(Emulated, WhatCouldNotRunIsNotGood) {
+  const Ran ran = Run("--nccl /nowhere/libnccl.so.2 --only allreduce");
+  EXPECT_EQ(ran.status, 1) << ran.output;
+  EXPECT_THAT(ran.output, HasSubstr("allreduce: not run: NCCL cannot be loaded: /nowhere/"));
+  EXPECT_THAT(Report(), HasSubstr("**Not run:** NCCL cannot be loaded: /nowhere/"));
+}
+
+TEST_F(Emulated, PartsThatAreNoneAreNamed) {
+  const Ran ran = Run("--only parity,juggling");
+  EXPECT_EQ(ran.status, 2);
+  EXPECT_THAT(ran.output, HasSubstr("--only juggling is no part; there are conformance, parity, "));
+}
+
+}  // namespace
+}  // namespace rempart::benchmarks
