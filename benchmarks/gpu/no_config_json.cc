@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Stands in for worker/model/config_json.cc where gpu_bench is linked statically (REMPART_STATIC):
 // simdjson is there as a shared library only, and gpu_bench reads GGUF files, no folders. Families
-// read both, so their other half has to link; nothing makes a ConfigJson, so nothing gets here.
+// read both, so their other half has to link; nothing makes a ConfigJson, so nothing gets to the
+// rest.
+#include "absl/strings/str_cat.h"
 #include "common/check.h"
 #include "worker/model/config_json.h"
 
@@ -14,6 +16,11 @@ absl::Status Nobody(absl::string_view key) {
 }
 
 }  // namespace
+
+absl::StatusOr<ConfigJson> ConfigJson::Parse(absl::string_view name, absl::string_view) {
+  return absl::UnimplementedError(
+      absl::StrCat(name, ": this program reads GGUF files alone, no model folders"));
+}
 
 bool ConfigJson::Has(absl::string_view key) const { return Nobody(key).ok(); }
 
