@@ -174,9 +174,11 @@ void AddRanks(const Bench& bench, std::vector<Part>& parts) {
        "answering; the other has to notice within its deadline and to end with status 0.",
        absl::Seconds(90), [&bench] { return CheckRanks(bench.ranks()); }});
   parts.push_back({"allreduce",
-                   "One all-reduce of BF16 between two ranks, in a recorded graph of fifty. On one "
-                   "GPU (gpus 1) "
-                   "its kernels share the multiprocessors and no link is crossed.",
+                   "One all-reduce of BF16 between two ranks by NCCL, in a recorded graph of "
+                   "fifty. norm: followed by residual and norm, by NCCL and a kernel and in one "
+                   "shot, as a worker measures them when it links its GPUs; one_shot_max: up to "
+                   "which size it would send them in one shot. On one GPU (gpus 1) the kernels "
+                   "share the multiprocessors and no link is crossed.",
                    absl::Seconds(60), [&bench] {
                      return MeasureAllReduce(bench.ranks(), bench.work.all_reduce_bytes);
                    }});

@@ -156,10 +156,11 @@ std::string Report(const std::vector<Part>& parts, const OutcomeStore& store,
       absl::StrAppend(&text, "| ", figure.name, " | ", Rounded(figure.value), " | ", figure.unit,
                       " |\n");
     }
+    for (const std::string& note : kept->result.notes) absl::StrAppend(&text, "\n- ", note);
     for (const std::string& wrong : kept->result.wrong) {
       absl::StrAppend(&text, "\n- wrong: ", wrong);
     }
-    if (!kept->result.wrong.empty()) absl::StrAppend(&text, "\n");
+    if (!kept->result.notes.empty() || !kept->result.wrong.empty()) absl::StrAppend(&text, "\n");
   }
   return text;
 }

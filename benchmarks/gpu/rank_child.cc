@@ -22,6 +22,7 @@
 #include "worker/comm/in_process.h"
 #include "worker/comm/nccl_environment.h"
 #include "worker/comm/nccl_library.h"
+#include "worker/comm/one_shot.h"
 
 namespace rempart::benchmarks {
 namespace {
@@ -133,7 +134,13 @@ absl::StatusOr<PartResult> TimeReduces(const Asked& asked, const RankPlace& plac
                                           return link.AllReduceSum(values, count,
                                                                    worker::DeviceNumber::kBF16);
                                         }}};
-  return TimeAllReduces(place, link, ways, sizes);
+  ASSIGN_OR_RETURN(PartResult result, TimeAllReduces(place, link, ways, sizes));
+  ASSIGN_OR_RETURN(std::unique_ptr<worker::Nccl> nccl, worker::Nccl::Load(asked.nccl));
+  worker::OneShot library(std::move(nccl));
+  ASSIGN_OR_RETURN(const std::unique_ptr<DeviceCommunicator> one_shot,
+                   LinkPair({&library, place.device, place.host}, asked.link));
+  Append(OneShotResult(one_shot->one_shot()), result);
+  return result;
 }
 
 // The result of what was asked for; nothing where it was said already.

@@ -278,4 +278,19 @@ absl::StatusOr<PartResult> TimeAllReduces(const RankPlace& place, worker::Device
   return result;
 }
 
+PartResult OneShotResult(const worker::OneShotFacts& facts) {
+  PartResult result;
+  if (!facts.absence.empty()) {
+    result.notes.push_back("no sums in one shot: " + facts.absence);
+    return result;
+  }
+  for (const worker::SumTime& time : facts.times) {
+    const std::string size = SizeText(time.bytes);
+    result.figures.push_back({"nccl_norm_" + size, time.library_microseconds, "us"});
+    result.figures.push_back({"one_shot_norm_" + size, time.one_shot_microseconds, "us"});
+  }
+  result.figures.push_back({"one_shot_max", static_cast<double>(facts.max_bytes >> 10), "KiB"});
+  return result;
+}
+
 }  // namespace rempart::benchmarks

@@ -55,4 +55,8 @@ absl::StatusOr<PartResult> TimeAllReduces(const RankPlace& place, worker::Device
                                           const std::vector<ReduceWay>& ways,
                                           const std::vector<int64_t>& sizes_bytes);
 
+// What linking has measured of sums with residual and norm, by NCCL and in one shot beside it, and
+// up to which size a worker would send them so; or a note why there is no one shot here.
+PartResult OneShotResult(const worker::OneShotFacts& facts);
+
 }  // namespace rempart::benchmarks

@@ -11,6 +11,7 @@ namespace rempart::benchmarks {
 
 void Append(const PartResult& more, PartResult& result) {
   result.figures.insert(result.figures.end(), more.figures.begin(), more.figures.end());
+  result.notes.insert(result.notes.end(), more.notes.begin(), more.notes.end());
   result.wrong.insert(result.wrong.end(), more.wrong.begin(), more.wrong.end());
 }
 
@@ -24,6 +25,9 @@ std::string ResultLines(const PartResult& result) {
     absl::StrAppend(&text, "figure\t", OneField(figure.name), "\t",
                     absl::StrFormat("%.9g", figure.value), "\t", OneField(figure.unit), "\n");
   }
+  for (const std::string& note : result.notes) {
+    absl::StrAppend(&text, "note\t", OneField(note), "\n");
+  }
   for (const std::string& wrong : result.wrong) {
     absl::StrAppend(&text, "wrong\t", OneField(wrong), "\n");
   }
@@ -35,6 +39,8 @@ bool TakeResultLine(const std::string& line, PartResult& result) {
   double value = 0;
   if (fields[0] == "figure" && fields.size() == 4 && absl::SimpleAtod(fields[2], &value)) {
     result.figures.push_back({fields[1], value, fields[3]});
+  } else if (fields[0] == "note" && fields.size() == 2) {
+    result.notes.push_back(fields[1]);
   } else if (fields[0] == "wrong" && fields.size() == 2) {
     result.wrong.push_back(fields[1]);
   } else {

@@ -120,6 +120,7 @@ TEST_F(CourseTest, AFileThatWasCutShortIsNotThere) {
   const OutcomeStore store(folder_, "key");
   Outcome outcome;
   outcome.result.figures = {{"a", 1.5, "ms"}};
+  outcome.result.notes = {"none here"};
   outcome.result.wrong = {"b"};
   outcome.seconds = 2.5;
   ASSERT_TRUE(store.Save("first", outcome).ok());
@@ -129,6 +130,7 @@ TEST_F(CourseTest, AFileThatWasCutShortIsNotThere) {
   EXPECT_EQ(kept->result.figures[0].name, "a");
   EXPECT_EQ(kept->result.figures[0].value, 1.5);
   EXPECT_EQ(kept->result.figures[0].unit, "ms");
+  EXPECT_THAT(kept->result.notes, ElementsAre("none here"));
   EXPECT_THAT(kept->result.wrong, ElementsAre("b"));
   EXPECT_EQ(kept->seconds, 2.5);
   std::filesystem::resize_file(folder_ + "/first.tsv", 20);
@@ -150,6 +152,16 @@ TEST_F(CourseTest, TheReportTellsWhatHasNotRun) {
             "\n## first\n\nAbout the first.\n\nGood, in 100 s.\n\n"
             "| figure | value | unit |\n|---|---|---|\n| speed | 123.5 | tok/s |\n"
             "\n## second\n\nAbout the second.\n\nHas not run.\n");
+}
+
+TEST_F(CourseTest, TheReportTellsWhyFiguresAreMissing) {
+  const OutcomeStore store(folder_, "key");
+  Outcome outcome;
+  outcome.result.notes = {"the GPUs do not reach each other"};
+  outcome.seconds = 1;
+  ASSERT_TRUE(store.Save("first", outcome).ok());
+  EXPECT_THAT(Report(parts_, store, "H200"),
+              HasSubstr("|---|---|---|\n\n- the GPUs do not reach each other\n"));
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // gpu_bench over emulated GPUs, with models that these compute in seconds: the same program as on
-// GPUs, its child processes included. EMULATED_GPUS: how many there are.
+// GPUs, its child processes included. EMULATED_GPUS: how many there are. EMULATED_CUT_OFF: set
+// where they do not reach each other.
 #include <cstdlib>
 #include <memory>
 #include <string>
@@ -25,7 +26,9 @@ absl::StatusOr<std::vector<worker::CudaDeviceInfo>> FindEmulated() {
 }
 
 absl::StatusOr<std::unique_ptr<worker::Device>> OpenEmulated(int) {
-  return std::make_unique<worker::EmulatedDevice>(kMemory);
+  auto device = std::make_unique<worker::EmulatedDevice>(kMemory);
+  if (std::getenv("EMULATED_CUT_OFF") != nullptr) device->CutOff();
+  return device;
 }
 
 BenchWork SmallWork() {

@@ -84,6 +84,19 @@ TEST(MeasureAllReduce, GivesTheTimeOfEachSize) {
   EXPECT_EQ(figures["gpus"], 1);
   EXPECT_GT(figures["nccl_8_KiB"], 0);
   EXPECT_GT(figures["nccl_1_MiB"], figures["nccl_8_KiB"]);
+  // The larger ones only as far as a second goes.
+  EXPECT_GT(figures["nccl_norm_8_KiB"], 0);
+  EXPECT_GT(figures["one_shot_norm_8_KiB"], 0);
+  EXPECT_EQ(figures.count("one_shot_max"), 1);
+}
+
+TEST(MeasureAllReduce, SaysWhyNothingGoesInOneShot) {
+  setenv("EMULATED_CUT_OFF", "1", 1);
+  const auto result = MeasureAllReduce(Options(), {8 << 10});
+  unsetenv("EMULATED_CUT_OFF");
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_THAT(result->notes, testing::ElementsAre(HasSubstr("the emulated GPU reaches no other")));
+  EXPECT_EQ(ByName(*result).count("one_shot_max"), 0);
 }
 
 TEST(RunRankChild, RefusesWhatNoParentSays) {
