@@ -33,17 +33,30 @@ struct FastMatmul {
   template <int kTokens>
   static void RowGroup(const MatmulArgs& args, const uint8_t* group_data, int64_t row) {
     const int64_t groups = args.w.cols / 32;
-    const uint8_t* scales = group_data + groups * P::kPayload;
     F acc[kTokens];
     for (int t = 0; t < kTokens; ++t) acc[t] = V::Zero();
+    const uint8_t* block = group_data;
+    for (int64_t first = 0; first < groups; first += P::kBlockGroups) {
+      const int64_t count = P::GroupsOfBlock(first, groups);
+      Block<kTokens>(block, count, args.xq + first, args.xq_stride, acc);
+      block += P::BlockBytes(count);
+    }
+    for (int t = 0; t < kTokens; ++t) PutLanes<V>(args, acc[t], t, row);
+  }
+
+  // Adds `groups` column groups, which begin at x, to the sums of kTokens tokens.
+  template <int kTokens>
+  static void Block(const uint8_t* block, int64_t groups, const ActivationBlock* x,
+                    int64_t x_stride, F* acc) {
+    const uint8_t* payload = block + P::ScalesBytes(groups);
     for (int64_t g = 0; g < groups; ++g) {
       I w[8];
-      P::Prefetch(group_data + g * P::kPayload);
-      P::Unpack(group_data + g * P::kPayload, w);
-      const typename P::Scales s = P::LoadScales(scales, g);
+      P::Prefetch(block, g);
+      P::Unpack(payload + g * P::kPayload, w);
+      const typename P::Scales s = P::LoadScales(block, g);
 #pragma GCC unroll 8
       for (int t = 0; t < kTokens; ++t) {
-        const ActivationBlock& a = args.xq[t * args.xq_stride + g];
+        const ActivationBlock& a = x[t * x_stride + g];
         const F scale = V::Set1(a.scale);
         if constexpr (Format::kHalves) {
           acc[t] = V::Fma(Dot<4>(w, a.q, &a.sum_low), V::Mul(s.low, scale), acc[t]);
@@ -60,7 +73,6 @@ struct FastMatmul {
         }
       }
     }
-    for (int t = 0; t < kTokens; ++t) PutLanes<V>(args, acc[t], t, row);
   }
 
   static void Run(const MatmulArgs& args, int64_t begin, int64_t end) {

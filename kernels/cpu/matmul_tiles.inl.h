@@ -39,17 +39,19 @@ struct TileMatmul {
   // Column groups [first, first + count) of one row group into place `at` of the panel.
   static void Unpack(const uint8_t* row_group, int64_t groups, int64_t first, int64_t count, int at,
                      Panel* panel) {
-    const uint8_t* scales = row_group + groups * P::kPayload;
+    constexpr int64_t kPanelBytes = kPanelGroups * P::BlockBytes(P::kBlockGroups) / P::kBlockGroups;
     for (int64_t g = 0; g < count; ++g) {
-      const uint8_t* payload = row_group + (first + g) * P::kPayload;
-      P::Prefetch(payload, kPanelGroups * P::kPayload);  // while tokens pass by this panel
+      const int64_t place = (first + g) % P::kBlockGroups;
+      const uint8_t* block = row_group + P::BlockOffset(first + g);
+      P::Prefetch(block, place, kPanelBytes);  // while tokens pass by this panel
       I w[8];
-      P::Unpack(payload, w);
+      P::Unpack(block + P::ScalesBytes(P::GroupsOfBlock(first + g, groups)) + place * P::kPayload,
+                w);
       for (int j = 0; j < 8; ++j) {
         V::StoreBytes(panel->codes[g][j][0][at], TileCodes<V, P>(w[j]));
         if constexpr (kForms == 2) V::StoreBytes(panel->codes[g][j][1][at], V::Abs8(w[j]));
       }
-      const typename P::Scales s = P::LoadScales(scales, first + g);
+      const typename P::Scales s = P::LoadScales(block, place);
       float(*to)[kL] = panel->scales[g][at];
       V::Store(to[0], s.low);
       if constexpr (Format::kHalves) V::Store(to[1], s.high);

@@ -2,19 +2,21 @@
 // The layout that the int8 matmul reads: kLanes rows side by side, one lane per row, so that
 // neither decode nor prefill ever adds across lanes, and both add in the same order.
 //
-// A row group (kLanes rows) holds, for its cols / 32 column groups g,
-//   payload[g]: kVectors vectors, together the codes w[0..7]; byte 4 * lane + c of w[j] is the code
-//   of
-//               column 32g + 4j + c of the lane's row.
+// A row group (kLanes rows) holds its columns in blocks of 256, the last may be shorter. A block
+// holds first the scales of its column groups g (32 columns each), filled up to whole vectors:
+//     plain types: per g f16 d[kLanes] (and m); MXFP4: per g the exponents;
+//     K types: f16 d (and dmin), then per g the integer scales (and mins; with kHalves: those of
+//     the second 16, and then a minimum is the byte's high nibble);
+//   then payload[g]: kVectors vectors, together the codes w[0..7]; byte 4 * lane + c of w[j] is the
+//   code of column 32g + 4j + c of the lane's row.
 //     4 bits: vector j = w[j] | w[j + 4] << 4                                  (4 vectors)
 //     5 bits: as 4, then one vector whose bit j is bit 4 of w[j]               (5 vectors)
 //     6 bits: as 4, then two vectors: bits 4..5 of w[0..3] and of w[4..7]      (6 vectors)
 //     2 bits: two vectors: bits 0..1 of w[0..3] and of w[4..7]                 (2 vectors)
 //     3 bits: as 2, then one vector whose bit j is bit 2 of w[j]               (3 vectors)
 //     8 bits: w[0..7]; as unsigned codes for DotBytes, as signed bytes for MulPairs (8 vectors)
-//   then scales: for plain types f16 d[kLanes] (and m) per g, of MXFP4 the exponents; for K types
-//   per 256 columns f16 d (and dmin), then per g the integer scales (and mins; with kHalves: those
-//   of the second 16, and then a minimum is the byte's high nibble).
+// So decode reads one stream, in the order of addresses: with the scales of a row group behind all
+// of its codes it read a quarter less in the same time.
 // Bytes per weight equal GGUF's, to a few percent: decode is bound by reading them.
 #pragma once
 
@@ -40,12 +42,28 @@ struct Packed {
   // What remains to be subtracted from each code inside the matmul.
   static constexpr int kOffset = kSignedBytes ? 0 : Format::kOffset;
 
-  static int64_t ScalesBytes(int64_t groups) {
-    return Format::kIsK ? groups / 8 * (kHeader + 8 * kGroupBytes) : groups * kHeader;
+  static constexpr int64_t kBlockGroups = 8;
+
+  // Of a block of that many groups.
+  static constexpr int64_t ScalesBytes(int64_t groups) {
+    const int64_t bytes = Format::kIsK ? kHeader + groups * kGroupBytes : groups * kHeader;
+    return (bytes + V::kBytes - 1) / V::kBytes * V::kBytes;
   }
-  // Rounded up to whole cache lines, so that every payload is aligned.
+  static constexpr int64_t BlockBytes(int64_t groups) {
+    return ScalesBytes(groups) + groups * kPayload;
+  }
+  // Rounded up to whole cache lines.
   static int64_t RowGroupBytes(int64_t groups) {
-    return (groups * kPayload + ScalesBytes(groups) + 63) / 64 * 64;
+    const int64_t last = groups % kBlockGroups;
+    const int64_t bytes =
+        groups / kBlockGroups * BlockBytes(kBlockGroups) + (last > 0 ? BlockBytes(last) : 0);
+    return (bytes + 63) / 64 * 64;
+  }
+  static int64_t BlockOffset(int64_t g) { return g / kBlockGroups * BlockBytes(kBlockGroups); }
+  // Groups of the block that group g of `groups` is in.
+  static int64_t GroupsOfBlock(int64_t g, int64_t groups) {
+    const int64_t rest = groups - g / kBlockGroups * kBlockGroups;
+    return rest < kBlockGroups ? rest : kBlockGroups;
   }
   static int64_t RowGroups(const WeightView& w) { return (w.rows + kL - 1) / kL; }
 
@@ -55,11 +73,9 @@ struct Packed {
     typename V::F min, min_high;  // kHasMin
   };
 
+  // Of the g-th group of the block that begins at `scales`.
   static Scales LoadScales(const uint8_t* scales, int64_t g) {
-    if constexpr (Format::kIsK) {
-      const uint8_t* block = scales + g / 8 * (kHeader + 8 * kGroupBytes);
-      return LoadK(block, block + kHeader + g % 8 * kGroupBytes);
-    }
+    if constexpr (Format::kIsK) return LoadK(scales, scales + kHeader + g * kGroupBytes);
     Scales s;
     if constexpr (Format::kExponent) {
       // 2^(e - 128), but not below the smallest normal number.
@@ -73,9 +89,11 @@ struct Packed {
     return s;
   }
 
-  // What a thread will need `ahead` bytes on: the hardware's own look-ahead ends with the page.
-  static void Prefetch(const uint8_t* payload, int64_t ahead = kPrefetchBytes) {
-    for (int64_t at = 0; at < kPayload; at += 64) V::Prefetch(payload + ahead + at);
+  // What a thread will need `ahead` bytes on, the g-th part of a block: the hardware's own
+  // look-ahead ends with the page.
+  static void Prefetch(const uint8_t* block, int64_t g, int64_t ahead = kPrefetchBytes) {
+    constexpr int64_t kPart = BlockBytes(kBlockGroups) / kBlockGroups;
+    for (int64_t at = 0; at < kPart; at += 64) V::Prefetch(block + ahead + g * kPart + at);
   }
 
   static void Unpack(const uint8_t* payload, typename V::I* w) {
@@ -125,19 +143,20 @@ struct Packed {
 
   static void PackRowGroup(const WeightView& w, int64_t row_group, uint8_t* out) {
     const int64_t groups = w.cols / 32;
-    uint8_t* scales = out + groups * kPayload;
     const uint8_t* rows[kL];
     for (int lane = 0; lane < kL; ++lane) {
       const int64_t r = row_group * kL + lane;
       rows[lane] = r < w.rows ? Dequantizer<V>::Row(w, r) : nullptr;
     }
     for (int64_t g = 0; g < groups; ++g) {
-      uint8_t* payload = out + g * kPayload;
+      uint8_t* block = out + BlockOffset(g);
+      uint8_t* payload =
+          block + ScalesBytes(GroupsOfBlock(g, groups)) + g % kBlockGroups * kPayload;
       for (int lane = 0; lane < kL; ++lane) {
         uint8_t codes[32] = {};
         if (rows[lane] != nullptr) Format::Codes(rows[lane], g, codes);
         PutCodes(codes, payload + 4 * lane);
-        PutScales(rows[lane], g, lane, scales);
+        PutScales(rows[lane], g, lane, block);
       }
     }
   }
@@ -230,17 +249,18 @@ struct Packed {
   }
 
   static void PutScales(const uint8_t* row, int64_t g, int lane, uint8_t* scales) {
+    const int64_t place = g % kBlockGroups;
     if constexpr (Format::kExponent) {
-      scales[g * kHeader + lane] = row != nullptr ? Format::ScaleByte(row, g, 0) : 0;
+      scales[place * kHeader + lane] = row != nullptr ? Format::ScaleByte(row, g, 0) : 0;
       return;
     }
     const uint16_t d = row != nullptr ? Format::ScaleBits(row, g) : 0;
     const uint16_t m = row != nullptr ? Format::MinBits(row, g) : 0;
-    uint8_t* block = scales + (Format::kIsK ? g / 8 * (kHeader + 8 * kGroupBytes) : g * kHeader);
-    std::memcpy(block + 2 * lane, &d, 2);
-    if constexpr (kTwoHalves) std::memcpy(block + 2 * kL + 2 * lane, &m, 2);
+    uint8_t* halves = scales + (Format::kIsK ? 0 : place * kHeader);
+    std::memcpy(halves + 2 * lane, &d, 2);
+    if constexpr (kTwoHalves) std::memcpy(halves + 2 * kL + 2 * lane, &m, 2);
     if constexpr (Format::kIsK) {
-      uint8_t* bytes = block + kHeader + g % 8 * kGroupBytes;
+      uint8_t* bytes = scales + kHeader + place * kGroupBytes;
       bytes[lane] = row != nullptr ? Format::ScaleByte(row, g, 0) : 0;
       if constexpr (kTwoBytes) bytes[kL + lane] = row != nullptr ? Format::MinByte(row, g) : 0;
     }

@@ -11,7 +11,8 @@
 namespace rempart::worker {
 namespace {
 
-constexpr uint64_t kCountMask = 0xffffffffu;
+constexpr int kFirstShift = 32;  // of Run::left
+constexpr uint64_t kEndMask = 0xffffffffu;
 
 inline void Relax() {
 #if defined(__x86_64__)
@@ -38,9 +39,9 @@ bool SpinUntil(int spin_us, Done done) {
 
 }  // namespace
 
-ThreadPool::ThreadPool(const ThreadPoolOptions& options) : options_(options) {
-  const int count = options.threads > 0 ? options.threads : UsableCpuCount();
-  for (int i = 1; i < count; ++i) threads_.emplace_back([this] { RunThread(); });
+ThreadPool::ThreadPool(const ThreadPoolOptions& options)
+    : options_(options), runs_(options.threads > 0 ? options.threads : UsableCpuCount()) {
+  for (size_t i = 1; i < runs_.size(); ++i) threads_.emplace_back([this, i] { RunThread(i); });
 }
 
 ThreadPool::~ThreadPool() {
@@ -50,21 +51,32 @@ ThreadPool::~ThreadPool() {
   for (std::thread& thread : threads_) thread.join();
 }
 
-bool ThreadPool::RunChunks() {
+bool ThreadPool::RunChunksOf(size_t thread, bool from_front) {
   bool ran = false;
-  uint64_t cursor = cursor_.load(std::memory_order_acquire);
-  while ((cursor & kCountMask) != 0) {
-    if (!cursor_.compare_exchange_weak(cursor, cursor - 1, std::memory_order_acq_rel,
-                                       std::memory_order_acquire)) {
+  std::atomic<uint64_t>& left = runs_[thread].left;
+  uint64_t seen = left.load(std::memory_order_acquire);
+  for (;;) {
+    const uint64_t first = seen >> kFirstShift;
+    const uint64_t end = seen & kEndMask;
+    if (first == end) return ran;
+    const uint64_t rest = from_front ? seen + (uint64_t{1} << kFirstShift) : seen - 1;
+    if (!left.compare_exchange_weak(seen, rest, std::memory_order_acq_rel,
+                                    std::memory_order_acquire)) {
       continue;
     }
     // This chunk is ours, so the job stays as it is until we report the chunk as finished.
-    const int64_t index = static_cast<int64_t>(job_.chunk_count - (cursor & kCountMask));
-    const int64_t begin = index * job_.chunk;
+    const int64_t begin = static_cast<int64_t>(from_front ? first : end - 1) * job_.chunk;
     (*job_.body)(begin, std::min(begin + job_.chunk, job_.n));
     ran = true;
     if (unfinished_.fetch_sub(1, std::memory_order_acq_rel) == 1) unfinished_.notify_one();
-    cursor = cursor_.load(std::memory_order_acquire);
+    seen = left.load(std::memory_order_acquire);
+  }
+}
+
+bool ThreadPool::RunChunks(size_t self) {
+  bool ran = RunChunksOf(self, true);
+  for (size_t i = 1; i < runs_.size(); ++i) {
+    ran = RunChunksOf((self + i) % runs_.size(), false) || ran;
   }
   return ran;
 }
@@ -80,13 +92,16 @@ void ThreadPool::ParallelFor(int64_t n, int64_t chunk,
   }
   CHECK_LT(chunk_count, int64_t{1} << 32);
   const auto count = static_cast<uint32_t>(chunk_count);
-  job_ = {n, chunk, count, &body};
+  job_ = {n, chunk, &body};
   unfinished_.store(count, std::memory_order_relaxed);
-  const uint32_t epoch = epoch_.load(std::memory_order_relaxed) + 1;
-  cursor_.store((static_cast<uint64_t>(epoch) << 32) | count, std::memory_order_release);
-  epoch_.store(epoch);
+  const uint64_t threads = runs_.size();
+  for (uint64_t i = 0; i < threads; ++i) {
+    const uint64_t first = count * i / threads, end = count * (i + 1) / threads;
+    runs_[i].left.store((first << kFirstShift) | end, std::memory_order_release);
+  }
+  epoch_.fetch_add(1);
   epoch_.notify_all();  // no system call unless a thread is parked
-  RunChunks();
+  RunChunks(0);
   const auto finished = [this] { return unfinished_.load(std::memory_order_acquire) == 0; };
   while (!SpinUntil(options_.spin_us, finished)) {
     const uint32_t left = unfinished_.load(std::memory_order_acquire);
@@ -94,11 +109,11 @@ void ThreadPool::ParallelFor(int64_t n, int64_t chunk,
   }
 }
 
-void ThreadPool::RunThread() {
+void ThreadPool::RunThread(size_t self) {
   BindThisThread(options_.cpus);
   while (!stopping_.load()) {
     const uint32_t seen = epoch_.load();
-    if (RunChunks()) continue;
+    if (RunChunks(self)) continue;
     const auto new_job = [&] { return epoch_.load(std::memory_order_acquire) != seen; };
     if (!SpinUntil(options_.spin_us, new_job)) epoch_.wait(seen);
   }

@@ -3,12 +3,11 @@
 // time (the engine thread), which works along with the pool.
 //
 // Invariants:
-//  1. Work is cut into chunks that whoever is awake takes from one counter. A thread that the
-//  kernel
-//     has descheduled holds up at most the chunk it is in; nobody waits for it to show up.
+//  1. Work is cut into chunks. Each thread begins with its own run of neighbouring ones, so that it
+//     reads memory in one stream, and then takes the last chunks of the others. A thread that the
+//     kernel has descheduled holds up at most the chunk it is in; nobody waits for it to show up.
 //  2. A thread without work spins for a few microseconds, then parks on a futex: an idle pool uses
-//  no
-//     CPU, and back-to-back loops cost no system call.
+//     no CPU, and back-to-back loops cost no system call.
 // Which thread runs a chunk is not deterministic; what a chunk computes must not depend on it.
 #pragma once
 
@@ -45,24 +44,31 @@ class ThreadPool {
   struct Job {
     int64_t n;
     int64_t chunk;
-    uint32_t chunk_count;
     const absl::FunctionRef<void(int64_t, int64_t)>* body;
   };
 
-  void RunThread();
-  // Takes and runs chunks of the current job until none is left. True when it ran one.
-  bool RunChunks();
+  // The chunks of one thread that nobody has taken yet: the first in the high half, the end in the
+  // low. One word, so that whoever takes one takes it from what the word says now; which job that
+  // belongs to is looked up afterwards.
+  struct alignas(64) Run {
+    std::atomic<uint64_t> left = 0;
+  };
+
+  void RunThread(size_t self);
+  // Runs chunks of the current job until none is left, those of thread `self` first. True when it
+  // ran one.
+  bool RunChunks(size_t self);
+  // As long as `thread` has chunks left, takes its first (or last) and runs it.
+  bool RunChunksOf(size_t thread, bool from_front);
 
   // Constant after construction.
   const ThreadPoolOptions options_;
+  std::vector<Run> runs_;  // the caller's, then those of threads_
   std::vector<std::thread> threads_;
 
   // Written by the caller while no chunk is open; read by whoever has taken a chunk.
   Job job_ = {};
 
-  // High half: epoch of the job. Low half: chunks not yet taken. One word, so that a thread that is
-  // late by a whole job cannot take a chunk of the next with the state of the last.
-  alignas(64) std::atomic<uint64_t> cursor_ = 0;
   alignas(64) std::atomic<uint32_t> unfinished_ = 0;
   alignas(64) std::atomic<uint32_t> epoch_ = 0;  // what parked threads wait on
   std::atomic<bool> stopping_ = false;

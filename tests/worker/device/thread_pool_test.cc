@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <future>
+#include <map>
 #include <mutex>
 #include <set>
 #include <thread>
@@ -48,6 +49,34 @@ TEST(ThreadPool, ManySmallJobsBackToBack) {
     total += sum.load();
   }
   EXPECT_EQ(total, 20000 * 6 + 4 * (int64_t{20000} * 19999 / 2));
+}
+
+// Every thread waits inside its first chunk until all are in theirs: these are the first ones of
+// equal shares, and so is what a thread takes next.
+TEST(ThreadPool, EachThreadBeginsWithItsOwnShare) {
+  constexpr int kThreads = 3, kChunks = 32;
+  ThreadPool pool({.threads = kThreads, .spin_us = 60});
+  std::mutex mu;
+  std::map<std::thread::id, std::vector<int64_t>> taken;
+  std::atomic<int> arrived = 0;
+  pool.ParallelFor(kChunks, 1, [&](int64_t begin, int64_t) {
+    size_t count = 0;
+    {
+      std::lock_guard lock(mu);
+      std::vector<int64_t>& own = taken[std::this_thread::get_id()];
+      own.push_back(begin);
+      count = own.size();
+    }
+    if (count > 2) return;
+    arrived.fetch_add(1);
+    while (arrived.load() < kThreads * static_cast<int>(count)) std::this_thread::yield();
+  });
+  std::set<int64_t> firsts;
+  for (const auto& [thread, chunks] : taken) {
+    firsts.insert(chunks[0]);
+    EXPECT_EQ(chunks[1], chunks[0] + 1);
+  }
+  EXPECT_EQ(firsts, (std::set<int64_t>{0, 10, 21}));
 }
 
 // One thread is held inside its chunk; all other chunks must still be done by the rest.
