@@ -135,7 +135,8 @@ struct DeviceAttentionArgs {
   DeviceBatch batch;
   const uint16_t* q = nullptr;  // BF16 [num_tokens, q_stride], heads first
   int64_t q_stride = 0;
-  uint16_t* out = nullptr;  // BF16 [num_tokens, num_heads, head_dim]
+  uint16_t* out = nullptr;  // BF16 [num_tokens, out_stride], heads first; the rest stays as it is
+  int64_t out_stride = 0;
   int64_t num_heads = 0;
   float scale = 1.0f;
   float softcap = 0.0f;

@@ -206,7 +206,7 @@ REMPART_KERNEL CombineKernel(DeviceAttentionArgs args) {
       const float* part = partial + s * PartialFloats(dim);
       value += part[2 + d] * FastExp(part[0] - max);
     }
-    args.out[(row * args.num_heads + head) * dim + d] = ToBf16(value / sum * args.kv.v_scale).bits;
+    args.out[row * args.out_stride + head * dim + d] = ToBf16(value / sum * args.kv.v_scale).bits;
   }
 }
 

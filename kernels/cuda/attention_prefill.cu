@@ -93,7 +93,7 @@ REMPART_DEVICE void StoreRows(const DeviceAttentionArgs& args, const Tile& tile,
     const int row = WarpIndex() * 16 + Lane() / 4 + 8 * half;
     if (row >= tile.queries) continue;
     const float inverse = args.kv.v_scale / state.sum[half];
-    uint16_t* out = args.out + ((tile.first_row + row) * args.num_heads + head) * args.kv.head_dim;
+    uint16_t* out = args.out + (tile.first_row + row) * args.out_stride + head * args.kv.head_dim;
     REMPART_UNROLL
     for (int i = 0; i < kHeadDim / 8; ++i) {
       const int at = 8 * i + Lane() % 4 * 2;

@@ -45,6 +45,8 @@ DeviceWorkspace LayOutWorkspace(const ModelConfig& config, const DeviceModelOpti
     space.bytes += CeilDivide(bytes, 256) * 256;
   };
   const int64_t queries = heads * config.head_dim;
+  space.attended_stride = partition.attended_blocks.count();
+  space.attended_lead = partition.Own(partition.attended).begin - partition.attended_blocks.begin;
   const int64_t qkv = queries + 2 * partition.kv_heads.count() * config.head_dim;
   take(space.residual, space.tokens * config.hidden * 4);
   take(space.branch, space.tokens * config.hidden * 2);
@@ -56,7 +58,7 @@ DeviceWorkspace LayOutWorkspace(const ModelConfig& config, const DeviceModelOpti
   }
   take(space.normed, space.tokens * config.hidden * 2);
   take(space.qkv, space.tokens * qkv * 2);
-  take(space.attended, space.tokens * queries * 2);
+  take(space.attended, space.tokens * space.attended_stride * 2);
   take(space.gate_up, space.tokens * 2 * ffn * 2);
   take(space.activated, space.tokens * ffn * 2);
   take(space.last, space.slices * config.hidden * 2);

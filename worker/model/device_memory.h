@@ -34,6 +34,9 @@ struct DeviceWorkspace {
   int64_t split_tokens = 0;  // of decode attention
   int64_t max_splits = 0;
   int64_t max_tiles = 0;  // of prefill attention
+  int64_t attended_stride =
+      0;                      // of a row of `attended`: this rank's columns, and zeros around them
+  int64_t attended_lead = 0;  // zeros before them
   // Offsets.
   int64_t residual = 0, normed = 0, qkv = 0, attended = 0, gate_up = 0, activated = 0, branch = 0,
           last = 0, logits = 0, partial = 0, inputs = 0;

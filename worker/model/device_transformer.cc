@@ -300,7 +300,9 @@ absl::Status DeviceTransformer::QueueAttention(const StepShape& shape, size_t la
   args.batch = BatchOf(shape);
   args.q = At<uint16_t>(space.qkv);
   args.q_stride = (heads_ + 2 * kv_heads_) * config_.head_dim;
-  args.out = At<uint16_t>(space.attended);
+  // What is around it stays zero, as it was allocated.
+  args.out = At<uint16_t>(space.attended) + space.attended_lead;
+  args.out_stride = space.attended_stride;
   args.num_heads = heads_;
   args.scale = config_.attention_scale;
   args.softcap = config_.attention_softcap;
@@ -323,8 +325,7 @@ absl::Status DeviceTransformer::QueueLayer(const StepShape& shape, size_t layer)
   const DeviceWorkspace& space = plan_.workspace;
   const DeviceLayer& weights = weights_.layers[layer];
   const RopeSpec& rope = config_.ropes[config_.layers[layer].rope];
-  const int64_t queries = heads_ * config_.head_dim;
-  const int64_t qkv_width = queries + 2 * kv_heads_ * config_.head_dim;
+  const int64_t qkv_width = (heads_ + 2 * kv_heads_) * config_.head_dim;
   auto* normed = At<uint16_t>(space.normed);
   auto* qkv = At<uint16_t>(space.qkv);
   auto* branch = At<uint16_t>(space.branch);
@@ -345,7 +346,9 @@ absl::Status DeviceTransformer::QueueLayer(const StepShape& shape, size_t layer)
   args.batch = BatchOf(shape);
   device_.ops().rope_store(args, device_.stream());
   RETURN_IF_ERROR(QueueAttention(shape, layer));
-  RETURN_IF_ERROR(QueueProduct(weights.output, At<uint16_t>(space.attended), queries, branch,
+  const uint16_t* attended =
+      At<uint16_t>(space.attended) + space.attended_lead - weights.output_lead;
+  RETURN_IF_ERROR(QueueProduct(weights.output, attended, space.attended_stride, branch,
                                config_.hidden, false, shape.tokens));
   RETURN_IF_ERROR(
       QueueNorm(shape, branch, weights.post_attention_norm, weights.ffn_norm, normed, nullptr, 0));

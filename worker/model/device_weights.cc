@@ -276,15 +276,15 @@ absl::Status CheckSupport(const ModelConfig& config, const Partition& partition,
         "pipeline stages on GPUs are not served yet: set spec.parallelism.pipeline to 1, and share "
         "layers by spec.parallelism.tensor, or set spec.device to cpu");
   }
-  if (partition.Own(partition.ffn).count() == 0 || partition.Own(partition.ffn).count() % 8 != 0) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "the feed-forward size ", config.ffn, " cannot be shared by ", of.size,
-        " ranks on GPUs: set spec.parallelism.tensor to fewer, or spec.device to cpu"));
-  }
   if (config.hidden % 8 != 0 || config.hidden > 32768 || config.ffn % 8 != 0) {
     return absl::UnimplementedError(
         absl::StrCat("hidden size ", config.hidden, " and feed-forward size ", config.ffn,
                      ": a GPU needs multiples of 8, hidden at most 32768; use spec.device cpu"));
+  }
+  if (partition.Own(partition.ffn).count() == 0) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "the feed-forward size ", config.ffn, " cannot be shared by ", of.size,
+        " ranks on GPUs: set spec.parallelism.tensor to fewer, or spec.device to cpu"));
   }
   return absl::OkStatus();
 }
@@ -311,6 +311,7 @@ absl::Status UploadLayer(Uploader& uploader, const LayerWeights& from, DeviceLay
   const Matrix* down[] = {&from.down};
   ASSIGN_OR_RETURN(to.qkv, uploader.Fuse(qkv));
   ASSIGN_OR_RETURN(to.output, uploader.Fuse(output));
+  to.output_lead = from.output.lead;
   ASSIGN_OR_RETURN(to.gate_up, uploader.Fuse(gate_up));
   ASSIGN_OR_RETURN(to.down, uploader.Fuse(down));
   return absl::OkStatus();

@@ -36,6 +36,7 @@ struct DeviceLayer {
   const float* post_ffn_norm = nullptr;
   const float* qkv_bias = nullptr;
   Product qkv, output, gate_up, down;
+  int64_t output_lead = 0;  // Matrix::lead of `output`
 };
 
 // What an upload spent its time on: pieces are read while the device takes the one before.

@@ -14,6 +14,7 @@ namespace {
 
 // Of one group, as the communicators have it.
 constexpr int kMaxTensorParallel = 64;
+constexpr int64_t kLargestBlock = 256;  // of columns, in any format
 
 bool Divides(const ModelConfig& config, int size) {
   if (config.heads % size != 0) return false;
@@ -42,7 +43,6 @@ std::vector<int64_t> CutEvenly(int64_t total, int64_t unit, int size) {
 // Of the second matrix of a pair, which is cut by columns: whole blocks of any format where every
 // rank gets one, else as large a unit as gives each rank something.
 int64_t ColumnUnit(int64_t total, int size) {
-  constexpr int64_t kLargestBlock = 256;
   constexpr int64_t kLeast = 8;
   int64_t unit = kLargestBlock;
   while (unit > kLeast && (total % unit != 0 || total / unit < size)) unit /= 2;
@@ -129,6 +129,11 @@ Partition MakePartition(const ModelConfig& config, const RankPosition& of, Matri
     partition.attended[rank] = rank * heads * config.head_dim;
   }
   if (cut == MatrixCut::kPairs) {
+    const Range own = partition.Own(partition.attended);
+    partition.attended_blocks = {
+        own.begin / kLargestBlock * kLargestBlock,
+        std::min(partition.attended.back(),
+                 (own.end + kLargestBlock - 1) / kLargestBlock * kLargestBlock)};
     partition.ffn = Cut(config.ffn, ColumnUnit(config.ffn, of.size), of.size);
     partition.vocabulary = CutEvenly(config.vocabulary, kernels::kRowAlign, of.size);
     return partition;

@@ -60,6 +60,10 @@ struct Partition {
   // of the hidden state and of the vocabulary. Of kPairs, hidden is empty, for every
   // rank has all of it, and no rank has more of the vocabulary than the first.
   std::vector<int64_t> attended, ffn, hidden, vocabulary;
+  // Of kPairs: the rank's own columns of what attention puts out, and as many beside them as make
+  // whole blocks of any format: a matrix whose blocks are cut by the shares is read so far, and its
+  // input there is zero.
+  Range attended_blocks;
 
   Range Own(const std::vector<int64_t>& offsets) const {
     return {offsets[of.rank], offsets[of.rank + 1]};

@@ -43,17 +43,19 @@ class Binder {
     bytes_read_ += rows.count * kernels::RowBytes(tensor->type, cols);
     return absl::OkStatus();
   }
-  // The columns [part.begin, part.end) of all rows.
-  absl::Status BindColumns(const std::string& name, int64_t rows, int64_t cols, const Range& part,
-                           Matrix& matrix) {
+  // The columns `own` of all rows, and as many within `most` as make whole blocks.
+  absl::Status BindColumns(const std::string& name, int64_t rows, int64_t cols, const Range& own,
+                           const Range& most, Matrix& matrix) {
     ASSIGN_OR_RETURN(const TensorView* tensor, Find(name, rows, cols));
     const int64_t block = kernels::BlockElements(tensor->type);
-    if (part.begin % block != 0 || part.count() % block != 0) {
+    const Range part = {own.begin / block * block, (own.end + block - 1) / block * block};
+    if (part.begin < most.begin || part.end > most.end) {
       return absl::FailedPreconditionError(absl::StrCat(
           name, ": ", kernels::DTypeName(tensor->type), " weights come in blocks of ", block,
-          " columns, and ranks on GPUs would cut them at columns ", part.begin, " and ", part.end,
+          " columns, and ranks on GPUs would cut them at columns ", own.begin, " and ", own.end,
           ": set parallelism.tensor to fewer ranks, or take a file of another format"));
     }
+    matrix.lead = own.begin - part.begin;
     matrix.view = {tensor->data + kernels::RowBytes(tensor->type, part.begin), tensor->type, rows,
                    part.count()};
     if (part.count() < cols) matrix.stride_bytes = kernels::RowBytes(tensor->type, cols);
@@ -131,15 +133,22 @@ absl::Status BindLinear(Binder& binder, Rows rows, int64_t cols, bool bias, Matr
   return binder.BindVector(rows, matrix.bias);
 }
 
-// The second matrix of a pair, which reads `cols` columns: `own` of them are what this rank has
-// computed. `name` without ".weight".
+// Which columns of a second matrix's input are what this rank has computed, and how many of them
+// there may be with zeros around these.
+struct Columns {
+  Range own, most;
+};
+
+// The second matrix of a pair, which reads `cols` columns. `name` without ".weight".
 absl::Status BindSecond(Binder& binder, const Partition& partition, const std::string& name,
-                        int64_t rows, int64_t cols, const Range& own, bool bias, Matrix& matrix) {
+                        int64_t rows, int64_t cols, const Columns& columns, bool bias,
+                        Matrix& matrix) {
   const Rows all = {name, 0, rows, rows};
   if (partition.cut == MatrixCut::kOutputs) {
     return BindLinear(binder, all.Part(partition.Own(partition.hidden)), cols, bias, matrix);
   }
-  RETURN_IF_ERROR(binder.BindColumns(name + ".weight", rows, cols, own, matrix));
+  RETURN_IF_ERROR(
+      binder.BindColumns(name + ".weight", rows, cols, columns.own, columns.most, matrix));
   if (!bias) return absl::OkStatus();
   return binder.BindVector(name + ".bias", rows, matrix.bias);
 }
@@ -168,7 +177,8 @@ absl::Status BindAttention(Binder& binder, const ModelConfig& config, const Part
   RETURN_IF_ERROR(BindLinear(binder, key.Part(own_keys), hidden, bias, layer.key));
   RETURN_IF_ERROR(BindLinear(binder, value.Part(own_keys), hidden, bias, layer.value));
   RETURN_IF_ERROR(BindSecond(binder, partition, prefix + "attn_output", hidden, queries,
-                             own_queries, config.output_bias, layer.output));
+                             {own_queries, partition.attended_blocks}, config.output_bias,
+                             layer.output));
   if (config.qk_norm) {
     RETURN_IF_ERROR(
         binder.BindVector(prefix + "attn_q_norm.weight", config.head_dim, layer.query_norm));
@@ -193,8 +203,8 @@ absl::Status BindFfn(Binder& binder, const ModelConfig& config, const Partition&
   const Range own = partition.Own(partition.ffn);
   RETURN_IF_ERROR(BindLinear(binder, gate.Part(own), hidden, bias, layer.gate));
   RETURN_IF_ERROR(BindLinear(binder, up.Part(own), hidden, bias, layer.up));
-  RETURN_IF_ERROR(
-      BindSecond(binder, partition, prefix + "ffn_down", hidden, ffn, own, bias, layer.down));
+  RETURN_IF_ERROR(BindSecond(binder, partition, prefix + "ffn_down", hidden, ffn, {own, own}, bias,
+                             layer.down));
   if (!config.post_norms) return absl::OkStatus();
   RETURN_IF_ERROR(
       binder.BindVector(prefix + "post_attention_norm.weight", hidden, layer.post_attention_norm));

@@ -29,7 +29,8 @@ struct Matrix {
   kernels::WeightView view;
   const void* packed = nullptr;  // in Weights::packed
   int64_t stride_bytes = 0;      // between rows that are cut from longer ones; 0: they are adjacent
-  std::vector<float> bias;       // [rows], or empty
+  int64_t lead = 0;         // of its columns, the first that is the rank's own: blocks are not cut
+  std::vector<float> bias;  // [rows], or empty
 };
 
 struct LayerWeights {
@@ -41,9 +42,10 @@ struct LayerWeights {
 };
 
 // Those of one rank: the rows of its partition, in the layers of its stage; of MatrixCut::kPairs,
-// the columns of output and down. Norms are whole on every rank that has the layer. The embedding
-// is of the first stage, and whole unless it is cut in pairs: a step reads one row for each token,
-// straight from the file. The last norm and the head are of the last stage.
+// the columns of output and down, of output with what shares a block with them. Norms are whole on
+// every rank that has the layer. The embedding is of the first stage, and whole unless it is cut in
+// pairs: a step reads one row for each token, straight from the file. The last norm and the head
+// are of the last stage.
 struct Weights {
   Partition partition;
   // Of the file, that this rank reads; without the looked up rows of the embedding.

@@ -33,6 +33,9 @@ struct Batch {
 };
 
 constexpr float kKScale = 0.5f, kVScale = 2.0f;
+// Columns behind those of the heads, which nobody may write, and what is in them.
+constexpr int64_t kBehind = 24;
+constexpr uint16_t kUntouched = 0x1234;
 
 void PutElement(std::vector<uint8_t>& cache, int64_t block_start, int64_t index, bool is_fp8,
                 float scale, float& value) {
@@ -113,7 +116,8 @@ absl::Status FillQueries(Trial& trial, const Shape& shape, Batch& batch) {
     std::copy_n(bits.data() + t * width, width, rows.data() + t * q_stride);
   }
   ASSIGN_OR_RETURN(batch.q_device, DeviceArray<uint16_t>::From(trial.device, rows));
-  ASSIGN_OR_RETURN(batch.out, DeviceArray<uint16_t>::Make(trial.device, tokens * width));
+  const std::vector<uint16_t> out(tokens * (width + kBehind), kUntouched);
+  ASSIGN_OR_RETURN(batch.out, DeviceArray<uint16_t>::From(trial.device, out));
   ASSIGN_OR_RETURN(batch.starts, DeviceArray<int32_t>::From(trial.device, starts));
   ASSIGN_OR_RETURN(batch.contexts, DeviceArray<int32_t>::From(trial.device, contexts));
   ASSIGN_OR_RETURN(batch.tile_slices, DeviceArray<int32_t>::From(trial.device, tile_slices));
@@ -126,6 +130,7 @@ absl::Status FillQueries(Trial& trial, const Shape& shape, Batch& batch) {
   args.q = batch.q_device.data();
   args.q_stride = q_stride;
   args.out = batch.out.data();
+  args.out_stride = width + kBehind;
   args.num_heads = shape.heads;
   args.scale = 1.0f / std::sqrt(static_cast<float>(shape.dim));
   args.softcap = shape.softcap;
@@ -181,7 +186,17 @@ std::string What(const Shape& shape) {
 }
 
 absl::Status Check(Trial& trial, const Shape& shape, const Batch& batch) {
-  ASSIGN_OR_RETURN(const std::vector<uint16_t> bits, batch.out.Read(trial.device));
+  ASSIGN_OR_RETURN(const std::vector<uint16_t> rows, batch.out.Read(trial.device));
+  const int64_t width = shape.heads * shape.dim;
+  std::vector<uint16_t> bits;
+  for (size_t row = 0; row < rows.size(); row += batch.args.out_stride) {
+    const auto begin = rows.begin() + static_cast<int64_t>(row);
+    bits.insert(bits.end(), begin, begin + width);
+    const auto end = begin + batch.args.out_stride;
+    if (std::count(begin + width, end, kUntouched) != kBehind) {
+      return absl::InternalError(absl::StrCat(What(shape), ": wrote behind the heads"));
+    }
+  }
   // Probabilities are rounded to BF16: half a step of each value's share, at most.
   trial.Compare(What(shape), ToFloats(bits), Expected(shape, batch), 0.008, 0.004);
   return absl::OkStatus();

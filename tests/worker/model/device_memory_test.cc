@@ -100,6 +100,24 @@ TEST(DeviceMemory, WhatRanksExchangeLiesAlikeOnAll) {
   EXPECT_TRUE(is_uneven) << "the test shows nothing";
 }
 
+// Qwen 2.5 7B on four GPUs: 7 heads of 128 are three blocks and a half.
+TEST(DeviceMemory, WhatAttentionPutsOutHasRoomForWholeBlocks) {
+  ModelConfig config = Llama8B();
+  config.heads = 28;
+  config.kv_heads = 4;
+  const DeviceModelOptions options;
+  const int64_t leads[] = {0, 128, 0, 128};
+  for (int rank = 0; rank < 4; ++rank) {
+    const DeviceWorkspace space = LayOutWorkspace(config, options, {.rank = rank, .size = 4});
+    EXPECT_EQ(space.attended_stride, 1024);
+    EXPECT_EQ(space.attended_lead, leads[rank]);
+    EXPECT_EQ(space.gate_up - space.attended, 2048 * 1024 * 2);
+  }
+  const DeviceWorkspace alone = LayOutWorkspace(config, options);
+  EXPECT_EQ(alone.attended_stride, 3584);
+  EXPECT_EQ(alone.attended_lead, 0);
+}
+
 TEST(DeviceMemory, SplitsCoverTheContextAndDoNotDependOnTheBatch) {
   for (const int64_t context : {1, 127, 128, 129, 8192, 8193, 131072}) {
     DeviceModelOptions options;

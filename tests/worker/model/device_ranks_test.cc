@@ -203,6 +203,7 @@ std::vector<Case> Cases() {
       {"llama_on_2", 2, DType::kQ8_0, SmallConfig(4, 2, 64, 128, 256, 333)},
       {"more_ranks_than_kv_heads", 4, DType::kQ8_0, SmallConfig(4, 2, 64, 128, 256, 333)},
       {"k_quants_on_2", 2, DType::kQ6_K, SmallConfig(4, 2, 128, 256, 512, 160)},
+      {"blocks_cut_by_heads_on_4", 4, DType::kQ6_K, SmallConfig(12, 4, 64, 256, 1024, 160)},
       {"gemma_on_2", 2, DType::kF32, Gemma()},
       {"three_kv_heads_on_3", 3, DType::kF32, Qwen()},
       {"a_rank_without_vocabulary", 3, DType::kF32, SmallConfig(3, 3, 32, 96, 192, 32)},
@@ -350,15 +351,49 @@ TEST(DeviceRanksTest, ALostRankEndsTheStepWithTheCommunicatorsError) {
   part.transformer->SetCommunicator(nullptr);
 }
 
-TEST(DeviceRanksTest, BlocksThatAreLongerThanAShareAreRefusedByName) {
-  // 2 heads of 64 are half a block of 256 columns.
-  const RandomModel model(SmallConfig(4, 2, 64, 256, 512, 160), kernels::DType::kQ4_K, 7);
+// 3 heads of 64 are three quarters of a block of 256 columns.
+TEST(DeviceRanksTest, BlocksThatHeadsCutAreHeldWholeByEachThatNeedsThem) {
+  const ModelConfig config = SmallConfig(12, 4, 64, 256, 1024, 160);
+  const RandomModel model(config, kernels::DType::kQ4_K, 7);
+  struct Row {
+    int64_t cols, lead;
+  };
+  const Row rows[] = {{256, 0}, {512, 192}, {512, 128}, {256, 64}};
+  for (int rank = 0; rank < 4; ++rank) {
+    EmulatedDevice device(kRankMemory);
+    Part part;
+    ASSERT_TRUE(Load(model, {.rank = rank, .size = 4}, device, part).ok());
+    const Matrix& output = part.weights.layers[0].output;
+    EXPECT_EQ(output.view.cols, rows[rank].cols);
+    EXPECT_EQ(output.lead, rows[rank].lead);
+    const DeviceWorkspace& space = part.transformer->plan().workspace;
+    EXPECT_EQ(space.attended_stride, rows[rank].cols);
+    EXPECT_EQ(space.attended_lead, rows[rank].lead);
+    EXPECT_GE(space.gate_up - space.attended, space.tokens * rows[rank].cols * 2);
+  }
+}
+
+TEST(DeviceRanksTest, AnFfnThatNoGpuComputesIsRefusedWithItsSize) {
+  const RandomModel model(SmallConfig(4, 2, 64, 128, 172, 160), kernels::DType::kF32, 7);
+  for (const int size : {1, 2}) {
+    EmulatedDevice device(kRankMemory);
+    Part part;
+    const absl::Status refused = Load(model, {.rank = 0, .size = size}, device, part);
+    EXPECT_EQ(refused.code(), absl::StatusCode::kUnimplemented);
+    EXPECT_THAT(std::string(refused.message()),
+                HasSubstr("feed-forward size 172: a GPU needs multiples of 8"));
+  }
+}
+
+TEST(DeviceRanksTest, BlocksOfTheFfnThatAreLongerThanAShareAreRefusedByName) {
+  // Two blocks of 256 columns for four ranks.
+  const RandomModel model(SmallConfig(4, 4, 64, 256, 512, 160), kernels::DType::kQ4_K, 7);
   EmulatedDevice device(kRankMemory);
   Part part;
-  const absl::Status refused = Load(model, {.rank = 0, .size = 2}, device, part);
+  const absl::Status refused = Load(model, {.rank = 0, .size = 4}, device, part);
   EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(std::string(refused.message()),
-              HasSubstr("blk.0.attn_output.weight: Q4_K weights come in blocks of 256 columns, and "
+              HasSubstr("blk.0.ffn_down.weight: Q4_K weights come in blocks of 256 columns, and "
                         "ranks on GPUs would cut them at columns 0 and 128"));
   EXPECT_EQ(device.used_bytes(), 0);
 }
