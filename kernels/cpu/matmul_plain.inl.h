@@ -56,6 +56,9 @@ struct PlainMatmul {
   static constexpr int kTokens = V::kLanes == 16 ? 6 : 3;
   // Columns of a tile of activations: it stays in the first-level cache while rows pass by.
   static constexpr int64_t kColBlock = sizeof(Input) == 2 ? 2048 : 1024;
+  // The same where several tokens pass by: in lines of 4 KiB, rows and tokens meet in the same
+  // sets of the cache, and more of them than these hold.
+  static constexpr int64_t kColsOfSeveral = 1024;
   static constexpr int64_t kPanelRows = 64;
   // Of a panel's weights: it stays in the second-level cache while tokens pass by.
   static constexpr int64_t kPanelBytes = 512 * 1024;
@@ -154,8 +157,9 @@ struct PlainMatmul {
         for (F& sum : token_sums) sum = V::Zero();
       }
     }
-    for (int64_t col = 0; col < args.w.cols; col += kColBlock) {
-      const int64_t cols = args.w.cols - col < kColBlock ? args.w.cols - col : kColBlock;
+    const int64_t block = tokens == 1 ? kColBlock : kColsOfSeveral;
+    for (int64_t col = 0; col < args.w.cols; col += block) {
+      const int64_t cols = args.w.cols - col < block ? args.w.cols - col : block;
       LoadTile(args, token, tokens, col, cols, tile);
       for (int64_t row = begin; row < end; row += kRows) {
         const Weight* rows[kRows];
