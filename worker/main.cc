@@ -38,7 +38,7 @@ constexpr char kUsage[] =
     "       rempart-worker probe --address HOST:PORT ready|live\n"
     "       rempart-worker strike kill ID | freeze SECONDS ID | cut SECONDS [NETWORK...]\n"
     "       rempart-worker perplexity MODEL FILE [--context 512] [--chunks N] [--threads N]\n"
-    "                      [--kernel-tier NAME] [--exact]\n"
+    "                      [--kernel-tier NAME] [--exact | --divergence]\n"
     "FILE is JSON as proto/worker/v1/config.proto describes it. `rempart drill` uses strike.\n"
     "Exit status: 0 ended as asked, 1 failed while running, 2 wrong flags or configuration,\n"
     "3 no valid model, 4 not enough memory, 5 address in use or not permitted, 6 no GPU to\n"

@@ -64,27 +64,21 @@ class Scorer {
   const ModelText& text() const { return *text_; }
   const char* kernel_tier() const { return ops_->name; }
 
-  // Appends -log p of each of the tokens after position `first`, given all before it.
-  absl::Status Score(absl::Span<const int32_t> ids, int64_t first, std::vector<double>& losses) {
-    const auto count = static_cast<int64_t>(ids.size());
+  // Computes the tokens before position `first`, whose logits nobody reads.
+  absl::Status Skip(absl::Span<const int32_t> ids, int64_t first) {
     for (int64_t begin = 0; begin < first; begin += kStepTokens) {
       StepBatch batch;
       batch.slices.push_back({ids.subspan(begin, std::min(kStepTokens, first - begin)),
                               static_cast<int32_t>(begin), table_, false});
       RETURN_IF_ERROR(transformer_->Forward(batch, {}));
     }
-    for (int64_t begin = first; begin + 1 < count; begin += kRows) {
-      RETURN_IF_ERROR(ScoreRows(ids, begin, std::min(kRows, count - 1 - begin), losses));
-    }
     return absl::OkStatus();
   }
 
- private:
-  explicit Scorer(int threads) : pool_({.threads = threads}) {}
-
-  // A slice gives logits of its last token, so each token is a slice.
-  absl::Status ScoreRows(absl::Span<const int32_t> ids, int64_t begin, int64_t rows,
-                         std::vector<double>& losses) {
+  // Computes tokens [begin, begin + rows), at most kRows, after all before them: row i of
+  // log_probabilities() is then what they say of token begin + i + 1. A slice gives logits of its
+  // last token, so each token is a slice.
+  absl::Status Compute(absl::Span<const int32_t> ids, int64_t begin, int64_t rows) {
     const int64_t vocabulary = source_.config.vocabulary;
     StepBatch batch;
     for (int64_t i = begin; i < begin + rows; ++i) {
@@ -92,17 +86,24 @@ class Scorer {
     }
     RETURN_IF_ERROR(
         transformer_->Forward(batch, absl::MakeSpan(logits_).subspan(0, rows * vocabulary)));
-    const size_t before = losses.size();
-    losses.resize(before + rows);
     pool_.ParallelFor(rows, 1, [&](int64_t from, int64_t to) {
+      std::vector<float> copy(vocabulary);
       for (int64_t i = from; i < to; ++i) {
         float* row = logits_.data() + i * vocabulary;
-        const double next = row[ids[begin + i + 1]];
-        losses[before + i] = ops_->softmax(row, vocabulary) - next;
+        std::copy_n(row, vocabulary, copy.data());
+        const float log_sum = ops_->softmax(copy.data(), vocabulary);
+        for (int64_t id = 0; id < vocabulary; ++id) row[id] -= log_sum;
       }
     });
     return absl::OkStatus();
   }
+  absl::Span<const float> log_probabilities(int64_t row) const {
+    return absl::MakeConstSpan(logits_).subspan(row * source_.config.vocabulary,
+                                                source_.config.vocabulary);
+  }
+
+ private:
+  explicit Scorer(int threads) : pool_({.threads = threads}) {}
 
   ThreadPool pool_;
   const kernels::Ops* ops_ = nullptr;
@@ -114,6 +115,59 @@ class Scorer {
   std::vector<float> logits_;
 };
 
+// What is kept of every predicted token.
+struct Predicted {
+  std::vector<double> losses;  // -log p
+  std::vector<double> divergences;
+  int64_t same_top = 0;
+};
+
+double KlDivergence(absl::Span<const float> exact, absl::Span<const float> served) {
+  double sum = 0;
+  for (size_t id = 0; id < exact.size(); ++id) {
+    sum += std::exp(double{exact[id]}) * (double{exact[id]} - double{served[id]});
+  }
+  return sum;
+}
+
+int64_t TopOf(absl::Span<const float> row) {
+  return std::max_element(row.begin(), row.end()) - row.begin();
+}
+
+// The second half of a chunk. `exact` may be null.
+absl::Status ScoreChunk(absl::Span<const int32_t> ids, Scorer& scorer, Scorer* exact,
+                        Predicted& predicted) {
+  const auto count = static_cast<int64_t>(ids.size());
+  const int64_t first = count / 2;
+  RETURN_IF_ERROR(scorer.Skip(ids, first));
+  if (exact != nullptr) RETURN_IF_ERROR(exact->Skip(ids, first));
+  for (int64_t begin = first; begin + 1 < count; begin += kRows) {
+    const int64_t rows = std::min(kRows, count - 1 - begin);
+    RETURN_IF_ERROR(scorer.Compute(ids, begin, rows));
+    if (exact != nullptr) RETURN_IF_ERROR(exact->Compute(ids, begin, rows));
+    for (int64_t i = 0; i < rows; ++i) {
+      const absl::Span<const float> row = scorer.log_probabilities(i);
+      predicted.losses.push_back(-double{row[ids[begin + i + 1]]});
+      if (exact == nullptr) continue;
+      const absl::Span<const float> exact_row = exact->log_probabilities(i);
+      predicted.divergences.push_back(KlDivergence(exact_row, row));
+      predicted.same_top += TopOf(exact_row) == TopOf(row) ? 1 : 0;
+    }
+  }
+  return absl::OkStatus();
+}
+
+std::optional<Divergence> DivergenceOf(const Predicted& predicted) {
+  std::vector<double> sorted = predicted.divergences;
+  if (sorted.empty()) return std::nullopt;
+  std::sort(sorted.begin(), sorted.end());
+  const auto count = static_cast<double>(sorted.size());
+  return Divergence{.mean = std::accumulate(sorted.begin(), sorted.end(), 0.0) / count,
+                    .p99 = sorted[(sorted.size() - 1) * 99 / 100],
+                    .max = sorted.back(),
+                    .same_top_share = static_cast<double>(predicted.same_top) / count};
+}
+
 Perplexity FromLosses(const std::vector<double>& losses, int32_t chunks, std::string tier) {
   const auto count = static_cast<double>(losses.size());
   const double mean = std::accumulate(losses.begin(), losses.end(), 0.0) / count;
@@ -121,7 +175,7 @@ Perplexity FromLosses(const std::vector<double>& losses, int32_t chunks, std::st
   for (const double loss : losses) squares += (loss - mean) * (loss - mean);
   const double value = std::exp(mean);
   const double error = count > 1 ? value * std::sqrt(squares / count / (count - 1)) : 0;
-  return {value, error, static_cast<int64_t>(losses.size()), chunks, std::move(tier)};
+  return {value, error, static_cast<int64_t>(losses.size()), chunks, std::move(tier), std::nullopt};
 }
 
 // Without the line end at its end, which llama-perplexity leaves out too.
@@ -140,8 +194,17 @@ absl::Status BadNumber(const std::string& flag, const std::string& value, int32_
 std::string Line(const Perplexity& result) {
   char figures[64];
   std::snprintf(figures, sizeof(figures), "%.4f +/- %.4f", result.value, result.error);
-  return absl::StrCat("perplexity ", figures, " over ", result.chunks, " chunks, ",
-                      result.tokens_predicted, " tokens predicted, kernels ", result.kernel_tier);
+  std::string line =
+      absl::StrCat("perplexity ", figures, " over ", result.chunks, " chunks, ",
+                   result.tokens_predicted, " tokens predicted, kernels ", result.kernel_tier);
+  if (!result.divergence) return line;
+  const Divergence& divergence = *result.divergence;
+  char more[160];
+  std::snprintf(more, sizeof(more),
+                "\nKL divergence from F32 arithmetic: mean %.3g, p99 %.3g, max %.3g nats; the same "
+                "likeliest token at %.2f %%",
+                divergence.mean, divergence.p99, divergence.max, 100 * divergence.same_top_share);
+  return line + more;
 }
 
 }  // namespace
@@ -159,8 +222,8 @@ absl::StatusOr<PerplexityOptions> ParsePerplexityOptions(const std::vector<std::
   std::vector<std::string> names;
   for (size_t i = 0; i < words.size(); ++i) {
     const std::string& word = words[i];
-    if (word == "--exact") {
-      options.exact = true;
+    if (word == "--exact" || word == "--divergence") {
+      (word == "--exact" ? options.exact : options.divergence) = true;
       continue;
     }
     if (!absl::StartsWith(word, "--")) {
@@ -185,6 +248,10 @@ absl::StatusOr<PerplexityOptions> ParsePerplexityOptions(const std::vector<std::
     return absl::InvalidArgumentError(
         absl::StrCat("a model and a text file are needed, not ", names.size(), " names"));
   }
+  if (options.exact && options.divergence) {
+    return absl::InvalidArgumentError(
+        "--exact and --divergence: the divergence is from --exact: leave one of them out");
+  }
   options.model_path = names[0];
   options.text_path = names[1];
   return options;
@@ -194,6 +261,12 @@ absl::StatusOr<Perplexity> MeasurePerplexity(
     const PerplexityOptions& options, const std::function<void(const Perplexity&)>& on_chunk) {
   ASSIGN_OR_RETURN(const std::string text, ReadText(options.text_path));
   ASSIGN_OR_RETURN(const std::unique_ptr<Scorer> scorer, Scorer::Open(options));
+  std::unique_ptr<Scorer> exact;
+  if (options.divergence) {
+    PerplexityOptions of_exact = options;
+    of_exact.exact = true;
+    ASSIGN_OR_RETURN(exact, Scorer::Open(of_exact));
+  }
   const absl::StatusOr<std::vector<int32_t>> ids = scorer->text().EncodePlainText(text);
   if (!ids.ok()) {
     return absl::InvalidArgumentError(
@@ -206,14 +279,15 @@ absl::StatusOr<Perplexity> MeasurePerplexity(
                      options.context, ": give a longer text or a smaller context"));
   }
   const int32_t chunks = options.chunks > 0 ? std::min(options.chunks, whole) : whole;
-  std::vector<double> losses;
+  Predicted predicted;
   Perplexity result;
   for (int32_t i = 0; i < chunks; ++i) {
     const auto begin = ids->begin() + int64_t{i} * options.context;
     std::vector<int32_t> chunk(begin, begin + options.context);
     if (const std::optional<int32_t> bos = scorer->text().begin_id()) chunk[0] = *bos;
-    RETURN_IF_ERROR(scorer->Score(chunk, options.context / 2, losses));
-    result = FromLosses(losses, i + 1, scorer->kernel_tier());
+    RETURN_IF_ERROR(ScoreChunk(chunk, *scorer, exact.get(), predicted));
+    result = FromLosses(predicted.losses, i + 1, scorer->kernel_tier());
+    result.divergence = DivergenceOf(predicted);
     if (on_chunk) on_chunk(result);
   }
   return result;

@@ -7,10 +7,15 @@
 // position 0; its first token gives way to BOS where the model begins texts with one. Of a chunk
 // the tokens in its second half are predicted, but for the first of them, each from all before it.
 // The perplexity is e to the mean of -log p over all predicted tokens.
+//
+// With --divergence the model is computed twice, as it serves and in F32 arithmetic (--exact) on
+// the same weights, and at each predicted token the two distributions p are compared:
+// KL(exact || served) = sum over the vocabulary of p_exact * (log p_exact - log p_served).
 #pragma once
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,7 +30,16 @@ struct PerplexityOptions {
   int32_t chunks = 0;      // at most; 0: all of the text
   int32_t threads = 0;     // 0: the CPUs of this process
   std::string kernel_tier;
-  bool exact = false;  // F32 activations instead of int8
+  bool exact = false;       // F32 activations instead of int8 or BF16
+  bool divergence = false;  // from exact; not with `exact`
+};
+
+// Of the distributions at all predicted tokens, from those of F32 arithmetic. In nats.
+struct Divergence {
+  double mean = 0;
+  double p99 = 0;
+  double max = 0;
+  double same_top_share = 0;  // of the tokens, where both find the same one likeliest
 };
 
 struct Perplexity {
@@ -34,11 +48,12 @@ struct Perplexity {
   int64_t tokens_predicted = 0;
   int32_t chunks = 0;
   std::string kernel_tier;
+  std::optional<Divergence> divergence;  // where asked for
 };
 
 inline constexpr char kPerplexityUsage[] =
     "perplexity MODEL FILE [--context 512] [--chunks N] [--threads N] [--kernel-tier NAME] "
-    "[--exact]";
+    "[--exact | --divergence]";
 
 // What follows the word perplexity. InvalidArgument names the argument and the fix.
 absl::StatusOr<PerplexityOptions> ParsePerplexityOptions(const std::vector<std::string>& words);

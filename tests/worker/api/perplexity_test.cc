@@ -88,6 +88,21 @@ TEST_F(PerplexityTest, TakesSomeChunksOnly) {
   EXPECT_EQ(result->tokens_predicted, 30);
 }
 
+// Of F32 weights, what is served is F32 arithmetic; tests/parts/parity has quantised models.
+TEST_F(PerplexityTest, DivergesFromExactByNothingWhereItServesExactly) {
+  options_.exact = false;
+  const auto alone = MeasurePerplexity(options_, nullptr);
+  ASSERT_TRUE(alone.ok()) << alone.status();
+  EXPECT_FALSE(alone->divergence.has_value());
+  options_.divergence = true;
+  const auto result = MeasurePerplexity(options_, nullptr);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->value, alone->value);
+  ASSERT_TRUE(result->divergence.has_value());
+  EXPECT_EQ(result->divergence->max, 0);
+  EXPECT_EQ(result->divergence->same_top_share, 1);
+}
+
 TEST_F(PerplexityTest, SaysWhatIsWrongWithTextAndModel) {
   const auto refusal = [&] {
     return std::string(MeasurePerplexity(options_, nullptr).status().message());
@@ -117,6 +132,7 @@ TEST(PerplexityOptions, AreReadFromWords) {
   EXPECT_EQ(options->chunks, 3);
   EXPECT_EQ(options->threads, 2);
   EXPECT_TRUE(options->exact);
+  EXPECT_FALSE(options->divergence);
 }
 
 TEST(PerplexityOptions, NameTheArgumentAtFault) {
@@ -129,6 +145,7 @@ TEST(PerplexityOptions, NameTheArgumentAtFault) {
             "--context 4: must be a number from 8 to 1048576");
   EXPECT_EQ(refusal({"m", "t", "--chunks", "x"}), "--chunks x: must be a number from 1 to 1048576");
   EXPECT_EQ(refusal({"m", "t", "--fast"}), "unknown flag --fast");
+  EXPECT_THAT(refusal({"m", "t", "--exact", "--divergence"}), HasSubstr("leave one of them out"));
 }
 
 }  // namespace
