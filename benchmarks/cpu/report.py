@@ -84,12 +84,16 @@ def busy_elsewhere() -> float:
 
 
 def store(root: pathlib.Path, command: str, busy: list, cases: list, notes: dict) -> pathlib.Path:
-    """docs/benchmarks/cpu-DATE-COMMIT.json"""
+    """docs/benchmarks/cpu-DATE-COMMIT.json, or the first of cpu-DATE-COMMIT-2.json and so on that is free."""
     commit = subprocess.run(["git", "-C", root, "rev-parse", "--short", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
     date = datetime.date.today().isoformat()
     result = {"date": date, "commit": commit, "processor": processor(), "command": command, "busy_elsewhere": busy, **notes,
               "cases": [case.row() for case in cases]}
-    path = root / "docs/benchmarks" / f"cpu-{date}-{commit}.json"
+    folder, name = root / "docs/benchmarks", f"cpu-{date}-{commit}"
+    path, number = folder / f"{name}.json", 1
+    while path.exists():
+        number += 1
+        path = folder / f"{name}-{number}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     return path
 
