@@ -29,7 +29,7 @@ struct Packed {
   static constexpr int kL = V::kLanes;
   static constexpr int kBits = Format::kBits;
   static constexpr int kVectors = Format::kBits == 8 ? 8 : Format::kBits;
-  static constexpr int64_t kPrefetchBytes = 16384;
+  static constexpr int64_t kPrefetchBytes = 4096;
   static constexpr int64_t kPayload = static_cast<int64_t>(kVectors) * V::kBytes;
   // Halves per lane in front (d, m), and bytes per lane for each group of a K block.
   static constexpr bool kTwoHalves = Format::kHasMin;
