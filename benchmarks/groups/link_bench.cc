@@ -170,8 +170,9 @@ absl::Status Compute(const Shape& shape, Rank& rank, std::vector<double>& times)
   const auto step = [&](int first, int count) -> absl::Status {
     StepBatch batch;
     batch.slices.push_back({absl::MakeConstSpan(ids).subspan(first, count), first, table, true});
-    batch.micro_batch_tokens =
-        shape.micro >= 0 ? shape.micro : MicroBatchTokens(batch, shape.stages);
+    batch.micro_batch_tokens = shape.micro >= 0
+                                   ? shape.micro
+                                   : MicroBatchTokens(batch, shape.stages, kLeastMicroBatchOnCpu);
     const auto begin = SteadyClock::now();
     RETURN_IF_ERROR(transformer.Forward(batch, absl::MakeSpan(logits)));
     times.push_back(std::chrono::duration<double, std::milli>(SteadyClock::now() - begin).count());

@@ -27,8 +27,9 @@ std::string WeightsName(size_t part) {
   return part == 0 ? "weights" : absl::StrCat("weights-", part + 1);
 }
 
+// NCCL links the ranks of a stage.
 bool LinksGpus(const GroupPlan& group) {
-  return group.spec.device() == "gpu" && group.pod_count * group.ranks_per_pod > 1;
+  return group.spec.device() == "gpu" && group.config.tensor_parallel() > 1;
 }
 
 void FillOwned(const Model& model, const std::string& name, k8s::v1::ObjectMeta& metadata) {
@@ -284,8 +285,8 @@ void FillSystemPeer(const Observed& observed, const char* component, k8s::v1::Po
 }
 
 // Closes all that the pods of the group do not need: routers dial the leader (7070), pods of this
-// group dial each other (7070, 7071; with GPUs NCCL too, on ports that the system gives), and all
-// dial the operator (7080) and DNS.
+// group dial each other (7070, 7071; where a stage has GPUs in several NCCL too, on ports that the
+// system gives), and all dial the operator (7080) and DNS.
 k8s::v1::NetworkPolicy MakeNetworkPolicy(const Observed& observed, const GroupPlan& group) {
   k8s::v1::NetworkPolicy policy;
   policy.set_api_version("networking.k8s.io/v1");
@@ -311,7 +312,7 @@ k8s::v1::NetworkPolicy MakeNetworkPolicy(const Observed& observed, const GroupPl
   AddPolicyPort(peers, kAttachPort, "TCP");
   AddPolicyPort(peers, kDataPort, "TCP");
   *peers.add_to()->mutable_pod_selector() = members;
-  if (LinksGpus(group) && group.pod_count > 1) {
+  if (LinksGpus(group) && group.config.tensor_parallel() > group.ranks_per_pod) {
     *spec.add_ingress()->add_from()->mutable_pod_selector() = members;
     *spec.add_egress()->add_to()->mutable_pod_selector() = members;
   }

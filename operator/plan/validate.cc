@@ -67,11 +67,6 @@ std::optional<Refusal> NotOfDevice(const ModelSpec& spec) {
   if (spec.engine().arithmetic() == "exact") {
     return NotSupported("engine.arithmetic", "exact is of device: cpu; on a GPU use fast");
   }
-  if (spec.parallelism().pipeline() > 1) {
-    return NotSupported("parallelism.pipeline",
-                        "stages are of device: cpu; on GPUs leave it out, and share layers by "
-                        "parallelism.tensor");
-  }
   return std::nullopt;
 }
 

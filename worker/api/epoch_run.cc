@@ -87,16 +87,16 @@ void EpochRun::EndThreads(const EpochEnd& end) {
   for (const auto& communicator : communicators_) {
     communicator->Abort(absl::UnavailableError(end.reason), end.blamed_rank);
   }
-  for (const auto& communicator : device_communicators_) {
-    communicator->Abort(absl::UnavailableError(end.reason));
+  for (const DeviceLink& link : device_links_) {
+    link.communicator->Abort(absl::UnavailableError(end.reason));
   }
   if (engine_ != nullptr) context_.attach->LoseGroup();
   engine_thread_.reset();
   client_.reset();
   threads_.reset();
-  if (device_communicators_.empty()) return;
+  if (device_links_.empty()) return;
   for (const LocalRank& rank : ranks_) rank.model->SetDeviceCommunicator(nullptr);
-  device_communicators_.clear();
+  device_links_.clear();
 }
 
 void EpochRun::NotePart(const char* name, absl::Duration time) {
@@ -146,25 +146,9 @@ bool EpochRun::Connect() {
   return true;
 }
 
-absl::Status EpochRun::NameCommunicators() {
-  if (model_->collectives == nullptr || !is_leader()) return absl::OkStatus();
-  ASSIGN_OR_RETURN(communicator_id_, model_->collectives->NewId());
-  if (context_.settings->pod_count > 1) context_.follow->SetCommunicatorId(communicator_id_);
-  return absl::OkStatus();
-}
-
-std::string EpochRun::AwaitCommunicatorId() {
-  while (!over() && !client_->following()) {
-    fate_->Wait(kLook);
-    Look();
-  }
-  return client_->communicator_id();
-}
-
 void EpochRun::LinkDevicesOfRanks() {
+  const WorkerSettings& settings = *context_.settings;
   const absl::Time begin = SteadyNow();
-  const std::string id = is_leader() ? communicator_id_ : AwaitCommunicatorId();
-  if (over()) return;
   std::stop_source give_up;
   std::jthread watch([&](std::stop_token done) {
     while (!done.stop_requested() && !over()) {
@@ -175,7 +159,8 @@ void EpochRun::LinkDevicesOfRanks() {
   });
   DeviceCommunicatorOptions options;
   options.timeout = kCollectiveTimeout;
-  auto linked = LinkDevices(*model_->collectives, id, ranks_, options, give_up.get_token());
+  auto linked = LinkDevices(*model_->collectives, settings.tensor_parallel, ranks_, options,
+                            give_up.get_token());
   watch.request_stop();
   watch.join();
   if (!linked.ok()) {
@@ -183,16 +168,17 @@ void EpochRun::LinkDevicesOfRanks() {
         absl::StrCat("cannot link the GPUs of the group: ", std::string(linked.status().message())),
         -1);
   }
-  device_communicators_ = *std::move(linked);
+  device_links_ = *std::move(linked);
   NotePart("link", SteadyNow() - begin);
-  if (context_.settings->pod_count > 1) {
+  if (settings.tensor_parallel > settings.ranks_per_pod) {
     LogWarning("group", "NCCL does not encrypt what the GPUs of several pods say to each other");
   }
-  const OneShotFacts one_shot = device_communicators_[0]->one_shot();
+  const DeviceCommunicator& first = *device_links_[0].communicator;
+  const OneShotFacts one_shot = first.one_shot();
   context_.status->SetOneShot(one_shot);
   LogInfo("group", "GPUs linked",
           {{"epoch", order_.epoch},
-           {"ranks", device_communicators_[0]->size()},
+           {"ranks", first.size()},
            {"one_shot_max_bytes", one_shot.max_bytes},
            {"one_shot", OneShotText(one_shot)}});
 }
@@ -224,6 +210,9 @@ absl::Status EpochRun::BeginRanks(LoadedModel& model) {
   GroupRunner::Options options;
   options.epoch = order_.epoch;
   options.stages = context_.settings->pipeline_parallel;
+  if (context_.settings->device == DeviceKind::kGpu) {
+    options.least_micro_batch = kLeastMicroBatchOnGpu;
+  }
   options.first = ranks_[0];
   options.others = threads_.get();
   if (context_.settings->pod_count > 1) {
@@ -253,7 +242,6 @@ absl::Status EpochRun::Form() {
         context_.status->snapshot().fabric,
         {model_->layers, model_->hidden, settings.tensor_parallel, settings.pipeline_parallel}));
   }
-  RETURN_IF_ERROR(NameCommunicators());
   RETURN_IF_ERROR(BeginRanks(*model_));
   if (over()) return absl::OkStatus();
   if (!is_leader()) {
@@ -329,8 +317,8 @@ void EpochRun::Look() {
     if (status.ok()) continue;
     return fate_->End(std::string(status.message()), communicator->progress().blamed_rank);
   }
-  for (const auto& communicator : device_communicators_) {
-    const absl::Status status = communicator->status();
+  for (const DeviceLink& link : device_links_) {
+    const absl::Status status = link.communicator->status();
     if (!status.ok()) return fate_->End(std::string(status.message()), -1);
   }
 }

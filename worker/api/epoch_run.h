@@ -72,11 +72,8 @@ class EpochRun {
   // Of the start of the process: in its first epoch alone.
   void NotePart(const char* name, absl::Duration time);
   bool Connect();
-  // Of ranks on GPUs: the leader makes the id of their communicators; every rank joins by it, in
-  // this pod or in another.
-  absl::Status NameCommunicators();
+  // Of ranks that share a stage on GPUs, in this pod or in several.
   void LinkDevicesOfRanks();
-  std::string AwaitCommunicatorId();
   absl::Status BeginRanks(LoadedModel& model);
   absl::Status WarmUp();
   absl::Status BeginLeading();
@@ -90,9 +87,8 @@ class EpochRun {
 
   std::vector<std::unique_ptr<Communicator>> communicators_;  // of this pod's ranks
   std::vector<std::unique_ptr<RankProgress>> progress_;
-  std::vector<LocalRank> ranks_;                                           // of this pod
-  std::string communicator_id_;                                            // of the leader
-  std::vector<std::unique_ptr<DeviceCommunicator>> device_communicators_;  // of ranks_
+  std::vector<LocalRank> ranks_;          // of this pod
+  std::vector<DeviceLink> device_links_;  // of ranks_
   std::unique_ptr<RankThreads> threads_;
   std::unique_ptr<FollowClient> client_;
   std::unique_ptr<GroupRunner> runner_;

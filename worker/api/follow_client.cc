@@ -67,11 +67,6 @@ bool FollowClient::following() const {
   return following_;
 }
 
-std::string FollowClient::communicator_id() const {
-  MutexLock lock(&mu_);
-  return communicator_id_;
-}
-
 int64_t FollowClient::leader_age_ms() const {
   MutexLock lock(&mu_);
   return heard_ms_ == 0 ? 0 : std::max<int64_t>(1, NowMs() - heard_ms_);
@@ -138,8 +133,6 @@ void FollowClient::Read(grpc::ClientReaderWriter<FromFollower, ToFollower>& stre
     {
       MutexLock lock(&mu_);
       heard_ms_ = NowMs();
-      // The first message of the leader that lets this pod in.
-      if (!following_) communicator_id_ = message.communicator_id();
       following_ = true;
     }
     if (message.epoch() != options_.epoch) {

@@ -44,8 +44,6 @@ class FollowClient {
 
   // The leader has let this pod in.
   bool following() const;
-  // What the ranks of this pod join on their GPUs, once the leader has let it in; empty: nothing.
-  std::string communicator_id() const;
   // Since the leader was last heard; 0 before the first time.
   int64_t leader_age_ms() const;
   // Tells the leader of a rank's fault; it ends the epoch for all.
@@ -72,7 +70,6 @@ class FollowClient {
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   bool broken_ ABSL_GUARDED_BY(mu_) = false;
   bool following_ ABSL_GUARDED_BY(mu_) = false;
-  std::string communicator_id_ ABSL_GUARDED_BY(mu_);
   int64_t heard_ms_ ABSL_GUARDED_BY(mu_) = 0;
   std::vector<group::v1::FromFollower> faults_ ABSL_GUARDED_BY(mu_);
 

@@ -113,13 +113,7 @@ void FollowService::Open(int32_t epoch, int32_t pods, int32_t ranks_per_pod, Epo
   pods_ = pods;
   ranks_per_pod_ = ranks_per_pod;
   fate_ = fate;
-  communicator_id_.clear();
   followers_.clear();
-}
-
-void FollowService::SetCommunicatorId(const std::string& id) {
-  MutexLock lock(&mu_);
-  communicator_id_ = id;
 }
 
 void FollowService::Close(const std::string& reason) {
@@ -129,7 +123,6 @@ void FollowService::Close(const std::string& reason) {
     follower.stream->Close({grpc::StatusCode::ABORTED, reason});
   }
   followers_.clear();
-  communicator_id_.clear();
   epoch_ = 0;
   fate_ = nullptr;
 }
@@ -197,7 +190,6 @@ grpc::Status FollowService::Hello(FollowStream* stream, const group::v1::Followe
   }
   auto welcome = std::make_shared<ToFollower>();
   welcome->set_epoch(epoch_);
-  welcome->set_communicator_id(communicator_id_);
   stream->Send(std::move(welcome));
   return grpc::Status::OK;
 }

@@ -44,8 +44,6 @@ class FollowService : public group::v1::GroupLeader::CallbackService {
 
   // The leader is in `epoch`, with so many pods of so many ranks. `fate` outlives the epoch.
   void Open(int32_t epoch, int32_t pods, int32_t ranks_per_pod, EpochFate* fate);
-  // What the followers of this epoch join on their GPUs; before any of them says hello.
-  void SetCommunicatorId(const std::string& id);
   // Ends the streams of the epoch; `reason` is what the followers are told.
   void Close(const std::string& reason);
   // True when every other pod follows, within `timeout` and before the epoch is over.
@@ -79,7 +77,6 @@ class FollowService : public group::v1::GroupLeader::CallbackService {
   int32_t pods_ ABSL_GUARDED_BY(mu_) = 1;
   int32_t ranks_per_pod_ ABSL_GUARDED_BY(mu_) = 1;
   EpochFate* fate_ ABSL_GUARDED_BY(mu_) = nullptr;
-  std::string communicator_id_ ABSL_GUARDED_BY(mu_);
   std::map<int32_t, Follower> followers_ ABSL_GUARDED_BY(mu_);  // by pod index
 
   std::jthread beat_;  // last: starts when all is constructed

@@ -53,7 +53,7 @@ struct ModelFile {
   const kernels::Ops* ops = nullptr;
   TransformerOptions options;
   std::vector<std::unique_ptr<RankPart>> parts;  // by rank of this pod
-  CollectiveLibrary* collectives = nullptr;      // links the GPUs; null where there is but one
+  CollectiveLibrary* collectives = nullptr;      // links the GPUs of a stage; null: each has one
   std::vector<DevicePart> gpus;                  // by rank of this pod; empty on CPU
 };
 
@@ -350,7 +350,7 @@ absl::Status OpenParts(const WorkerSettings& settings, const GpuOpener& open_gpu
   if (settings.device == DeviceKind::kGpu) {
     const absl::Time begin = SteadyNow();
     ASSIGN_OR_RETURN(model.gpus, OpenGpus(settings, open_gpu));
-    if (settings.pod_count * settings.ranks_per_pod > 1) {
+    if (settings.tensor_parallel > 1) {
       ASSIGN_OR_RETURN(loaded.collectives, load_collectives());
       model.collectives = loaded.collectives.get();
       LogInfo("worker", "GPUs are linked by", {{"library", loaded.collectives->Describe()}});

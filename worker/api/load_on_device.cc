@@ -36,11 +36,15 @@ class RankOnDevice : public RankModel {
 
   // The cache was made with the rest and holds at least what the group has agreed on. What an
   // earlier epoch left in it is written over before it is read.
-  absl::Status Begin(Communicator*, int32_t kv_blocks) override {
+  absl::Status Begin(Communicator* communicator, int32_t kv_blocks) override {
     const int64_t has = part_.transformer->plan().kv_blocks;
-    if (kv_blocks <= has) return absl::OkStatus();
-    return absl::ResourceExhaustedError(
-        absl::StrCat("the GPU's KV cache has ", has, " blocks, not ", kv_blocks));
+    if (kv_blocks > has) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("the GPU's KV cache has ", has, " blocks, not ", kv_blocks));
+    }
+    MutexLock lock(&mu_);
+    part_.transformer->SetGroup(communicator);
+    return absl::OkStatus();
   }
 
   Device* device() override { return part_.device.get(); }

@@ -25,13 +25,13 @@ struct DevicePart {
 absl::StatusOr<std::vector<DevicePart>> OpenGpus(const WorkerSettings& settings,
                                                  const GpuOpener& open_gpu);
 
-// Of one rank. Where the group has several, its reserve holds what their communicators take, too.
+// Of one rank. Where its stage has several, its reserve holds what their communicators take, too.
 DeviceModelOptions DeviceOptions(const WorkerSettings& settings, int64_t context_length);
 
 // Takes all the memory that the rank will use on its GPU, and copies the weights there. Refuses,
 // before it takes any, what does not fit: with the bytes of weights, workspaces and KV cache, and
 // those that are free.
-// `library` links the group's GPUs, and outlives the part; null: there is but one.
+// `library` links the GPUs of a stage, and outlives the part; null: there is but one.
 absl::Status LoadOnDevice(const ModelConfig& config, const Weights& weights,
                           const DeviceModelOptions& options, CollectiveLibrary* library,
                           const UploadProgress& on_progress, DevicePart& part);

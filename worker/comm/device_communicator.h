@@ -99,7 +99,7 @@ class CollectiveLibrary {
     return device.Allocate(bytes);
   }
   virtual void Free(Device& device, void* memory) { device.Free(memory); }
-  // Rank 0, once for an epoch. Whoever knows it may join: it is a secret of the group.
+  // Rank 0, once for an epoch. Whoever knows it may join: it is a secret of the ranks it links.
   virtual absl::StatusOr<std::string> NewId() = 0;
   // Every rank, from a thread of its own, with the same id; returns once all have come, and one
   // sum has passed them. DeadlineExceeded when they do not, Cancelled when `stop` was asked for.

@@ -96,12 +96,6 @@ void CheckDevice(const v1::WorkerConfig& config, WorkerSettings& settings, Probl
     problems.push_back(absl::StrCat("engine.kernel_tier is \"", engine.kernel_tier,
                                     "\": a GPU has one set of kernels; leave it out"));
   }
-  if (settings.pipeline_parallel > 1) {
-    problems.push_back(absl::StrCat("device is gpu and pipeline_parallel is ",
-                                    settings.pipeline_parallel,
-                                    ": stages on GPUs are not served yet; leave it out, and share "
-                                    "layers by tensor_parallel"));
-  }
 }
 
 void CheckDigest(const std::string& digest, Problems& problems) {

@@ -4,7 +4,6 @@
 #include <string>
 
 #include "common/status_macros.h"
-#include "worker/group/micro_batch_size.h"
 
 namespace rempart::worker {
 
@@ -19,7 +18,7 @@ absl::Status GroupRunner::Forward(const StepBatch& batch, absl::Span<float> logi
 
 absl::Status GroupRunner::RunOnAll(StepBatch batch, absl::Span<float> logits) {
   ++step_;
-  batch.micro_batch_tokens = MicroBatchTokens(batch, options_.stages);
+  batch.micro_batch_tokens = MicroBatchTokens(batch, options_.stages, options_.least_micro_batch);
   if (options_.send != nullptr || options_.others != nullptr) {
     auto step = std::make_shared<const GroupStep>(OwnedStep(batch, options_.epoch, step_));
     if (options_.send != nullptr) RETURN_IF_ERROR(options_.send(*step));

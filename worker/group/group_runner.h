@@ -14,6 +14,7 @@
 
 #include "worker/engine/model_runner.h"
 #include "worker/group/epoch_fate.h"
+#include "worker/group/micro_batch_size.h"
 #include "worker/group/rank_threads.h"
 #include "worker/group/step.h"
 
@@ -23,9 +24,10 @@ class GroupRunner : public ModelRunner {
  public:
   struct Options {
     int32_t epoch = 0;
-    int stages = 1;                 // of the pipeline
-    LocalRank first;                // rank 0
-    RankThreads* others = nullptr;  // of this pod; null: none
+    int stages = 1;                                     // of the pipeline
+    int64_t least_micro_batch = kLeastMicroBatchOnCpu;  // in tokens
+    LocalRank first;                                    // rank 0
+    RankThreads* others = nullptr;                      // of this pod; null: none
     // Hands a step to the other pods without waiting for them; null: there are none.
     std::function<absl::Status(const GroupStep&)> send;
     EpochFate* fate = nullptr;

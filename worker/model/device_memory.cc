@@ -50,18 +50,18 @@ DeviceWorkspace LayOutWorkspace(const ModelConfig& config, const DeviceModelOpti
   const int64_t qkv = queries + 2 * partition.kv_heads.count() * config.head_dim;
   take(space.residual, space.tokens * config.hidden * 4);
   take(space.branch, space.tokens * config.hidden * 2);
-  take(space.logits, space.slices * space.vocabulary * 4);
-  space.all_logits = space.logits;
-  if (of.size > 1) {
-    take(space.all_logits, of.size * space.slices * space.vocabulary * 4);
-    space.exchange_bytes = space.bytes;
+  if (of.is_last_stage()) {
+    take(space.logits, space.slices * space.vocabulary * 4);
+    space.all_logits = space.logits;
+    if (of.size > 1) take(space.all_logits, of.size * space.slices * space.vocabulary * 4);
   }
+  if (of.size > 1) space.exchange_bytes = space.bytes;
   take(space.normed, space.tokens * config.hidden * 2);
   take(space.qkv, space.tokens * qkv * 2);
   take(space.attended, space.tokens * space.attended_stride * 2);
   take(space.gate_up, space.tokens * 2 * ffn * 2);
   take(space.activated, space.tokens * ffn * 2);
-  take(space.last, space.slices * config.hidden * 2);
+  if (of.is_last_stage()) take(space.last, space.slices * config.hidden * 2);
   take(space.partial,
        4 * kernels::DecodePartialFloats(space.slices, heads, config.head_dim, space.max_splits));
   // ids, positions, slice of token; starts, contexts, tables, rows of last tokens; tiles.
@@ -76,9 +76,10 @@ absl::StatusOr<DeviceMemoryPlan> PlanDeviceMemory(const ModelConfig& config, int
   DeviceMemoryPlan plan;
   plan.weights_bytes = weights_bytes;
   plan.workspace = LayOutWorkspace(config, options, of);
-  const int64_t kv_heads = MakePartition(config, of, MatrixCut::kPairs).kv_heads.count();
-  plan.kv_block_bytes = kernels::DeviceKvBlockBytes(options.kv_is_fp8, kv_heads, config.head_dim) *
-                        static_cast<int64_t>(config.layers.size());
+  const Partition partition = MakePartition(config, of, MatrixCut::kPairs);
+  plan.kv_block_bytes =
+      kernels::DeviceKvBlockBytes(options.kv_is_fp8, partition.kv_heads.count(), config.head_dim) *
+      partition.layers.count();
   const int64_t left = free_bytes - weights_bytes - plan.workspace.bytes - options.reserve_bytes;
   const int64_t least =
       CeilDivide(options.context_length, kernels::kKvBlockTokens) * plan.kv_block_bytes;

@@ -40,10 +40,12 @@ struct DeviceWorkspace {
   // Offsets.
   int64_t residual = 0, normed = 0, qkv = 0, attended = 0, gate_up = 0, activated = 0, branch = 0,
           last = 0, logits = 0, partial = 0, inputs = 0;
-  // Of one rank of several: the logits of all, [ranks, rows, vocabulary]. Else those above.
+  // Of one rank of several that share a stage: the logits of all, [ranks, rows, vocabulary]. Else
+  // those above. Both are of the last stage alone, and `last` is.
   int64_t all_logits = 0;
-  // Of one rank of several: an allocation of its own for what collectives work on, as large and
-  // laid out alike on all ranks. The offsets below are in it, the others in the second one.
+  // Of one rank of several that share a stage: an allocation of its own for what collectives work
+  // on, as large and laid out alike on all ranks. The offsets below are in it, the others in the
+  // second one.
   int64_t exchange_bytes = 0;
   int64_t bytes = 0;  // of both
 };
@@ -51,14 +53,14 @@ struct DeviceWorkspace {
 // Sizes of the decode batches that graphs are made for: powers of two.
 int64_t GraphSize(int64_t slices);
 
-// Of a rank of several, which has its share of the heads, the FFN and the vocabulary.
+// Of a rank of several, which has its share of the layers, the heads, the FFN and the vocabulary.
 DeviceWorkspace LayOutWorkspace(const ModelConfig& config, const DeviceModelOptions& options,
                                 const RankPosition& of = {});
 
 struct DeviceMemoryPlan {
   int64_t weights_bytes = 0;
   DeviceWorkspace workspace;
-  int64_t kv_block_bytes = 0;  // over all layers
+  int64_t kv_block_bytes = 0;  // over all layers of the stage
   int64_t kv_blocks = 0;
 };
 

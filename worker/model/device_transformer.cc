@@ -65,10 +65,11 @@ absl::Status DeviceTransformer::Allocate(const Weights& weights, const UploadPro
   ASSIGN_OR_RETURN(copy_pairs_, DeviceBuffer::Make(device_, kMaxCopies * 8));
   ASSIGN_OR_RETURN(copy_staging_, PinnedBuffer::Make(device_, kMaxCopies * 8));
   ASSIGN_OR_RETURN(staging_, PinnedBuffer::Make(device_, space.bytes - space.inputs));
-  if (gives_logits()) {
+  if (reads_logits()) {
     const int64_t logits = partition_.of.size * space.slices * space.vocabulary;
     ASSIGN_OR_RETURN(logits_staging_, PinnedBuffer::Make(device_, logits * 4));
   }
+  RETURN_IF_ERROR(AllocateForStages());
   PlaceInputs();
   return device_.Finish();
 }
@@ -76,18 +77,6 @@ absl::Status DeviceTransformer::Allocate(const Weights& weights, const UploadPro
 void DeviceTransformer::SetCommunicator(DeviceCommunicator* communicator) {
   graphs_.clear();
   communicator_ = communicator;
-}
-
-absl::Status DeviceTransformer::CheckCommunicator() const {
-  const RankPosition& of = partition_.of;
-  if (!is_one_of_several()) return absl::OkStatus();
-  if (communicator_ != nullptr && communicator_->rank() == of.rank &&
-      communicator_->size() == of.size) {
-    // A graph that holds collectives of a communicator that has ended must not start again.
-    return communicator_->status();
-  }
-  return absl::FailedPreconditionError(
-      absl::StrCat("rank ", of.rank, " of ", of.size, " has no communicator of its group"));
 }
 
 absl::Status DeviceTransformer::Finish() {
@@ -158,7 +147,8 @@ absl::Status DeviceTransformer::Check(const StepBatch& batch, absl::Span<float> 
                      " copies; the limits are ", plan_.workspace.tokens, ", ",
                      options_.max_sequences, " and ", kMaxCopies));
   }
-  if (gives_logits() && static_cast<int64_t>(logits.size()) < wanting * config_.vocabulary) {
+  if (partition_.of.group_rank() == 0 &&
+      static_cast<int64_t>(logits.size()) < wanting * config_.vocabulary) {
     return absl::InvalidArgumentError("the logits have too little room");
   }
   return absl::OkStatus();
@@ -232,7 +222,7 @@ void DeviceTransformer::QueueInputs(int64_t slices) {
 }
 
 kernels::DeviceKv DeviceTransformer::KvOf(size_t layer) const {
-  const int64_t bytes = plan_.kv_block_bytes / static_cast<int64_t>(config_.layers.size());
+  const int64_t bytes = plan_.kv_block_bytes / partition_.layers.count();
   kernels::DeviceKv kv;
   kv.data = kv_.as<uint8_t>() + static_cast<int64_t>(layer) * bytes;
   kv.block_stride_bytes = plan_.kv_block_bytes;
@@ -306,7 +296,7 @@ absl::Status DeviceTransformer::QueueAttention(const StepShape& shape, size_t la
   args.num_heads = heads_;
   args.scale = config_.attention_scale;
   args.softcap = config_.attention_softcap;
-  args.window = config_.layers[layer].window;
+  args.window = SpecOf(layer).window;
   args.split_tokens = space.split_tokens;
   args.max_splits = shape.max_splits;
   args.partial = At<float>(space.partial);
@@ -324,7 +314,7 @@ absl::Status DeviceTransformer::QueueAttention(const StepShape& shape, size_t la
 absl::Status DeviceTransformer::QueueLayer(const StepShape& shape, size_t layer) {
   const DeviceWorkspace& space = plan_.workspace;
   const DeviceLayer& weights = weights_.layers[layer];
-  const RopeSpec& rope = config_.ropes[config_.layers[layer].rope];
+  const RopeSpec& rope = config_.ropes[SpecOf(layer).rope];
   const int64_t qkv_width = (heads_ + 2 * kv_heads_) * config_.head_dim;
   auto* normed = At<uint16_t>(space.normed);
   auto* qkv = At<uint16_t>(space.qkv);
@@ -336,7 +326,7 @@ absl::Status DeviceTransformer::QueueLayer(const StepShape& shape, size_t layer)
   args.bias = weights.qkv_bias;
   args.query_norm = weights.query_norm;
   args.key_norm = weights.key_norm;
-  args.inverse_frequency = weights_.inverse_frequencies[config_.layers[layer].rope];
+  args.inverse_frequency = weights_.inverse_frequencies[SpecOf(layer).rope];
   args.rotary_dim = 2 * static_cast<int64_t>(rope.inverse_frequency.size());
   args.layout = rope.layout;
   args.angle_scale = rope.scale;
@@ -361,37 +351,41 @@ absl::Status DeviceTransformer::QueueLayer(const StepShape& shape, size_t layer)
       device_.stream());
   RETURN_IF_ERROR(
       QueueProduct(weights.down, activated, ffn_, branch, config_.hidden, false, shape.tokens));
-  // The next norm is the next layer's; after the last layer only the rows that want logits count.
+  // The next norm is the next layer's, which another stage may have: then only the sum is of use.
+  // After the last layer only the rows that want logits count.
   const bool is_last = layer + 1 == weights_.layers.size();
-  if (!is_last) {
-    return QueueNorm(shape, branch, weights.post_ffn_norm,
-                     weights_.layers[layer + 1].attention_norm, normed, nullptr, 0);
+  if (!is_last || !partition_.of.is_last_stage()) {
+    const size_t next = is_last ? layer : layer + 1;
+    return QueueNorm(shape, branch, weights.post_ffn_norm, weights_.layers[next].attention_norm,
+                     normed, nullptr, 0);
   }
   if (shape.wanting == 0) return absl::OkStatus();
   return QueueNorm(shape, branch, weights.post_ffn_norm, weights_.output_norm,
                    At<uint16_t>(space.last), on_device_.rows, shape.wanting);
 }
 
-absl::Status DeviceTransformer::QueueStep(const StepShape& shape) {
-  const DeviceWorkspace& space = plan_.workspace;
+absl::Status DeviceTransformer::QueueEmbedding(const StepShape& shape) {
   kernels::DeviceEmbedArgs embed;
   embed.table = weights_.embedding;
   embed.first_id = partition_.Own(partition_.vocabulary).begin;
   embed.ids = on_device_.ids;
   embed.scale = config_.embedding_scale;
-  embed.out = At<float>(space.residual);
+  embed.out = At<float>(plan_.workspace.residual);
   embed.num_tokens = shape.tokens;
   device_.ops().embed(embed, device_.stream());
-  if (is_one_of_several()) {
-    RETURN_IF_ERROR(
-        communicator_->AllReduceSum(embed.out, shape.tokens * config_.hidden, DeviceNumber::kF32));
-  }
+  if (!is_one_of_several()) return absl::OkStatus();
+  return communicator_->AllReduceSum(embed.out, shape.tokens * config_.hidden, DeviceNumber::kF32);
+}
+
+absl::Status DeviceTransformer::QueueStep(const StepShape& shape) {
+  const DeviceWorkspace& space = plan_.workspace;
+  if (partition_.of.is_first_stage()) RETURN_IF_ERROR(QueueEmbedding(shape));
   RETURN_IF_ERROR(QueueNorm(shape, nullptr, nullptr, weights_.layers[0].attention_norm,
                             At<uint16_t>(space.normed), nullptr, 0));
   for (size_t layer = 0; layer < weights_.layers.size(); ++layer) {
     RETURN_IF_ERROR(QueueLayer(shape, layer));
   }
-  if (shape.wanting == 0) return absl::OkStatus();
+  if (shape.wanting == 0 || !partition_.of.is_last_stage()) return absl::OkStatus();
   RETURN_IF_ERROR(QueueProduct(weights_.head, At<uint16_t>(space.last), config_.hidden,
                                At<float>(space.logits), space.vocabulary, true, shape.wanting));
   if (!is_one_of_several()) return absl::OkStatus();
@@ -435,6 +429,16 @@ absl::Status DeviceTransformer::Forward(const StepBatch& batch, absl::Span<float
   RETURN_IF_ERROR(Check(batch, logits));
   QueueCopies(batch);
   if (batch.slices.empty()) return Finish();
+  float* const all = partition_.of.group_rank() == 0 ? logits.data() : logits_.data();
+  int64_t rows = 0;
+  for (const StepBatch& part : MicroBatches(batch)) {
+    RETURN_IF_ERROR(ComputeMicroBatch(part, all, rows));
+  }
+  return is_staged() ? FinishStages(all, rows) : absl::OkStatus();
+}
+
+absl::Status DeviceTransformer::ComputeMicroBatch(const StepBatch& batch, float* logits,
+                                                  int64_t& first_row) {
   std::vector<size_t> order;
   StepShape shape = StageInputs(batch, order);
   std::vector<int64_t> row_of_slice(batch.slices.size(), -1);
@@ -443,6 +447,8 @@ absl::Status DeviceTransformer::Forward(const StepBatch& batch, absl::Span<float
     row_of_slice[order[place]] = shape.wanting;
     host_.rows[shape.wanting++] = host_.starts[place + 1] - 1;
   }
+  const int64_t tokens = shape.tokens;
+  int64_t wanted = std::exchange(first_row, first_row + shape.wanting);
   const bool is_decode = shape.decodes == shape.slices && shape.wanting == shape.slices;
   if (is_decode) {
     // Padded to the size of a graph by slices without a token.
@@ -456,18 +462,19 @@ absl::Status DeviceTransformer::Forward(const StepBatch& batch, absl::Span<float
     shape.tokens = shape.slices = shape.decodes = shape.wanting = padded;
     shape.max_splits = std::min(GraphSize(shape.max_splits), plan_.workspace.max_splits);
   }
+  if (!partition_.of.is_first_stage()) RETURN_IF_ERROR(ReceiveResidual(tokens));
   QueueInputs(shape.slices);
   RETURN_IF_ERROR(is_decode ? StartDecode(shape, false) : QueueStep(shape));
-  if (shape.wanting > 0 && gives_logits()) {
+  if (!partition_.of.is_last_stage()) return SendResidual(tokens);
+  if (shape.wanting > 0 && reads_logits()) {
     device_.CopyOut(logits_staging_.as<float>(), At<float>(plan_.workspace.all_logits),
                     partition_.of.size * shape.wanting * plan_.workspace.vocabulary * 4);
   }
   RETURN_IF_ERROR(Finish());
-  if (!gives_logits()) return absl::OkStatus();
-  int64_t wanted = 0;
+  if (!reads_logits()) return absl::OkStatus();
   for (const int64_t row : row_of_slice) {
     if (row < 0) continue;
-    ReadLogits(row, shape.wanting, logits.data() + wanted++ * config_.vocabulary);
+    ReadLogits(row, shape.wanting, logits + wanted++ * config_.vocabulary);
   }
   return absl::OkStatus();
 }
@@ -495,6 +502,9 @@ absl::Status DeviceTransformer::DecodeMany(absl::Span<const DecodeSequence> sequ
                               sequence.block_table,
                               false});
     longest = std::max(longest, sequence.position + steps);
+  }
+  if (is_staged()) {
+    return absl::FailedPreconditionError("a token of one stage is known when all have computed it");
   }
   RETURN_IF_ERROR(CheckCommunicator());
   RETURN_IF_ERROR(Check(checked, {}));

@@ -8,10 +8,11 @@
 //  2. A sequence's logits do not depend on what else is in the batch, as far as the device's Matmul
 //     does not.
 //  3. One thread uses it.
-//  4. Of several ranks each has its share of every pair of matrices (MatrixCut::kPairs). All run
-//  the
-//     same batches; the sums of a layer's two pairs, and of the embedding, pass between their
-//     devices, and every rank has the same residual afterwards.
+//  4. Of several ranks that share a stage each has its share of every pair of matrices
+//     (MatrixCut::kPairs). All run the same batches; the sums of a layer's two pairs, and of the
+//     embedding, pass between their devices, and every rank has the same residual afterwards.
+//  5. From stage to stage the residual passes in F32 through the hosts and the ranks' communicator,
+//     which encrypts it: stages change nothing in the arithmetic.
 #pragma once
 
 #include <cstdint>
@@ -49,20 +50,23 @@ class DeviceTransformer {
       const DeviceModelOptions& options, const UploadProgress& on_progress = nullptr,
       CollectiveLibrary* library = nullptr);
 
-  // Through which a rank of several adds up with the others, from the next call on; it outlives its
-  // use. Null takes it away, and with it the graphs that hold its collectives. After an error of a
-  // communicator the KV cache holds what nobody should read.
+  // Through which a rank of several adds up with the others of its stage, from the next call on; it
+  // outlives its use. Null takes it away, and with it the graphs that hold its collectives. After
+  // an error of a communicator the KV cache holds what nobody should read.
   void SetCommunicator(DeviceCommunicator* communicator);
+  // Through which a rank of one stage of several talks to the other stages, from the next call on;
+  // it outlives its use.
+  void SetGroup(Communicator* group);
 
   // As Transformer::Forward: the batch's copies, then its slices; row i of `logits` [num_wanting,
-  // vocabulary] is for the i-th slice that wants logits. Waits for the result. Of several ranks
-  // only rank 0 hands out logits; elsewhere they may be empty. FailedPrecondition without a
-  // communicator that fits; else its errors.
+  // vocabulary] is for the i-th slice that wants logits. Waits for the result, on rank 0 for that
+  // of every stage. Of several ranks only rank 0 hands out logits; elsewhere they may be empty.
+  // FailedPrecondition without communicators that fit; else their errors.
   absl::Status Forward(const StepBatch& batch, absl::Span<float> logits);
 
   // `steps` decode steps of all sequences, sampled on the device, each step's inputs made there
   // from the tokens of the one before: the host only starts graphs, and waits once, at the end.
-  // tokens: [steps, sequences], the same on all ranks.
+  // tokens: [steps, sequences], the same on all ranks. Not of several stages: FailedPrecondition.
   absl::Status DecodeMany(absl::Span<const DecodeSequence> sequences, int64_t steps,
                           std::vector<int32_t>* tokens);
 
@@ -86,22 +90,37 @@ class DeviceTransformer {
   DeviceTransformer(Device& device, const ModelConfig& config, const Partition& partition,
                     const DeviceModelOptions& options);
 
+  absl::Status AllocateForStages();
   absl::Status Allocate(const Weights& weights, const UploadProgress& on_progress,
                         CollectiveLibrary* library);
   void PlaceInputs();
   absl::Status Check(const StepBatch& batch, absl::Span<float> logits) const;
   absl::Status CheckCommunicator() const;
-  bool is_one_of_several() const { return partition_.of.size > 1; }
-  bool gives_logits() const { return partition_.of.rank == 0; }
+  bool IsInGroup() const;
+  // In bytes, by rank of the stage.
+  std::vector<int64_t> ResidualParts(int64_t tokens) const;
+  bool is_one_of_several() const { return partition_.of.size > 1; }  // in its stage
+  bool is_staged() const { return partition_.of.stages > 1; }
+  // From the device, for rank 0 of the group.
+  bool reads_logits() const { return partition_.of.rank == 0 && partition_.of.is_last_stage(); }
   void QueueCopies(const StepBatch& batch);
   // Fills the staging buffer with the step's inputs and queues their copy. order[i] is the place of
   // slice i in the batch.
   StepShape StageInputs(const StepBatch& batch, std::vector<size_t>& order);
+  // Through the layers of this stage. Logits go to the rows of `logits` from `first_row` on; adds
+  // those of the batch to it.
+  absl::Status ComputeMicroBatch(const StepBatch& batch, float* logits, int64_t& first_row);
+  // The residual of `tokens` tokens, from the stage before to the device, and on to the next stage.
+  absl::Status ReceiveResidual(int64_t tokens);
+  absl::Status SendResidual(int64_t tokens);
+  // Brings `rows` rows of logits to rank 0, or where there are none the word that it is done.
+  absl::Status FinishStages(float* logits, int64_t rows);
   void PutToken(int64_t row, int32_t id, int32_t position, int32_t slice);
   void QueueInputs(int64_t slices);
 
   // Queue one part of a step.
   absl::Status QueueStep(const StepShape& shape);
+  absl::Status QueueEmbedding(const StepShape& shape);
   absl::Status QueueLayer(const StepShape& shape, size_t layer);
   absl::Status QueueAttention(const StepShape& shape, size_t layer);
   absl::Status QueueProduct(const Product& product, const uint16_t* x, int64_t x_stride, void* y,
@@ -115,7 +134,11 @@ class DeviceTransformer {
                          const float* weight, uint16_t* out, const int32_t* rows, int64_t num_rows);
   absl::Status StartDecode(const StepShape& shape, bool samples);
   absl::Status QueueSample(const StepShape& shape);
+  // Layers are counted from the first of this stage.
   kernels::DeviceKv KvOf(size_t layer) const;
+  const LayerSpec& SpecOf(size_t layer) const {
+    return config_.layers[partition_.layers.begin + static_cast<int64_t>(layer)];
+  }
   kernels::DeviceBatch BatchOf(const StepShape& shape) const;
   template <class T>
   T* At(int64_t offset) const {
@@ -129,14 +152,18 @@ class DeviceTransformer {
   const ModelConfig config_;
   const Partition partition_;
   const DeviceModelOptions options_;
-  const int64_t heads_, kv_heads_, ffn_;  // of this rank
-  DeviceCommunicator* communicator_ = nullptr;
+  const int64_t heads_, kv_heads_, ffn_;        // of this rank
+  DeviceCommunicator* communicator_ = nullptr;  // of the ranks that share this stage
+  Communicator* group_ = nullptr;               // of all stages
+  std::unique_ptr<Communicator> stage_part_;    // of `group_`: as communicator_, between hosts
 
   DeviceMemoryPlan plan_;
   DeviceWeights weights_;
   CollectiveBuffer exchange_;
   DeviceBuffer workspace_, kv_, sampling_, sampled_, copy_pairs_;
   PinnedBuffer staging_, logits_staging_, sampled_staging_, sampling_staging_, copy_staging_;
+  PinnedBuffer residual_staging_;  // [tokens, hidden], of one stage of several
+  std::vector<float> logits_;      // [max_sequences, vocabulary], of who reads them for rank 0
 
   // The inputs of a step: int32 arrays at the same offsets in staging_ and in the workspace.
   struct Inputs {

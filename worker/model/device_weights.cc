@@ -270,12 +270,6 @@ absl::Status CheckSupport(const ModelConfig& config, const Partition& partition,
         absl::StrCat("heads of ", config.head_dim,
                      " elements: engine.kvCacheType fp8 needs a multiple of 16; use auto"));
   }
-  const RankPosition& of = partition.of;
-  if (of.stages > 1) {
-    return absl::UnimplementedError(
-        "pipeline stages on GPUs are not served yet: set spec.parallelism.pipeline to 1, and share "
-        "layers by spec.parallelism.tensor, or set spec.device to cpu");
-  }
   if (config.hidden % 8 != 0 || config.hidden > 32768 || config.ffn % 8 != 0) {
     return absl::UnimplementedError(
         absl::StrCat("hidden size ", config.hidden, " and feed-forward size ", config.ffn,
@@ -283,7 +277,7 @@ absl::Status CheckSupport(const ModelConfig& config, const Partition& partition,
   }
   if (partition.Own(partition.ffn).count() == 0) {
     return absl::FailedPreconditionError(absl::StrCat(
-        "the feed-forward size ", config.ffn, " cannot be shared by ", of.size,
+        "the feed-forward size ", config.ffn, " cannot be shared by ", partition.of.size,
         " ranks on GPUs: set spec.parallelism.tensor to fewer, or spec.device to cpu"));
   }
   return absl::OkStatus();
@@ -319,11 +313,14 @@ absl::Status UploadLayer(Uploader& uploader, const LayerWeights& from, DeviceLay
 
 absl::Status Upload(Uploader& uploader, const ModelConfig& config, const Weights& from,
                     const DeviceModelOptions& options, DeviceWeights& to) {
-  const Matrix* embedding[] = {&from.embedding};
-  ASSIGN_OR_RETURN(to.embedding, uploader.Stack(embedding));
-  if (from.head.view.data == from.embedding.view.data) {
+  const RankPosition& of = from.partition.of;
+  if (of.is_first_stage()) {
+    const Matrix* embedding[] = {&from.embedding};
+    ASSIGN_OR_RETURN(to.embedding, uploader.Stack(embedding));
+  }
+  if (of.is_first_stage() && from.head.view.data == from.embedding.view.data) {
     to.head = {{to.embedding, 0}};
-  } else {
+  } else if (of.is_last_stage()) {
     const Matrix* head[] = {&from.head};
     ASSIGN_OR_RETURN(to.head, uploader.Fuse(head));
   }

@@ -46,7 +46,9 @@ struct UploadTimes {
 };
 
 struct DeviceWeights {
-  kernels::DeviceMatrix embedding;  // of a rank of several, the rows of its part of the vocabulary
+  // Of a rank of several, the rows of its part of the vocabulary. The embedding is of the first
+  // stage, the head and its norm of the last.
+  kernels::DeviceMatrix embedding;
   Product head;
   const float* output_norm = nullptr;
   std::vector<const float*> inverse_frequencies;  // by rope

@@ -57,6 +57,29 @@ int64_t LayerParameters(const ModelConfig& config) {
 }
 int64_t HeadParameters(const ModelConfig& config) { return config.vocabulary * config.hidden; }
 
+// Of a layer, and of what the first and the last stage have besides.
+struct StageWeights {
+  int64_t layer, before, after;
+};
+
+// The least that the stage with most weights can have, where each has a layer.
+int64_t LeastLargestStage(const StageWeights& weights, int64_t layers, int64_t stages) {
+  const auto fits = [&](int64_t most) {
+    const int64_t first = most - weights.before, last = most - weights.after;
+    return first >= weights.layer && last >= weights.layer &&
+           first / weights.layer + last / weights.layer + (stages - 2) * (most / weights.layer) >=
+               layers;
+  };
+  int64_t least = INT64_MAX;
+  for (int64_t count = 1; count <= layers; ++count) {
+    for (const int64_t beside : {int64_t{0}, weights.before, weights.after}) {
+      const int64_t most = count * weights.layer + beside;
+      if (most < least && fits(most)) least = most;
+    }
+  }
+  return least;
+}
+
 }  // namespace
 
 RankPosition PositionOf(int group_rank, int tensor, int stages) {
@@ -87,25 +110,25 @@ absl::Status CheckPipelineParallel(const ModelConfig& config, int stages) {
                                                  " layers: set at most ", layers));
 }
 
-std::vector<int64_t> CutLayers(const ModelConfig& config, int stages) {
+std::vector<int64_t> CutLayers(const ModelConfig& config, int stages, MatrixCut cut) {
   const auto layers = static_cast<int64_t>(config.layers.size());
   if (stages == 1) return {0, layers};
   CHECK(stages > 1 && stages <= layers);
+  const StageWeights weights = {LayerParameters(config),
+                                cut == MatrixCut::kPairs ? HeadParameters(config) : 0,
+                                HeadParameters(config)};
+  const int64_t most = LeastLargestStage(weights, layers, stages);
   const int64_t others = stages - 1;
-  int64_t of_last = 1;
-  int64_t least = INT64_MAX;
-  for (int64_t last = 1; layers - last >= others; ++last) {
-    const int64_t largest =
-        std::max((layers - last + others - 1) / others * LayerParameters(config),
-                 last * LayerParameters(config) + HeadParameters(config));
-    // Of equals the one with more in the last stage: the others hold less.
-    if (largest > least) continue;
-    least = largest;
-    of_last = last;
-  }
-  std::vector<int64_t> offsets;
-  for (int64_t stage = 0; stage <= others; ++stage) {
-    offsets.push_back((layers - of_last) * stage / others);
+  // As many in the last stage as it may have: the others hold less.
+  const int64_t of_last = std::min((most - weights.after) / weights.layer, layers - others);
+  const int64_t left = layers - of_last;
+  const int64_t of_first = (most - weights.before) / weights.layer;
+  const bool is_even = of_first >= left / others;
+  std::vector<int64_t> offsets = {0};
+  for (int64_t stage = 1; stage <= others; ++stage) {
+    offsets.push_back(is_even ? left * stage / others
+                              : of_first + (left - of_first) * (stage - 1) /
+                                               std::max<int64_t>(1, others - 1));
   }
   offsets.push_back(layers);
   return offsets;
@@ -117,7 +140,7 @@ Partition MakePartition(const ModelConfig& config, const RankPosition& of, Matri
   Partition partition;
   partition.of = of;
   partition.cut = cut;
-  const std::vector<int64_t> stages = CutLayers(config, of.stages);
+  const std::vector<int64_t> stages = CutLayers(config, of.stages, cut);
   partition.layers = {stages[of.stage], stages[of.stage + 1]};
   const int64_t heads = config.heads / of.size;
   partition.heads = {of.rank * heads, (of.rank + 1) * heads};

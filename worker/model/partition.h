@@ -78,9 +78,10 @@ absl::Status CheckTensorParallel(const ModelConfig& config, int size);
 // InvalidArgument when a stage would have no layer.
 absl::Status CheckPipelineParallel(const ModelConfig& config, int stages);
 // Stage s has the layers [offsets[s], offsets[s + 1]): so many that the largest share of the
-// weights is as small as it can be. The last stage has the LM head as well; the embedding is looked
-// up in the file and costs nothing.
-std::vector<int64_t> CutLayers(const ModelConfig& config, int stages);
+// weights is as small as it can be. The last stage has the LM head as well. The embedding is of the
+// first where matrices are cut in pairs; else it is looked up in the file and costs nothing.
+std::vector<int64_t> CutLayers(const ModelConfig& config, int stages,
+                               MatrixCut cut = MatrixCut::kOutputs);
 // `of.size` and `of.stages` are allowed.
 Partition MakePartition(const ModelConfig& config, const RankPosition& of,
                         MatrixCut cut = MatrixCut::kOutputs);

@@ -215,11 +215,18 @@ absl::Status BindFfn(Binder& binder, const ModelConfig& config, const Partition&
 absl::Status BindEnds(Binder& binder, const ModelConfig& config, Weights& weights) {
   const RankPosition& of = weights.partition.of;
   const std::string head = binder.Has("output.weight") ? "output.weight" : kEmbedding;
-  if (of.is_first_stage()) {
+  const Range own = weights.partition.Own(weights.partition.vocabulary);
+  const bool is_cut = weights.partition.cut == MatrixCut::kPairs;
+  // Of pairs, the same rows of the embedding, which may be the same matrix.
+  const bool is_head = is_cut && of.is_last_stage() && head == kEmbedding;
+  if (!of.is_first_stage()) {
+    binder.LeaveToOthers(kEmbedding);
+  } else if (!is_cut) {
     RETURN_IF_ERROR(
         binder.BindLookup(kEmbedding, config.vocabulary, config.hidden, weights.embedding));
-  } else {
-    binder.LeaveToOthers(kEmbedding);
+  } else if (!is_head) {
+    const Rows rows = {kEmbedding, 0, config.vocabulary, config.vocabulary};
+    RETURN_IF_ERROR(binder.Bind(rows.Part(own), config.hidden, weights.embedding));
   }
   if (!of.is_last_stage()) {
     binder.LeaveToOthers("output.weight");
@@ -227,17 +234,8 @@ absl::Status BindEnds(Binder& binder, const ModelConfig& config, Weights& weight
     return absl::OkStatus();
   }
   const Rows rows = {head, 0, config.vocabulary, config.vocabulary};
-  const Range own = weights.partition.Own(weights.partition.vocabulary);
   RETURN_IF_ERROR(binder.Bind(rows.Part(own), config.hidden, weights.head));
-  if (weights.partition.cut == MatrixCut::kPairs) {
-    // The same rows of the embedding, which may be the same matrix.
-    if (head == kEmbedding) {
-      weights.embedding = weights.head;
-    } else {
-      const Rows embedding = {kEmbedding, 0, config.vocabulary, config.vocabulary};
-      RETURN_IF_ERROR(binder.Bind(embedding.Part(own), config.hidden, weights.embedding));
-    }
-  }
+  if (of.is_first_stage() && is_head) weights.embedding = weights.head;
   return binder.BindVector("output_norm.weight", config.hidden, weights.output_norm);
 }
 

@@ -92,9 +92,7 @@ TEST(Gpu, WhatIsAcceptedAndWhatIsRefused) {
        "InvalidResources",
        "spec.resources.limits asks for 1 nvidia.com/gpu, but a pod of this "
        "Model has 2 ranks with a GPU each: set it to 2, or leave it out"},
-      {"stages", [](ModelSpec& s) { s.mutable_parallelism()->set_pipeline(3); }, "NotSupported",
-       "spec.parallelism.pipeline is not supported by this version: stages are of device: cpu; on "
-       "GPUs leave it out, and share layers by parallelism.tensor"},
+      {"stages", [](ModelSpec& s) { s.mutable_parallelism()->set_pipeline(3); }, "", ""},
       {"a cache of the CPU's", [](ModelSpec& s) { s.mutable_engine()->set_kv_cache_type("q8"); },
        "NotSupported", "q8 is of device: cpu; on a GPU use auto, bf16 or fp8"},
       {"arithmetic of the CPU's", [](ModelSpec& s) { s.mutable_engine()->set_arithmetic("exact"); },
@@ -320,6 +318,28 @@ TEST(Gpu, RanksInSeveralPodsHaveThemToo) {
   EXPECT_EQ(OpenRules(observed), 2) << "one in, one out, for the sockets of NCCL";
   // A pod of one rank has nobody to share memory with on its node, but the same configuration.
   EXPECT_EQ(PodOf(OneModelOnGpus(2, 1)).volumes().rbegin()->empty_dir().medium(), "Memory");
+}
+
+// The ranks' own links carry what stages say to each other: NCCL links those of one stage.
+TEST(Gpu, StagesOpenNoPortsOfNcclAndNeedItInAStageOfSeveralAlone) {
+  Observed observed = OneModelOnGpus(4, 0);
+  observed.model.mutable_spec()->mutable_parallelism()->set_pipeline(2);
+  GroupPlan group = MakePlan(observed).groups.at(0);
+  EXPECT_EQ(group.pod_count, 2);
+  EXPECT_EQ(group.config.pipeline_parallel(), 2);
+  EXPECT_EQ(group.config.ranks_per_pod(), 4);
+  EXPECT_EQ(PodOf(observed).containers(0).resources().limits().at("nvidia.com/gpu"), "4");
+  EXPECT_EQ(PodOf(observed).volumes().rbegin()->empty_dir().medium(), "Memory");
+  EXPECT_EQ(OpenRules(observed), 0);
+  observed.model.mutable_spec()->mutable_parallelism()->set_ranks_per_pod(2);
+  EXPECT_EQ(MakePlan(observed).groups.at(0).pod_count, 4);
+  EXPECT_EQ(OpenRules(observed), 2);
+  observed = OneModelOnGpus(1, 0);
+  observed.model.mutable_spec()->mutable_parallelism()->set_pipeline(2);
+  EXPECT_EQ(MakePlan(observed).groups.at(0).pod_count, 2);
+  EXPECT_EQ(OpenRules(observed), 0);
+  const k8s::v1::PodSpec pod = PodOf(observed);
+  for (const auto& volume : pod.volumes()) EXPECT_FALSE(volume.has_empty_dir());
 }
 
 TEST(Gpu, OneGpuAndRanksOnCpuNeedNeither) {

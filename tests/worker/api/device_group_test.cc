@@ -203,11 +203,13 @@ class DeviceGroupTest : public testing::Test {
   }
   ~DeviceGroupTest() override { fs::remove_all(root_); }
 
-  WorkerSettings Settings(int32_t tensor, int32_t ranks_per_pod, int32_t pod) const {
+  WorkerSettings Settings(int32_t tensor, int32_t ranks_per_pod, int32_t pod,
+                          int32_t stages = 1) const {
     WorkerSettings settings = settings_;
     settings.tensor_parallel = tensor;
+    settings.pipeline_parallel = stages;
     settings.ranks_per_pod = ranks_per_pod;
-    settings.pod_count = tensor / ranks_per_pod;
+    settings.pod_count = stages * tensor / ranks_per_pod;
     settings.pod_index = pod;
     settings.pod_name = absl::StrCat("tiny-0-", pod);
     settings.listen_address = absl::StrCat("unix:", root_, "pod", pod, ".sock");
@@ -348,6 +350,38 @@ TEST_F(DeviceGroupTest, APodThatIsLostEndsTheEpochAndAnotherTakesItsPlace) {
   EXPECT_EQ(Ask(), expected);
   EXPECT_EQ(first.loads(), 1);
   EXPECT_EQ(nccl_->aborts, 2);
+}
+
+// A stage of one GPU needs no NCCL.
+TEST_F(DeviceGroupTest, StagesInPodsOfTheirOwnAnswerAsOneGpuDoes) {
+  const std::vector<int32_t> expected = Expected();
+  Operator control(Control());
+  Pod first(Settings(1, 1, 0, 3), "/nonexistent/libnccl.so.2");
+  Pod second(Settings(1, 1, 1, 3), "/nonexistent/libnccl.so.2");
+  Pod third(Settings(1, 1, 2, 3), "/nonexistent/libnccl.so.2");
+  ASSERT_TRUE(control.RunEpoch(1, 3));
+  EXPECT_EQ(Ask(), expected);
+  control.Abort(1);
+  ASSERT_TRUE(control.RunEpoch(2, 3));
+  EXPECT_EQ(Ask(), expected);
+  EXPECT_EQ(second.loads(), 1) << "weights stay";
+}
+
+TEST_F(DeviceGroupTest, StagesOfSeveralRanksLinkTheirGpusAndALostOneEndsTheEpochOfAll) {
+  const std::vector<int32_t> expected = Expected();
+  Operator control(Control());
+  Pod first(Settings(2, 2, 0, 2), REMPART_FAKE_NCCL);
+  {
+    Pod lost(Settings(2, 2, 1, 2), REMPART_FAKE_NCCL);
+    ASSERT_TRUE(control.RunEpoch(1, 2));
+    EXPECT_EQ(Ask(), expected);
+    EXPECT_EQ(nccl_->inits, 4) << "two ranks in each of two stages";
+  }
+  Pod second(Settings(2, 2, 1, 2), REMPART_FAKE_NCCL);
+  ASSERT_TRUE(control.RunEpoch(2, 2));
+  EXPECT_EQ(Ask(), expected);
+  EXPECT_EQ(nccl_->inits, 8);
+  EXPECT_EQ(first.loads(), 1);
 }
 
 TEST_F(DeviceGroupTest, AMissingNcclEndsTheProcessBeforeTheModelIsRead) {

@@ -104,8 +104,9 @@ TEST(WorkerConfig, WhatADeviceCannotDoIsRefused) {
               HasSubstr("engine.arithmetic (on a GPU) is \"exact\""));
   EXPECT_THAT(message(R"(,"device":"gpu","engine":{"kernelTier":"avx2"})"),
               HasSubstr("engine.kernel_tier is \"avx2\": a GPU has one"));
-  EXPECT_THAT(message(R"(,"device":"gpu","pipelineParallel":2)"),
-              HasSubstr("device is gpu and pipeline_parallel is 2: stages on GPUs"));
+  EXPECT_THAT(message(R"(,"device":"gpu","pipelineParallel":2,"groupName":"ia/g-0",)"
+                      R"("dataAddress":"127.0.0.1:0","controlAddress":"unix:/c")"),
+              IsEmpty());
   EXPECT_THAT(message(R"(,"device":"gpu","tensorParallel":2,"ranksPerPod":2)"), IsEmpty());
 }
 

@@ -29,9 +29,13 @@ TEST(MicroBatchTokens, CutsWhatIsLargeEnoughForTheStages) {
   for (const Row& row : {Row{512, 1, 0}, Row{1, 2, 0}, Row{63, 2, 0}, Row{64, 2, 32},
                          Row{100, 2, 48}, Row{512, 2, 64}, Row{512, 4, 32}, Row{4096, 2, 512}}) {
     const std::vector<int32_t> ids(row.tokens, 1);
-    EXPECT_EQ(MicroBatchTokens(BatchOfTokens(ids, table), row.stages), row.expected)
+    EXPECT_EQ(MicroBatchTokens(BatchOfTokens(ids, table), row.stages, 32), row.expected)
         << row.tokens << " tokens, " << row.stages << " stages";
   }
+  // Not the decodes of a whole batch, each of whose parts would read all weights.
+  const std::vector<int32_t> many(511, 1), prompt(2048, 1);
+  EXPECT_EQ(MicroBatchTokens(BatchOfTokens(many, table), 2, kLeastMicroBatchOnGpu), 0);
+  EXPECT_EQ(MicroBatchTokens(BatchOfTokens(prompt, table), 2, kLeastMicroBatchOnGpu), 256);
 }
 
 // A rank that notes how it was told to cut its steps.

@@ -281,16 +281,6 @@ TEST(DeviceTransformer, RefusesWhatAGpuCannotServeYet) {
   EXPECT_EQ(device.used_bytes(), 0);
 }
 
-TEST(DeviceTransformer, RefusesOneStageOfSeveral) {
-  const MixedModelSpec spec = MixedModelSpecs()[0];
-  const MixedModel model(spec, {.stage = 0, .stages = 2});
-  EmulatedDevice device(int64_t{1} << 30);
-  const auto refused = DeviceTransformer::Create(device, spec.config, model.weights(), Options());
-  EXPECT_EQ(refused.status().code(), absl::StatusCode::kUnimplemented);
-  EXPECT_THAT(std::string(refused.status().message()),
-              HasSubstr("set spec.parallelism.pipeline to 1"));
-}
-
 TEST(DeviceTransformer, RefusesAModelThatDoesNotFitWithNumbers) {
   const MixedModelSpec spec = MixedModelSpecs()[0];
   MixedModel model(spec);
