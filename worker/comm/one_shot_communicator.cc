@@ -124,6 +124,12 @@ absl::Status OneShotCommunicator::MakeOffer(Offer& offer) {
   peers_.buffer_bytes = options_.buffer_bytes;
   peers_.timeout_ns = Nanoseconds(kLinkTimeout);
   peers_.stop = stop_.as<uint32_t>();
+  {
+    MutexLock lock(&mu_);
+    // An abort that came before there was a word for it.
+    if (ends_) *peers_.stop = kernels::kPeersStopped;
+    stop_word_ = peers_.stop;
+  }
   RETURN_IF_ERROR(LoadKernels());
   // What an earlier epoch has counted. Nobody writes here before he has this offer.
   ASSIGN_OR_RETURN(const PinnedBuffer zeros, PinnedBuffer::Make(device_, kernels::kPeerFlagBytes));
@@ -288,16 +294,16 @@ absl::Status OneShotCommunicator::status() const {
 }
 
 uint32_t OneShotCommunicator::stop_word() const {
-  return peers_.stop == nullptr ? 0 : std::atomic_ref(*peers_.stop).load();
+  uint32_t* const word = stop_word_;
+  return word == nullptr ? 0 : std::atomic_ref(*word).load();
 }
 
 void OneShotCommunicator::Stop() {
   MutexLock lock(&mu_);
   ends_ = true;
   // Who was late stays known.
-  if (peers_.stop != nullptr && stop_word() == 0) {
-    std::atomic_ref(*peers_.stop).store(kernels::kPeersStopped);
-  }
+  uint32_t* const word = stop_word_;
+  if (word != nullptr && stop_word() == 0) std::atomic_ref(*word).store(kernels::kPeersStopped);
 }
 
 void OneShotCommunicator::Watch(const std::stop_token& stop) {

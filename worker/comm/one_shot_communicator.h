@@ -4,6 +4,7 @@
 // other ranks: they look at a word in pinned host memory.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -78,6 +79,7 @@ class OneShotCommunicator : public DeviceCommunicator {
   const OneShotOptions options_;
 
   PinnedBuffer stop_;
+  std::atomic<uint32_t*> stop_word_ = nullptr;  // in stop_, for any thread, once it is there
   kernels::PeerGroup peers_;
   std::vector<void*> opened_;
   OneShotFacts facts_;  // constant once the ranks are linked
