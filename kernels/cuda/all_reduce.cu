@@ -67,7 +67,7 @@ REMPART_DEVICE bool MeetPeers(const PeerGroup& peers, uint32_t round, uint32_t* 
         StoreRelease(peers.stop, stop);
       }
       if (stop == 0) continue;
-      *is_stopped = 1;
+      AtomicAdd(is_stopped, 1u);  // several may be late
       break;
     }
   }

@@ -172,6 +172,7 @@ REMPART_KERNEL DecodeKernel(DeviceAttentionArgs args) {
       shared.merge.out[WarpIndex()][row][at] = state.out[i][2 * half];
       shared.merge.out[WarpIndex()][row][at + 1] = state.out[i][2 * half + 1];
     }
+    if (Lane() % 4 > 0) continue;  // the four lanes of a row have the same
     shared.merge.max[WarpIndex()][row] = state.max[half];
     shared.merge.sum[WarpIndex()][row] = state.sum[half];
   }
