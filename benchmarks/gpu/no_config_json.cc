@@ -50,6 +50,8 @@ absl::StatusOr<std::vector<std::string>> ConfigJson::Strings(absl::string_view k
 
 absl::StatusOr<ConfigJson> ConfigJson::Object(absl::string_view key) const { return Nobody(key); }
 
+std::vector<std::string> ConfigJson::Keys() const { return {std::string(Nobody("").message())}; }
+
 std::string ConfigJson::Where(absl::string_view key) const {
   return std::string(Nobody(key).message());
 }

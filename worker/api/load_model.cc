@@ -160,6 +160,7 @@ RankPosition PositionInGroup(const WorkerSettings& settings, int index) {
 absl::Status BindParts(const WorkerSettings& settings, ModelFile& model, WorkerStatus& status) {
   PackOptions pack;
   pack.pack = !model.options.exact && model.gpus.empty();
+  if (!model.gpus.empty()) pack.expand = ExpandQuantized::kNever;
   pack.on_progress = [&](int64_t done, int64_t total) { status.SetLoaded(done, total); };
   if (model.cache) {
     pack.cache = &*model.cache;
@@ -186,7 +187,7 @@ absl::Status BindParts(const WorkerSettings& settings, ModelFile& model, WorkerS
   const int64_t bytes = status.snapshot().weight_bytes_read;
   status.SetLoaded(bytes, bytes);
   // Only rows of the embedding and small vectors are read from the file from here on.
-  if (!weights.packed.bytes().empty()) {
+  if (!weights.packed.bytes().empty() || !weights.expanded.bytes().empty()) {
     for (const MappedFile& file : model.source.files) file.DropResidentPages();
   }
   return absl::OkStatus();
@@ -265,7 +266,9 @@ absl::Status PrepareOnCpu(const WorkerSettings& settings, ModelFile& model, Engi
   options.max_step_logits = wanted.max_sequences;
   HostMemoryNeeds needs;
   needs.weight_bytes = weight_bytes;
-  needs.repacked_bytes = options.exact ? 0 : weight_bytes;
+  needs.repacked_bytes =
+      settings.ranks_per_pod *
+      CopiedWeightBytes(model.source.tensors, config, first, {.pack = !options.exact});
   needs.workspace_bytes = settings.ranks_per_pod * WorkspaceBytes(config, options, first);
   needs.kv_block_bytes = settings.ranks_per_pod * KvBytesPerBlock(config, kv_type, first);
   needs.context_length = engine.context_length;

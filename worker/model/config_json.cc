@@ -123,6 +123,14 @@ absl::StatusOr<std::vector<std::string>> ConfigJson::Strings(absl::string_view k
   return strings;
 }
 
+std::vector<std::string> ConfigJson::Keys() const {
+  std::vector<std::string> keys;
+  for (const auto& [key, value] : object_) {
+    if (!value.is_null()) keys.emplace_back(key);
+  }
+  return keys;
+}
+
 absl::StatusOr<ConfigJson> ConfigJson::Object(absl::string_view key) const {
   ConfigJson inner;
   if (Find(key).get(inner.object_) != simdjson::SUCCESS) return Wrong(key, "an object");

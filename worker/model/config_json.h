@@ -37,6 +37,8 @@ class ConfigJson {
   absl::StatusOr<std::vector<double>> Numbers(absl::string_view key) const;
   absl::StatusOr<std::vector<std::string>> Strings(absl::string_view key) const;
   absl::StatusOr<ConfigJson> Object(absl::string_view key) const;
+  // The names of all entries that are not null, as they come.
+  std::vector<std::string> Keys() const;
 
   // "config.json: rope_scaling.factor", for messages.
   std::string Where(absl::string_view key) const;

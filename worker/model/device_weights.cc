@@ -9,10 +9,12 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
+#include "common/check.h"
 #include "common/clock.h"
 #include "common/status_macros.h"
 #include "kernels/cuda/numbers.h"
 #include "worker/device/thread_pool.h"
+#include "worker/model/device_quantized.h"
 
 namespace rempart::worker {
 namespace {
@@ -21,6 +23,8 @@ constexpr int64_t kAlignment = 256;
 constexpr int64_t kStagingBytes = 16 << 20;
 // That one thread reads of it. Even, as numbers of two bytes are not cut.
 constexpr int64_t kReadBytes = 1 << 20;
+// Rows that are made together are staged together, in BF16 at most.
+static_assert(kMaxQuantizedCols * 2 * kINT4Rows <= kStagingBytes);
 
 int64_t StrideOf(const Matrix& matrix) {
   return matrix.stride_bytes > 0 ? matrix.stride_bytes
@@ -81,6 +85,7 @@ class Uploader {
   // The matrices one below the other; they have one format.
   absl::StatusOr<kernels::DeviceMatrix> Stack(absl::Span<const Matrix* const> parts) {
     const kernels::WeightView& first = parts[0]->view;
+    if (parts[0]->quantized != nullptr) return StackQuantized(parts);
     if (to_fp8_ && !kernels::IsQuantized(first.type) && first.cols % 16 == 0) {
       return StackAsFp8(parts);
     }
@@ -123,7 +128,7 @@ class Uploader {
     int64_t row = 0;
     for (size_t begin = 0; begin < matrices.size();) {
       size_t end = begin + 1;
-      while (end < matrices.size() && SameFormat(*matrices[begin], *matrices[end])) ++end;
+      while (end < matrices.size() && SameFormat(*matrices[end - 1], *matrices[end])) ++end;
       ASSIGN_OR_RETURN(kernels::DeviceMatrix matrix, Stack(matrices.subspan(begin, end - begin)));
       product.push_back({matrix, row});
       row += matrix.rows;
@@ -162,7 +167,84 @@ class Uploader {
     return matrix;
   }
 
+  absl::StatusOr<kernels::DeviceMatrix> StackQuantized(absl::Span<const Matrix* const> parts) {
+    const std::vector<QuantizedWindow> windows = WindowsOf(parts);
+    for (const QuantizedWindow& window : windows) RETURN_IF_ERROR(CheckWindow(window));
+    kernels::DeviceMatrix matrix;
+    matrix.format = FormatOnDevice(windows[0].matrix);
+    matrix.cols = windows[0].cols;
+    for (const QuantizedWindow& window : windows) matrix.rows += window.rows;
+    if (matrix.format == kernels::DeviceFormat::kBF16) return StackExpanded(windows, matrix);
+    if (matrix.format == kernels::DeviceFormat::kINT4Group) return StackGroups(windows, matrix);
+    return StackCodes(windows, matrix);
+  }
+
+  // Eight bits a code, and F32 scales.
+  absl::StatusOr<kernels::DeviceMatrix> StackCodes(const std::vector<QuantizedWindow>& windows,
+                                                   kernels::DeviceMatrix matrix) {
+    std::vector<float> scales;
+    for (const QuantizedWindow& window : windows) AppendScales(window, scales);
+    uint8_t* codes = Take(kernels::DeviceMatrixBytes(matrix));
+    matrix.data = codes;
+    for (const QuantizedWindow& window : windows) {
+      const int64_t stride = window.matrix.cols;
+      RETURN_IF_ERROR(CopyRows(codes, window.matrix.codes + window.row * stride + window.col,
+                               window.cols, stride, window.rows));
+      if (device_ != nullptr) codes += window.rows * window.cols;
+    }
+    ASSIGN_OR_RETURN(matrix.scales, Vector(scales));
+    return matrix;
+  }
+
+  absl::StatusOr<kernels::DeviceMatrix> StackGroups(const std::vector<QuantizedWindow>& windows,
+                                                    kernels::DeviceMatrix matrix) {
+    matrix.group = windows[0].matrix.group;
+    const int64_t groups = matrix.cols / matrix.group;
+    uint8_t* const codes = Take(kernels::DeviceMatrixBytes(matrix));
+    uint8_t* const scales = Take(matrix.rows * groups * 2);
+    uint8_t* const zeros = Take(matrix.rows * groups);
+    matrix.data = codes;
+    matrix.group_scales = reinterpret_cast<const uint16_t*>(scales);
+    matrix.group_zeros = zeros;
+    RETURN_IF_ERROR(FillRows(codes, matrix.cols / 2, windows, PackNibbles));
+    RETURN_IF_ERROR(
+        FillRows(scales, groups * 2, windows, [](const QuantizedWindow& window, uint8_t* to) {
+          GroupScales(window, reinterpret_cast<uint16_t*>(to));
+        }));
+    RETURN_IF_ERROR(FillRows(zeros, groups, windows, GroupZeros));
+    return matrix;
+  }
+
+  // As BF16: columns of one group lie apart.
+  absl::StatusOr<kernels::DeviceMatrix> StackExpanded(const std::vector<QuantizedWindow>& windows,
+                                                      kernels::DeviceMatrix matrix) {
+    uint8_t* const to = Take(kernels::DeviceMatrixBytes(matrix));
+    matrix.data = to;
+    RETURN_IF_ERROR(FillRows(to, matrix.cols * 2, windows, Expand));
+    return matrix;
+  }
+
+  // Rows of `row_bytes` each, made by fill(window, to), window after window.
+  template <class Fill>
+  absl::Status FillRows(uint8_t* to, int64_t row_bytes, const std::vector<QuantizedWindow>& windows,
+                        Fill fill) {
+    for (const QuantizedWindow& window : windows) {
+      if (device_ == nullptr) return absl::OkStatus();
+      const int64_t bytes = window.rows * row_bytes;
+      RETURN_IF_ERROR(Stage(
+          to, bytes,
+          [&](uint8_t* staging, int64_t at, int64_t size) {
+            const int64_t row = window.row + at / row_bytes;
+            fill({window.matrix, row, size / row_bytes, window.col, window.cols}, staging);
+          },
+          kINT4Rows * row_bytes));
+      to += bytes;
+    }
+    return absl::OkStatus();
+  }
+
   static bool SameFormat(const Matrix& a, const Matrix& b) {
+    if (a.quantized != nullptr || b.quantized != nullptr) return CanStack(a, b);
     const bool plain = !kernels::IsQuantized(a.view.type) && !kernels::IsQuantized(b.view.type);
     return a.view.cols == b.view.cols && (plain || a.view.type == b.view.type);
   }
@@ -173,12 +255,15 @@ class Uploader {
     return at;
   }
 
-  // Through pinned memory, one half filled while the other is on its way.
+  // Through pinned memory, one half filled while the other is on its way; in runs of whole units.
   template <class Fill>
-  absl::Status Stage(uint8_t* to, int64_t bytes, Fill fill) {
+  absl::Status Stage(uint8_t* to, int64_t bytes, Fill fill, int64_t unit = 2) {
     if (device_ == nullptr) return absl::OkStatus();
+    CHECK(unit <= kStagingBytes) << "a unit of " << unit << " bytes";
+    const int64_t at_once = kStagingBytes / unit * unit;
+    const int64_t per_thread = std::max(unit, kReadBytes / unit * unit);
     for (int64_t done = 0; done < bytes;) {
-      const int64_t size = std::min(kStagingBytes, bytes - done);
+      const int64_t size = std::min(at_once, bytes - done);
       // The copy before the last has read this half.
       if (in_flight_ == 2) {
         RETURN_IF_ERROR(Finish());
@@ -186,7 +271,7 @@ class Uploader {
       }
       uint8_t* staging = staging_[half_].as<uint8_t>();
       const absl::Time begin = SteadyNow();
-      readers_->ParallelFor(size, kReadBytes, [&](int64_t first, int64_t end) {
+      readers_->ParallelFor(size, per_thread, [&](int64_t first, int64_t end) {
         fill(staging + first, done + first, end - first);
       });
       times_.read += SteadyNow() - begin;
@@ -208,10 +293,13 @@ class Uploader {
 
   // The rows of a matrix as they are, side by side.
   absl::Status CopyRows(uint8_t* to, const Matrix& matrix) {
-    const auto* const from = static_cast<const uint8_t*>(matrix.view.data);
-    const int64_t row_bytes = kernels::RowBytes(matrix.view.type, matrix.view.cols);
-    const int64_t stride = StrideOf(matrix);
-    return Stage(to, row_bytes * matrix.view.rows, [&](uint8_t* staging, int64_t at, int64_t size) {
+    return CopyRows(to, static_cast<const uint8_t*>(matrix.view.data),
+                    kernels::RowBytes(matrix.view.type, matrix.view.cols), StrideOf(matrix),
+                    matrix.view.rows);
+  }
+  absl::Status CopyRows(uint8_t* to, const uint8_t* from, int64_t row_bytes, int64_t stride,
+                        int64_t rows) {
+    return Stage(to, row_bytes * rows, [&](uint8_t* staging, int64_t at, int64_t size) {
       ForEachRow(row_bytes, at, size, [&](int64_t row, int64_t first, int64_t bytes, int64_t done) {
         std::memcpy(staging + done, from + row * stride + first, static_cast<size_t>(bytes));
       });

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <string>
@@ -13,6 +14,8 @@ namespace {
 
 constexpr int64_t kPackChunk = 256;
 constexpr int64_t kPackAlign = 64;
+// Another one when Expand gives other blocks for the same file.
+constexpr int64_t kExpandVersion = 1;
 // Of the matrix that shows a layout.
 constexpr int64_t kProbeRows = 64;
 constexpr int64_t kProbeCols = 512;
@@ -45,6 +48,7 @@ Sha256 Layout(const kernels::Ops& ops, const RankPosition& of, const std::vector
   for (const Job& job : jobs) {
     const kernels::WeightView& view = job.matrix->view;
     facts.insert(facts.end(), {static_cast<int64_t>(view.type), view.rows, view.cols, job.offset});
+    if (job.matrix->quantized != nullptr) facts.push_back(kExpandVersion);
     types[static_cast<size_t>(view.type)] = true;
   }
   std::string layout(reinterpret_cast<const char*>(facts.data()), facts.size() * sizeof(int64_t));
@@ -54,25 +58,29 @@ Sha256 Layout(const kernels::Ops& ops, const RankPosition& of, const std::vector
   return HashOf({reinterpret_cast<const uint8_t*>(layout.data()), layout.size()});
 }
 
+// Bytes that the largest of those takes which are expanded on their way.
+int64_t LargestQuantized(const std::vector<Job>& jobs) {
+  int64_t largest = 0;
+  for (const Job& job : jobs) {
+    const kernels::WeightView& view = job.matrix->view;
+    if (job.matrix->quantized == nullptr) continue;
+    largest = std::max(largest, view.rows * kernels::RowBytes(view.type, view.cols));
+  }
+  return largest;
+}
+
 }  // namespace
 
 absl::Status PackWeights(const kernels::Ops& ops, const PackOptions& options, ThreadPool& pool,
                          Weights& weights) {
   std::vector<Job> jobs;
   int64_t total = 0;
-  const auto add = [&](Matrix& matrix) {
-    const int64_t bytes = ops.packed_bytes(matrix.view);
-    if (bytes == 0) return;
-    jobs.push_back({&matrix, total});
-    total += RoundUp(bytes);
-  };
   // The embedding is looked up by rows: no copy.
-  if (weights.partition.of.is_last_stage()) add(weights.head);
-  for (LayerWeights& layer : weights.layers) {
-    for (Matrix* matrix : {&layer.query, &layer.key, &layer.value, &layer.output, &layer.gate,
-                           &layer.up, &layer.down}) {
-      add(*matrix);
-    }
+  for (Matrix* matrix : ProductMatrices(weights)) {
+    const int64_t bytes = ops.packed_bytes(matrix->view);
+    if (bytes == 0) continue;
+    jobs.push_back({matrix, total});
+    total += RoundUp(bytes);
   }
   if (total == 0) return absl::OkStatus();
   weights.packed_key = {options.source, ops.name, Layout(ops, weights.partition.of, jobs), total};
@@ -86,9 +94,14 @@ absl::Status PackWeights(const kernels::Ops& ops, const PackOptions& options, Th
   if (!weights.from_cache) {
     ASSIGN_OR_RETURN(weights.packed, PackedMemory::Allocate(total));
     uint8_t* const memory = weights.packed.writable();
+    ASSIGN_OR_RETURN(PackedMemory scratch, PackedMemory::Allocate(LargestQuantized(jobs)));
     for (const Job& job : jobs) {
-      pool.ParallelFor(job.matrix->view.rows, kPackChunk, [&](int64_t begin, int64_t end) {
-        ops.pack_rows(job.matrix->view, memory + job.offset, begin, end);
+      kernels::WeightView view = job.matrix->view;
+      if (job.matrix->quantized != nullptr) view.data = scratch.writable();
+      pool.ParallelFor(view.rows, kPackChunk, [&](int64_t begin, int64_t end) {
+        if (job.matrix->quantized != nullptr)
+          ExpandRows(*job.matrix, begin, end, scratch.writable());
+        ops.pack_rows(view, memory + job.offset, begin, end);
       });
       if (options.on_progress) options.on_progress(job.offset, total);
     }

@@ -24,10 +24,20 @@ constexpr size_t kMaxNameBytes = 512;
 constexpr size_t kMaxDimensions = 8;
 constexpr uint64_t kMaxElements = uint64_t{1} << 40;
 
-std::optional<DType> FromName(std::string_view name) {
-  if (name == "F32") return DType::kF32;
-  if (name == "F16") return DType::kF16;
-  if (name == "BF16") return DType::kBF16;
+struct ElementType {
+  TensorElements elements;
+  DType type;  // of numbers
+  int64_t bytes;
+};
+
+std::optional<ElementType> FromName(std::string_view name) {
+  if (name == "F32") return ElementType{TensorElements::kNumbers, DType::kF32, 4};
+  if (name == "F16") return ElementType{TensorElements::kNumbers, DType::kF16, 2};
+  if (name == "BF16") return ElementType{TensorElements::kNumbers, DType::kBF16, 2};
+  if (name == "F8_E4M3") return ElementType{TensorElements::kFP8, DType::kF32, 1};
+  if (name == "I8") return ElementType{TensorElements::kINT8, DType::kF32, 1};
+  if (name == "I32") return ElementType{TensorElements::kINT32, DType::kF32, 4};
+  if (name == "I64") return ElementType{TensorElements::kINT64, DType::kF32, 8};
   return std::nullopt;
 }
 
@@ -49,7 +59,8 @@ class Parser {
   }
   absl::StatusOr<uint64_t> HeaderLength() const;
   absl::StatusOr<Placed> ReadTensor(std::string_view name, simdjson::dom::object fields) const;
-  absl::Status ReadShape(simdjson::dom::object fields, TensorView& view) const;
+  absl::Status ReadShape(simdjson::dom::object fields, int64_t element_bytes,
+                         TensorView& view) const;
   absl::StatusOr<TensorMap> Place(std::vector<Placed> tensors) const;
 
   const absl::string_view name_;
@@ -74,7 +85,8 @@ absl::StatusOr<uint64_t> Parser::HeaderLength() const {
   return length;
 }
 
-absl::Status Parser::ReadShape(simdjson::dom::object fields, TensorView& view) const {
+absl::Status Parser::ReadShape(simdjson::dom::object fields, int64_t element_bytes,
+                               TensorView& view) const {
   simdjson::dom::array shape;
   if (fields["shape"].get(shape) != simdjson::SUCCESS) {
     return Invalid("tensor ", view.name, ": shape is missing or not an array");
@@ -93,7 +105,7 @@ absl::Status Parser::ReadShape(simdjson::dom::object fields, TensorView& view) c
     elements *= extent;
     view.shape.push_back(static_cast<int64_t>(extent));
   }
-  view.bytes = static_cast<int64_t>(elements) * kernels::RowBytes(view.type, 1);
+  view.bytes = static_cast<int64_t>(elements) * element_bytes;
   return absl::OkStatus();
 }
 
@@ -109,15 +121,16 @@ absl::StatusOr<Placed> Parser::ReadTensor(std::string_view name,
   if (fields["dtype"].get(type) != simdjson::SUCCESS) {
     return Invalid("tensor ", view.name, ": dtype is missing or not a string");
   }
-  const std::optional<DType> dtype = FromName(type);
-  if (!dtype.has_value()) {
+  const std::optional<ElementType> element = FromName(type);
+  if (!element.has_value()) {
     return absl::UnimplementedError(absl::StrCat(
         name_, ": tensor ", view.name, " has dtype ", std::string(type),
-        "; served are F32, F16 and BF16: use a version of the model in one of them, or "
-        "a GGUF file of it"));
+        "; served are F32, F16 and BF16, and in quantised matrices F8_E4M3, I8, I32 and I64: use "
+        "a version of the model in one of them, or a GGUF file of it"));
   }
-  view.type = *dtype;
-  RETURN_IF_ERROR(ReadShape(fields, view));
+  view.type = element->type;
+  view.elements = element->elements;
+  RETURN_IF_ERROR(ReadShape(fields, element->bytes, view));
   simdjson::dom::array offsets;
   if (fields["data_offsets"].get(offsets) != simdjson::SUCCESS || offsets.size() != 2 ||
       offsets.at(0).get(placed.begin) != simdjson::SUCCESS ||
@@ -134,7 +147,7 @@ absl::StatusOr<Placed> Parser::ReadTensor(std::string_view name,
                    " needs ", view.bytes, " bytes, data_offsets give ", placed.end - placed.begin);
   }
   view.data = bytes_.data() + data_start_ + placed.begin;
-  if (reinterpret_cast<uintptr_t>(view.data) % kernels::RowBytes(view.type, 1) != 0) {
+  if (reinterpret_cast<uintptr_t>(view.data) % static_cast<uint64_t>(element->bytes) != 0) {
     return Invalid("tensor ", view.name, " begins at byte ", data_start_ + placed.begin,
                    ", which is not aligned for ", std::string(type),
                    "; save the model again with a current version of safetensors");

@@ -14,9 +14,9 @@
 
 namespace rempart::worker {
 
-// Tensors of F32, F16 and BF16, by the names in the file; views into `bytes`, which must outlive
-// them. Unimplemented for another type, InvalidArgument for a damaged file; `name` begins the
-// message.
+// Tensors of F32, F16 and BF16, and of what quantised matrices are made of (TensorElements), by the
+// names in the file; views into `bytes`, which must outlive them. Unimplemented for another type,
+// InvalidArgument for a damaged file; `name` begins the message.
 absl::StatusOr<TensorMap> ParseSafetensors(absl::string_view name, absl::Span<const uint8_t> bytes);
 
 }  // namespace rempart::worker

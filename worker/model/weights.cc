@@ -38,6 +38,9 @@ class Binder {
 
   absl::Status Bind(const Rows& rows, int64_t cols, Matrix& matrix) {
     ASSIGN_OR_RETURN(const TensorView* tensor, Find(rows.name, rows.total, cols));
+    if (tensor->quantized != nullptr) {
+      return BindQuantized(*tensor, {rows.first, rows.first + rows.count}, {0, cols}, matrix);
+    }
     const int64_t offset = rows.first * kernels::RowBytes(tensor->type, cols);
     matrix.view = {tensor->data + offset, tensor->type, rows.count, cols};
     bytes_read_ += rows.count * kernels::RowBytes(tensor->type, cols);
@@ -47,15 +50,21 @@ class Binder {
   absl::Status BindColumns(const std::string& name, int64_t rows, int64_t cols, const Range& own,
                            const Range& most, Matrix& matrix) {
     ASSIGN_OR_RETURN(const TensorView* tensor, Find(name, rows, cols));
-    const int64_t block = kernels::BlockElements(tensor->type);
-    const Range part = {own.begin / block * block, (own.end + block - 1) / block * block};
+    const bool is_quantized = tensor->quantized != nullptr;
+    const int64_t block =
+        is_quantized ? ColumnUnit(*tensor->quantized) : kernels::BlockElements(tensor->type);
+    // The last block of a quantised matrix may be shorter.
+    const Range part = {own.begin / block * block,
+                        std::min(cols, (own.end + block - 1) / block * block)};
     if (part.begin < most.begin || part.end > most.end) {
       return absl::FailedPreconditionError(absl::StrCat(
-          name, ": ", kernels::DTypeName(tensor->type), " weights come in blocks of ", block,
-          " columns, and ranks on GPUs would cut them at columns ", own.begin, " and ", own.end,
-          ": set parallelism.tensor to fewer ranks, or take a file of another format"));
+          is_quantized ? tensor->name : name, ": ",
+          is_quantized ? "its" : kernels::DTypeName(tensor->type), " weights come in blocks of ",
+          block, " columns, and ranks on GPUs would cut them at columns ", own.begin, " and ",
+          own.end, ": set parallelism.tensor to fewer ranks, or take a file of another format"));
     }
     matrix.lead = own.begin - part.begin;
+    if (is_quantized) return BindQuantized(*tensor, {0, rows}, part, matrix);
     matrix.view = {tensor->data + kernels::RowBytes(tensor->type, part.begin), tensor->type, rows,
                    part.count()};
     if (part.count() < cols) matrix.stride_bytes = kernels::RowBytes(tensor->type, cols);
@@ -64,7 +73,7 @@ class Binder {
   }
   // Rows are read where they lie, when they are needed.
   absl::Status BindLookup(const std::string& name, int64_t rows, int64_t cols, Matrix& matrix) {
-    ASSIGN_OR_RETURN(const TensorView* tensor, Find(name, rows, cols));
+    ASSIGN_OR_RETURN(const TensorView* tensor, FindPlain(name, rows, cols));
     matrix.view = {tensor->data, tensor->type, rows, cols};
     return absl::OkStatus();
   }
@@ -73,7 +82,7 @@ class Binder {
     return BindVector({name, 0, size, size}, vector);
   }
   absl::Status BindVector(const Rows& range, std::vector<float>& vector) {
-    ASSIGN_OR_RETURN(const TensorView* tensor, Find(range.name, 1, range.total));
+    ASSIGN_OR_RETURN(const TensorView* tensor, FindPlain(range.name, 1, range.total));
     bytes_read_ += tensor->bytes;
     std::vector<float> whole(range.total);
     ops_.dequantize({tensor->data, tensor->type, 1, range.total}, whole.data(), 0, 1);
@@ -97,6 +106,36 @@ class Binder {
   }
 
  private:
+  // Rows and columns of a quantised matrix.
+  absl::Status BindQuantized(const TensorView& tensor, const Range& rows, const Range& cols,
+                             Matrix& matrix) {
+    const QuantizedMatrix& whole = *tensor.quantized;
+    const int64_t unit = RowUnit(whole);
+    if (rows.begin % unit != 0 || rows.count() % unit != 0) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          whole.name, ": its weights come in runs of ", unit, " rows, and ranks would cut them at ",
+          rows.begin, " and ", rows.end,
+          ": set parallelism.tensor to fewer ranks, or take a file of another format"));
+    }
+    matrix.view = {nullptr, tensor.type, rows.count(), cols.count()};
+    matrix.quantized = tensor.quantized;
+    matrix.first_row = rows.begin;
+    matrix.first_col = cols.begin;
+    const double share = static_cast<double>(rows.count()) / static_cast<double>(whole.rows) *
+                         static_cast<double>(cols.count()) / static_cast<double>(whole.cols);
+    bytes_read_ += static_cast<int64_t>(static_cast<double>(tensor.bytes) * share);
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<const TensorView*> FindPlain(const std::string& name, int64_t rows, int64_t cols) {
+    ASSIGN_OR_RETURN(const TensorView* tensor, Find(name, rows, cols));
+    if (tensor->is_plain()) return tensor;
+    return absl::UnimplementedError(
+        absl::StrCat("the tensor ", tensor->name,
+                     " is quantised; it is served in F32, F16 and BF16 alone: use "
+                     "another version of the model, or a GGUF file of it"));
+  }
+
   absl::StatusOr<const TensorView*> Find(const std::string& name, int64_t rows, int64_t cols) {
     const auto found = tensors_.find(name);
     if (found == tensors_.end()) {
@@ -260,9 +299,10 @@ int64_t LayerOf(absl::string_view name) {
   return absl::SimpleAtoi(name.substr(0, name.find('.')), &layer) ? layer : -1;
 }
 
-}  // namespace
-
-int64_t WeightBytes(const TensorMap& tensors, const ModelConfig& config, const RankPosition& of) {
+// A rank's share of the bytes that `bytes_of` says of each of its tensors.
+template <class BytesOf>
+int64_t SumOfOwn(const TensorMap& tensors, const ModelConfig& config, const RankPosition& of,
+                 BytesOf bytes_of) {
   const Range layers = MakePartition(config, of).layers;
   const std::string head = tensors.contains("output.weight") ? "output.weight" : kEmbedding;
   int64_t bytes = 0;
@@ -271,9 +311,35 @@ int64_t WeightBytes(const TensorMap& tensors, const ModelConfig& config, const R
     const bool is_own = layer >= 0 ? layer >= layers.begin && layer < layers.end
                                    : (of.is_first_stage() && name == kEmbedding) ||
                                          (of.is_last_stage() && name == head);
-    if (is_own) bytes += tensor.bytes;
+    if (is_own) bytes += bytes_of(tensor);
   }
   return bytes / of.size;
+}
+
+}  // namespace
+
+int64_t WeightBytes(const TensorMap& tensors, const ModelConfig& config, const RankPosition& of) {
+  return SumOfOwn(tensors, config, of, [](const TensorView& tensor) { return tensor.bytes; });
+}
+
+int64_t CopiedWeightBytes(const TensorMap& tensors, const ModelConfig& config,
+                          const RankPosition& of, const PackOptions& options) {
+  return SumOfOwn(tensors, config, of, [&](const TensorView& tensor) {
+    if (tensor.quantized == nullptr) return options.pack ? tensor.bytes : 0;
+    return tensor.rows() * kernels::RowBytes(tensor.type, tensor.cols());
+  });
+}
+
+std::vector<Matrix*> ProductMatrices(Weights& weights) {
+  std::vector<Matrix*> matrices;
+  if (weights.partition.of.is_last_stage()) matrices.push_back(&weights.head);
+  for (LayerWeights& layer : weights.layers) {
+    for (Matrix* matrix : {&layer.query, &layer.key, &layer.value, &layer.output, &layer.gate,
+                           &layer.up, &layer.down}) {
+      matrices.push_back(matrix);
+    }
+  }
+  return matrices;
 }
 
 absl::StatusOr<Weights> BindWeights(const TensorMap& tensors, const ModelConfig& config,
@@ -300,6 +366,9 @@ absl::StatusOr<Weights> BindWeights(const TensorMap& tensors, const ModelConfig&
   weights.bytes_read = binder.bytes_read();
   RETURN_IF_ERROR(binder.CheckAllUsed());
   AddToNorms(config.norm_offset, weights);
+  if (options.expand == ExpandQuantized::kForCpu) {
+    RETURN_IF_ERROR(ExpandWeights(ops, options, pool, weights));
+  }
   if (options.pack) RETURN_IF_ERROR(PackWeights(ops, options, pool, weights));
   return weights;
 }

@@ -16,6 +16,7 @@
 #include "worker/model/model_config.h"
 #include "worker/model/packed_memory.h"
 #include "worker/model/partition.h"
+#include "worker/model/quantized_matrix.h"
 #include "worker/model/repack_cache.h"
 #include "worker/model/tensor_view.h"
 
@@ -26,7 +27,12 @@ struct FreeDeleter {
 };
 
 struct Matrix {
+  // Its data are null where `quantized` has not been expanded, or `packed` is all there is of it.
   kernels::WeightView view;
+  // Of a quantised folder: view.rows rows from first_row on, view.cols columns from first_col on.
+  std::shared_ptr<const QuantizedMatrix> quantized;
+  int64_t first_row = 0;
+  int64_t first_col = 0;
   const void* packed = nullptr;  // in Weights::packed
   int64_t stride_bytes = 0;      // between rows that are cut from longer ones; 0: they are adjacent
   int64_t lead = 0;         // of its columns, the first that is the rank's own: blocks are not cut
@@ -54,14 +60,22 @@ struct Weights {
   Matrix head;       // [vocabulary, hidden]; the embedding where the file has no output.weight
   std::vector<float> output_norm;
   std::vector<LayerWeights> layers;  // of the stage: the i-th is partition.layers.begin + i
+  PackedMemory expanded;             // quantised matrices that kernels read as they are expanded
   PackedMemory packed;
   RepackKey packed_key;                     // under which a cache keeps `packed`
   std::optional<RepackDigests> from_cache;  // set when `packed` is a file of the cache
 };
 
+// What a CPU's kernels read that is not in the file.
+enum class ExpandQuantized {
+  kForCpu,  // quantised matrices of folders become blocks or BF16
+  kNever,   // they stay as they are, for a device
+};
+
 // How the copies for int8 arithmetic come about.
 struct PackOptions {
   bool pack = true;  // false: there are none
+  ExpandQuantized expand = ExpandQuantized::kForCpu;
   // Where an earlier start may have left them; null: they are made.
   const RepackCache* cache = nullptr;
   Sha256 source = {};  // of SampleSource; with a cache
@@ -82,7 +96,22 @@ absl::StatusOr<Weights> BindWeights(const TensorMap& tensors, const ModelConfig&
 // Of the file, that a rank reads, about: before anything is bound.
 int64_t WeightBytes(const TensorMap& tensors, const ModelConfig& config, const RankPosition& of);
 
-// The last step of BindWeights: fills in `packed` of every matrix that `ops` has a layout for.
+// What BindWeights will allocate for a rank, about: expanded and packed copies of what it reads.
+int64_t CopiedWeightBytes(const TensorMap& tensors, const ModelConfig& config,
+                          const RankPosition& of, const PackOptions& options);
+
+// Every matrix of a product: the head where there is one, and those of the layers.
+std::vector<Matrix*> ProductMatrices(Weights& weights);
+
+// Rows [begin, end) of a quantised matrix as its view's type, to where they belong in `memory`.
+void ExpandRows(const Matrix& matrix, int64_t begin, int64_t end, uint8_t* memory);
+
+// The last steps of BindWeights. Expands quantised matrices, but those that `ops` has a packed
+// layout for where options.pack.
+absl::Status ExpandWeights(const kernels::Ops& ops, const PackOptions& options, ThreadPool& pool,
+                           Weights& weights);
+// Fills in `packed` of every matrix that `ops` has a layout for, quantised ones by way of a
+// scratch.
 absl::Status PackWeights(const kernels::Ops& ops, const PackOptions& options, ThreadPool& pool,
                          Weights& weights);
 

@@ -245,8 +245,8 @@ INSTANTIATE_TEST_SUITE_P(
     All, WrongFields,
     ::testing::Values(
         WrongField{"\"use_cache\": true",
-                   R"("quantization_config": {"quant_method": "gptq", "bits": 4})",
-                   "quantization_config (quant_method \"gptq\") is not served"},
+                   R"("quantization_config": {"quant_method": "hqq", "bits": 4})",
+                   "quantization_config.quant_method \"hqq\" is not served"},
         WrongField{"\"use_cache\": true", R"("num_experts": 8)", "num_experts: mixture of experts"},
         WrongField{"\"use_cache\": true", R"("embedding_multiplier": 12.0)",
                    "embedding_multiplier is not served"},

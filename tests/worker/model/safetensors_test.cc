@@ -49,6 +49,25 @@ TEST(Safetensors, GivesViewsOfEveryTensor) {
   EXPECT_EQ(tensors->at("a").data[0], 0);
 }
 
+TEST(Safetensors, SaysWhatPartsOfQuantisedMatricesAre) {
+  const auto tensors = ParseSafetensors(
+      "m.safetensors", File(R"({"a": {"dtype": "I64", "shape": [1], "data_offsets": [0, 8]},
+                                "b": {"dtype": "I32", "shape": [2, 1], "data_offsets": [8, 16]},
+                                "c": {"dtype": "F8_E4M3", "shape": [5], "data_offsets": [16, 21]},
+                                "d": {"dtype": "I8", "shape": [], "data_offsets": [21, 22]},
+                                "e": {"dtype": "BF16", "shape": [1], "data_offsets": [22, 24]}})",
+                            24));
+  ASSERT_TRUE(tensors.ok()) << tensors.status();
+  EXPECT_EQ(tensors->at("a").elements, TensorElements::kINT64);
+  EXPECT_EQ(tensors->at("b").elements, TensorElements::kINT32);
+  EXPECT_EQ(tensors->at("c").elements, TensorElements::kFP8);
+  EXPECT_EQ(tensors->at("c").bytes, 5);
+  EXPECT_EQ(tensors->at("d").elements, TensorElements::kINT8);
+  EXPECT_EQ(tensors->at("d").bytes, 1);
+  EXPECT_FALSE(tensors->at("d").is_plain());
+  EXPECT_TRUE(tensors->at("e").is_plain());
+}
+
 TEST(Safetensors, AnEmptyFileOfNoTensorsIsOne) {
   EXPECT_TRUE(ParseSafetensors("m.safetensors", File("{}", 0)).ok());
 }
@@ -81,8 +100,10 @@ INSTANTIATE_TEST_SUITE_P(
     All, WrongTensors,
     ::testing::Values(
         WrongTensor{R"("shape": [4], "data_offsets": [0, 16])", "dtype is missing"},
-        WrongTensor{R"("dtype": "F8_E4M3", "shape": [16], "data_offsets": [0, 16])",
-                    "has dtype F8_E4M3; served are F32, F16 and BF16"},
+        WrongTensor{R"("dtype": "F8_E5M2", "shape": [16], "data_offsets": [0, 16])",
+                    "has dtype F8_E5M2; served are F32, F16 and BF16"},
+        WrongTensor{R"("dtype": "I32", "shape": [8], "data_offsets": [0, 16])",
+                    "[8] of I32 needs 32 bytes, data_offsets give 16"},
         WrongTensor{R"("dtype": "F32", "data_offsets": [0, 16])", "shape is missing"},
         WrongTensor{R"("dtype": "F32", "shape": [-4], "data_offsets": [0, 16])", "shape [-4]"},
         WrongTensor{R"("dtype": "F32", "shape": [0], "data_offsets": [0, 0])", "shape [0]"},

@@ -11,6 +11,8 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
 #include "common/status_macros.h"
+#include "worker/model/gather_quantized.h"
+#include "worker/model/quantization_config.h"
 
 namespace rempart::worker {
 namespace {
@@ -24,6 +26,11 @@ constexpr TensorName kCommonNames[] = {
     {"self_attn.o_proj", "attn_output"}, {"post_attention_layernorm", "ffn_norm"},
     {"mlp.gate_proj", "ffn_gate"},       {"mlp.up_proj", "ffn_up"},
     {"mlp.down_proj", "ffn_down"}};
+
+// Whole names up to their last part.
+constexpr TensorName kOutsideLayers[] = {{"model.embed_tokens.", "token_embd."},
+                                         {"model.norm.", "output_norm."},
+                                         {"lm_head.", "output."}};
 
 // Limits of the kernels, whatever the family.
 absl::StatusOr<ModelConfig> CheckShape(ModelConfig config) {
@@ -76,12 +83,14 @@ absl::Status CheckTask(const ConfigJson& config) {
                                                "(…ForCausalLM)"));
 }
 
-// "model.layers.3.mlp.up_proj.weight" as "blk.3.ffn_up.weight"; a name of no known meaning stays,
-// and whoever binds the tensors refuses it by that name.
+// "model.layers.3.mlp.up_proj.weight" as "blk.3.ffn_up.weight"; the last part, such as "weight" or
+// "qweight", stays. So does a name of no known meaning, and whoever binds the tensors refuses it by
+// that name.
 std::string GgufName(absl::string_view name, absl::Span<const TensorName> own) {
-  if (name == "model.embed_tokens.weight") return "token_embd.weight";
-  if (name == "model.norm.weight") return "output_norm.weight";
-  if (name == "lm_head.weight") return "output.weight";
+  for (const TensorName& known : kOutsideLayers) {
+    absl::string_view rest = name;
+    if (absl::ConsumePrefix(&rest, known.folder)) return absl::StrCat(known.gguf, rest);
+  }
   absl::string_view rest = name;
   if (!absl::ConsumePrefix(&rest, "model.layers.")) return std::string(name);
   const size_t dot = rest.find('.');
@@ -122,6 +131,22 @@ absl::StatusOr<TensorMap> Renamed(TensorMap tensors, const Family& family, bool 
   return renamed;
 }
 
+// Makes quantised matrices of the tensors of a folder, where it has any.
+absl::Status ReadQuantized(const ConfigJson& config, const ModelConfig& model, TensorMap& tensors) {
+  constexpr char kKey[] = "quantization_config";
+  if (!config.Has(kKey)) return CheckAllPlain(tensors);
+  ASSIGN_OR_RETURN(const ConfigJson object, config.Object(kKey));
+  ASSIGN_OR_RETURN(const QuantizationConfig quantization, ReadQuantizationConfig(object));
+  RETURN_IF_ERROR(GatherQuantized(quantization, tensors));
+  if (quantization.int4 == INT4Layout::kGptq) DropZeroBiases(model, tensors);
+  const auto embedding = tensors.find("token_embd.weight");
+  if (embedding == tensors.end() || embedding->second.quantized == nullptr) return absl::OkStatus();
+  return absl::UnimplementedError(
+      absl::StrCat("the tensor ", embedding->second.name,
+                   " is quantised, and embeddings are served in F32, F16 and BF16 alone: use "
+                   "another version of the model, or a GGUF file of it"));
+}
+
 }  // namespace
 
 absl::StatusOr<ModelConfig> ReadModelConfig(const GgufFile& file) {
@@ -148,6 +173,7 @@ absl::StatusOr<ModelConfig> ReadModelConfig(const ConfigJson& config, TensorMap&
   ASSIGN_OR_RETURN(ModelConfig model, family->from_json(text));
   const bool multimodal = config.Has("text_config");
   ASSIGN_OR_RETURN(tensors, Renamed(std::move(tensors), *family, multimodal));
+  RETURN_IF_ERROR(ReadQuantized(config.Has("quantization_config") ? config : text, model, tensors));
   // Without a word the files decide; a copy of the embedding beside tied weights is not read.
   const ConfigJson& ties = config.Has("tie_word_embeddings") ? config : text;
   ASSIGN_OR_RETURN(const bool tied,

@@ -35,8 +35,8 @@ extern const Family kLlama, kMistral, kQwen2, kQwen3, kGemma3, kPhi3;
 absl::StatusOr<ModelConfig> ReadModelConfig(const GgufFile& file);
 
 // By model_type of `config`, the config.json of a model folder. Renames `tensors` from the folder's
-// names to those of GGUF files, and drops what does not belong to the text model. Unimplemented for
-// a family or a field that is not served.
+// names to those of GGUF files, drops what does not belong to the text model, and makes one of the
+// tensors of each quantised matrix. Unimplemented for a family or a field that is not served.
 absl::StatusOr<ModelConfig> ReadModelConfig(const ConfigJson& config, TensorMap& tensors);
 
 }  // namespace rempart::worker

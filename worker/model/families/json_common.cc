@@ -19,15 +19,6 @@ constexpr int64_t kMaxContext = 1 << 30;
 
 // Fields of which any value other than null, false or an empty one changes what is computed.
 absl::Status RefuseUnserved(const ConfigJson& json) {
-  if (json.Has("quantization_config")) {
-    std::string method = "unknown";
-    if (const auto object = json.Object("quantization_config"); object.ok()) {
-      method = object->String("quant_method", "unknown").value_or("unknown");
-    }
-    return absl::UnimplementedError(
-        absl::StrCat(json.Where("quantization_config"), " (quant_method \"", method,
-                     "\") is not served: use the model in BF16, or a GGUF file of it"));
-  }
   for (const char* key : {"num_local_experts", "num_experts", "n_routed_experts"}) {
     if (!json.Has(key)) continue;
     return absl::UnimplementedError(

@@ -17,7 +17,7 @@ struct JsonDefaults {
 };
 
 // Sizes and norms. Unimplemented for fields that change the computation in a way that is not
-// served, naming them: quantisation, experts, other activations, encoders.
+// served, naming them: experts, other activations, encoders.
 absl::StatusOr<ModelConfig> ReadJsonCommon(const ConfigJson& json, const JsonDefaults& defaults);
 
 // rope_parameters, or rope_theta and rope_scaling: plain, linear, llama3, yarn, longrope, over a
