@@ -10,6 +10,7 @@
 #include <fstream>
 
 #include "absl/strings/str_cat.h"
+#include "tests/worker/api/tiny_tokenizer.h"
 #include "tests/worker/model/tiny_gguf.h"
 #include "worker/api/source_check.h"
 
@@ -84,6 +85,22 @@ TEST_F(LoadModelTest, TheSecondStartMapsWhatTheFirstRepacked) {
   EXPECT_THAT(Parts(), Not(Contains("repack")));
   EXPECT_EQ(first, second);
   EXPECT_TRUE(later_.ok()) << later_;
+}
+
+// The first is expanded on its way into the packed layout.
+TEST_F(LoadModelTest, TheSecondStartMapsWhatAQuantisedFolderBecame) {
+  fs::copy("tests/goldens/families/qwen2_awq", root_ + "/folder");
+  std::ofstream(root_ + "/folder/tokenizer.json") << kTokenizer;
+  settings_.model_path = root_ + "/folder";
+  settings_.repack_cache_folder = root_ + "/cache";
+  const std::vector<float> first = Start();
+  EXPECT_THAT(Parts(), Contains("repack"));
+  EXPECT_TRUE(later_.ok()) << later_;
+  const std::vector<float> second = Start();
+  EXPECT_THAT(Parts(), Contains("map"));
+  EXPECT_EQ(first, second);
+  settings_.repack_cache_folder.clear();
+  EXPECT_EQ(Start(), first);
 }
 
 TEST_F(LoadModelTest, ACacheThatDoesNotFitIsRefusedWithTheArithmetic) {

@@ -200,7 +200,9 @@ TEST_P(LoadOnDeviceFamilies, ServesTheTokensOfTheCpu) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, LoadOnDeviceFamilies,
-                         testing::Values("gemma3", "llama3", "phi3", "qwen2"),
+                         testing::Values("gemma3", "llama3", "llama_fp8_channel", "llama_gptq",
+                                         "phi3", "phi3_int8", "qwen2", "qwen2_awq",
+                                         "qwen3_fp8_block"),
                          [](const auto& info) { return std::string(info.param); });
 
 TEST_F(LoadOnDeviceTest, SaysWhatItRunsOnAndWhatTheStartWasMadeOf) {
