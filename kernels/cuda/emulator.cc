@@ -3,6 +3,7 @@
 
 #include <ucontext.h>
 
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -18,6 +19,14 @@
 #endif
 #if defined(REMPART_ASAN_FIBERS)
 #include <sanitizer/common_interface_defs.h>
+#endif
+// To the thread sanitizer every fiber is a thread of its own once ShowThreads was called, ordered
+// by what orders the threads of a block, and by nothing else. This file is compiled without it
+// (kernels/cuda/emulated): how fibers take turns orders nothing.
+#if defined(REMPART_TSAN_FIBERS)
+#include <sanitizer/tsan_interface.h>
+extern "C" void AnnotateIgnoreWritesBegin(const char* file, int line);
+extern "C" void AnnotateIgnoreWritesEnd(const char* file, int line);
 #endif
 
 thread_local RempartDim3 threadIdx, blockIdx, blockDim, gridDim;
@@ -37,15 +46,43 @@ struct Copy {
   int bytes, zeros;
 };
 
+#if defined(REMPART_TSAN_FIBERS)
+std::atomic<bool> shows_threads = false;
+#endif
+
+// What orders whom, for the thread sanitizer: all who release it, before all who acquire it later.
+struct alignas(8) Order {
+#if defined(REMPART_TSAN_FIBERS)
+  void Release() {
+    if (shows_threads) __tsan_release(this);
+  }
+  void Acquire() {
+    if (shows_threads) __tsan_acquire(this);
+  }
+#else
+  void Release() {}
+  void Acquire() {}
+#endif
+};
+
 struct Fiber {
+  ~Fiber() {
+#if defined(REMPART_TSAN_FIBERS)
+    if (tsan != nullptr) __tsan_destroy_fiber(tsan);
+#endif
+  }
+
   void* stack_pointer = nullptr;
   std::unique_ptr<uint8_t[]> stack;
   State state = State::kDone;
-  uint32_t words[2][kExchangeWords] = {};  // by parity of `exchanges`
+  uint32_t words[2][kExchangeWords] = {};            // by parity of `exchanges`
+  uint32_t all_words[kLanes * kExchangeWords] = {};  // of the last exchange
   uint32_t exchanges = 0;
+  uint32_t warp_barriers = 0, block_barriers = 0;
   std::vector<std::vector<Copy>> copies;  // committed groups, oldest first
   std::vector<Copy> open_copies;
   void* asan_stack = nullptr;
+  void* tsan = nullptr;
 };
 
 struct Block {
@@ -54,6 +91,9 @@ struct Block {
   unsigned current = 0;
   const std::function<void()>* body = nullptr;
   std::vector<uint8_t> shared;
+  // Barriers by parity of their number: who is ahead releases the other one.
+  Order begin, end, block_barriers[2], warp_barriers[kMaxThreads / kLanes][2];
+  void* scheduler_tsan = nullptr;
   void* scheduler_stack_pointer = nullptr;
   void* scheduler_asan_stack = nullptr;
   const void* scheduler_bottom = nullptr;
@@ -69,6 +109,37 @@ thread_local std::unique_ptr<Block> block;
 thread_local ThreadOrder order = ThreadOrder::kForward;
 
 void FiberMain();
+
+// Not by memcpy, which the thread sanitizer would see: these words are of the emulator.
+void CopyWords(uint32_t* to, const uint32_t* from, int count) {
+  for (int i = 0; i < count; ++i) to[i] = from[i];
+}
+
+// Which fiber runs from now on.
+void TellFiber([[maybe_unused]] void* fiber) {
+#if defined(REMPART_TSAN_FIBERS)
+  if (shows_threads) __tsan_switch_to_fiber(fiber, __tsan_switch_to_fiber_no_sync);
+#endif
+}
+
+void MakeFiber(Fiber& fiber) {
+  if (fiber.stack == nullptr) fiber.stack = std::make_unique<uint8_t[]>(kStackBytes);
+#if defined(REMPART_TSAN_FIBERS)
+  if (shows_threads && fiber.tsan == nullptr) fiber.tsan = __tsan_create_fiber(0);
+#endif
+}
+
+// Filled with NaN. Of the exact size, so that the address sanitizer sees its end; to the thread
+// sanitizer it is new in each block.
+void MakeShared(size_t bytes) {
+#if defined(REMPART_TSAN_FIBERS)
+  AnnotateIgnoreWritesBegin(__FILE__, __LINE__);
+#endif
+  std::vector<uint8_t>(bytes, 0xff).swap(block->shared);
+#if defined(REMPART_TSAN_FIBERS)
+  AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
+#endif
+}
 
 #if defined(__x86_64__)
 // Saves the callee-saved registers on the stack, stores its pointer to *save, and goes on with the
@@ -107,9 +178,11 @@ void PrepareFiber(unsigned index) {
   fiber.stack_pointer = top;
 }
 void SwitchToFiber(unsigned index) {
+  TellFiber(block->fibers[index].tsan);
   RempartSwitchStack(&block->scheduler_stack_pointer, block->fibers[index].stack_pointer);
 }
 void SwitchToScheduler(unsigned index) {
+  TellFiber(block->scheduler_tsan);
   RempartSwitchStack(&block->fibers[index].stack_pointer, block->scheduler_stack_pointer);
 }
 #else
@@ -122,9 +195,11 @@ void PrepareFiber(unsigned index) {
   makecontext(&context, FiberMain, 0);
 }
 void SwitchToFiber(unsigned index) {
+  TellFiber(block->fibers[index].tsan);
   swapcontext(&block->scheduler_context, &block->contexts[index]);
 }
 void SwitchToScheduler(unsigned index) {
+  TellFiber(block->scheduler_tsan);
   swapcontext(&block->contexts[index], &block->scheduler_context);
 }
 #endif
@@ -162,7 +237,12 @@ void FiberMain() {
 #if defined(REMPART_ASAN_FIBERS)
   __sanitizer_finish_switch_fiber(nullptr, &block->scheduler_bottom, &block->scheduler_bytes);
 #endif
+  block->begin.Acquire();
   (*block->body)();
+  // Copies that nobody has waited for.
+  block->fibers[block->current].copies.clear();
+  block->fibers[block->current].open_copies.clear();
+  block->end.Release();
   Yield(State::kDone);
   std::abort();
 }
@@ -204,11 +284,8 @@ void RunWarp(unsigned first) {
 void RunBlock() {
   for (unsigned i = 0; i < block->threads; ++i) {
     Fiber& fiber = block->fibers[i];
-    if (fiber.stack == nullptr) fiber.stack = std::make_unique<uint8_t[]>(kStackBytes);
     fiber.state = State::kReady;
-    fiber.exchanges = 0;
-    fiber.copies.clear();
-    fiber.open_copies.clear();
+    fiber.exchanges = fiber.warp_barriers = fiber.block_barriers = 0;
     PrepareFiber(i);
   }
   const unsigned warps = (block->threads + kLanes - 1) / kLanes;
@@ -233,6 +310,12 @@ void RunBlock() {
 
 }  // namespace
 
+void ShowThreads() {
+#if defined(REMPART_TSAN_FIBERS)
+  shows_threads = true;
+#endif
+}
+
 void SetThreadOrder(ThreadOrder new_order) { order = new_order; }
 
 void Run(RempartDim3 grid, unsigned threads, size_t shared_bytes,
@@ -246,40 +329,56 @@ void Run(RempartDim3 grid, unsigned threads, size_t shared_bytes,
   block->running = true;
   block->threads = threads;
   block->body = &body;
+#if defined(REMPART_TSAN_FIBERS)
+  block->scheduler_tsan = __tsan_get_current_fiber();
+#endif
+  for (unsigned i = 0; i < threads; ++i) MakeFiber(block->fibers[i]);
+  block->begin.Release();
   gridDim = grid;
   blockDim = {threads, 1, 1};
   for (unsigned z = 0; z < grid.z; ++z) {
     for (unsigned y = 0; y < grid.y; ++y) {
       for (unsigned x = 0; x < grid.x; ++x) {
         blockIdx = {x, y, z};
-        // A fresh allocation of the exact size, so that the address sanitizer sees its end.
-        std::vector<uint8_t>(shared_bytes, 0xff).swap(block->shared);
+        MakeShared(shared_bytes);
         RunBlock();
       }
     }
   }
+  block->end.Acquire();
   block->running = false;
 }
 
 void* DynamicShared() { return block->shared.data(); }
 
-void BlockBarrier() { Yield(State::kAtBlockBarrier); }
+void BlockBarrier() {
+  Fiber& fiber = block->fibers[block->current];
+  Order& barrier = block->block_barriers[fiber.block_barriers++ & 1];
+  barrier.Release();
+  Yield(State::kAtBlockBarrier);
+  barrier.Acquire();
+}
 
-void WarpBarrier() { Yield(State::kAtWarpBarrier); }
+void WarpBarrier() {
+  Fiber& fiber = block->fibers[block->current];
+  Order& barrier = block->warp_barriers[block->current / kLanes][fiber.warp_barriers++ & 1];
+  barrier.Release();
+  Yield(State::kAtWarpBarrier);
+  barrier.Acquire();
+}
 
 const uint32_t* WarpExchange(const uint32_t* words, int count) {
-  thread_local uint32_t all[kLanes * kExchangeWords];
   Fiber& fiber = block->fibers[block->current];
   // Two buffers in turn: a lane that is ahead writes the other one, and cannot be ahead by two.
   const uint32_t parity = fiber.exchanges++ & 1;
-  std::memcpy(fiber.words[parity], words, static_cast<size_t>(count) * 4);
+  CopyWords(fiber.words[parity], words, count);
   const unsigned first = block->current / kLanes * kLanes;
   WarpBarrier();
   for (unsigned lane = 0; lane < kLanes; ++lane) {
-    std::memcpy(all + lane * kExchangeWords, block->fibers[first + lane].words[parity],
-                static_cast<size_t>(count) * 4);
+    CopyWords(fiber.all_words + lane * kExchangeWords, block->fibers[first + lane].words[parity],
+              count);
   }
-  return all;
+  return fiber.all_words;
 }
 
 void CopyLater(void* to, const void* from, int bytes, int zeros) {

@@ -6,7 +6,8 @@
 // barriers that not all threads reach, shuffles with lanes missing, shared memory read before it is
 // written (it is filled with NaN), asynchronous copies read before they are waited for, and, by
 // running the threads in both orders (SetThreadOrder), most missing barriers.
-// What it cannot find: races between blocks, weak memory order, bank conflicts, speed.
+// Under the thread sanitizer, after ShowThreads, every missing barrier and most races of blocks.
+// What it cannot find: weak memory order, bank conflicts, speed.
 //
 // All state is thread-local: several threads may each run a grid, as ranks do.
 #pragma once
@@ -25,6 +26,10 @@ namespace rempart::kernels::cuda::emulator {
 // In which order the threads of a block are resumed, between the points where they meet.
 enum class ThreadOrder { kForward, kReverse };
 void SetThreadOrder(ThreadOrder order);
+
+// From now on the thread sanitizer sees the threads of blocks; before, it sees a grid as the work
+// of the thread that runs it, which is many times faster. Before any grid, in a build with it.
+void ShowThreads();
 
 // Runs body once for every thread of every block. `threads` at most 1024. Aborts with a message
 // when the threads of a block cannot all go on.

@@ -223,14 +223,16 @@ inline void LetNextStart() {}
 inline float FastExp(float x) { return std::exp(x); }
 inline float InverseRoot(float x) { return 1.0f / std::sqrt(x); }
 inline uint32_t AtomicAdd(uint32_t* at, uint32_t value) {
-  const uint32_t old = *at;
-  *at += value;
-  return old;
+  return std::atomic_ref<uint32_t>(*at).fetch_add(value, std::memory_order_relaxed);
 }
-inline void AtomicAdd(uint64_t* at, uint64_t value) { *at += value; }
+inline void AtomicAdd(uint64_t* at, uint64_t value) {
+  std::atomic_ref<uint64_t>(*at).fetch_add(value, std::memory_order_relaxed);
+}
 inline uint32_t AtomicMin(uint32_t* at, uint32_t value) {
-  const uint32_t old = *at;
-  if (value < old) *at = value;
+  std::atomic_ref<uint32_t> shared(*at);
+  uint32_t old = shared.load(std::memory_order_relaxed);
+  while (value < old && !shared.compare_exchange_weak(old, value, std::memory_order_relaxed)) {
+  }
   return old;
 }
 inline void PrefetchL2(const void*) {}
