@@ -70,6 +70,8 @@ make_namespace() {  # make_namespace NODE: namespace, veth into the bridge, rout
   done
 }
 
+nodes_beyond() { local node; for node in $(known_nodes); do [ "${node#node-}" -lt "$1" ] || echo "$node"; done; }  # nodes_beyond COUNT
+
 known_nodes() { for file in "$state"/node-*.kubeconfig; do [ ! -e "$file" ] || basename "$file" .kubeconfig; done; }
 
 is_cgroup_v2() { [ -f /sys/fs/cgroup/cgroup.controllers ]; }
