@@ -55,6 +55,7 @@ struct ModelFile {
   std::vector<std::unique_ptr<RankPart>> parts;  // by rank of this pod
   CollectiveLibrary* collectives = nullptr;      // links the GPUs of a stage; null: each has one
   std::vector<DevicePart> gpus;                  // by rank of this pod; empty on CPU
+  FileHashes hashes;                             // of `source`, where the first rank made them
 };
 
 // A rank's share of the model; the check that runs later has another.
@@ -214,38 +215,64 @@ class SharedProgress {
   WorkerStatus& status_;
 };
 
-// The weights go to the GPUs, to all at once, each with as many KV blocks as it has room for.
-absl::Status PrepareOnGpus(const WorkerSettings& settings, ModelFile& model, EngineOptions& engine,
-                           WorkerStatus& status) {
-  RETURN_IF_ERROR(BindParts(settings, model, status));
-  const absl::Time begin = SteadyNow();
-  const DeviceModelOptions options = DeviceOptions(settings, engine.context_length);
+// To all GPUs at once, which give up when one of them fails. The first one's rank hashes the files
+// for all.
+absl::Status LoadOnGpus(const DeviceModelOptions& options, bool wants_hash, ModelFile& model,
+                        WorkerStatus& status) {
   SharedProgress progress(model.parts.size(), status);
+  std::stop_source give_up;
   std::vector<absl::Status> loaded(model.parts.size());
   {
     std::vector<std::jthread> threads;
     for (size_t i = 0; i < model.parts.size(); ++i) {
       threads.emplace_back([&, i] {
-        loaded[i] = LoadOnDevice(
-            model.source.config, model.parts[i]->weights, options, model.collectives,
-            [&, i](int64_t done, int64_t total) { progress.Report(i, done, total); },
-            model.gpus[i]);
+        UploadOptions upload;
+        upload.files = model.source.files;
+        upload.hash_files = wants_hash && i == 0;
+        upload.stop = give_up.get_token();
+        upload.on_progress = [&, i](int64_t done, int64_t total) {
+          progress.Report(i, done, total);
+        };
+        loaded[i] = LoadOnDevice(model.source.config, model.parts[i]->weights, options,
+                                 model.collectives, upload, model.gpus[i]);
+        if (!loaded[i].ok()) give_up.request_stop();
       });
     }
   }
+  absl::Status given_up;
+  for (const absl::Status& status_of_rank : loaded) {
+    if (!absl::IsCancelled(status_of_rank)) RETURN_IF_ERROR(status_of_rank);
+    given_up.Update(status_of_rank);
+  }
+  return given_up;
+}
+
+// The weights go to the GPUs, each with as many KV blocks as it has room for.
+absl::Status PrepareOnGpus(const WorkerSettings& settings, ModelFile& model, EngineOptions& engine,
+                           WorkerStatus& status) {
+  RETURN_IF_ERROR(BindParts(settings, model, status));
+  const absl::Time begin = SteadyNow();
+  const DeviceModelOptions options = DeviceOptions(settings, engine.context_length);
+  const bool wants_hash = !settings.model_digest.empty();
+  RETURN_IF_ERROR(LoadOnGpus(options, wants_hash, model, status));
   int64_t blocks = std::numeric_limits<int32_t>::max();
-  UploadTimes slowest;
-  for (size_t i = 0; i < model.parts.size(); ++i) {
-    RETURN_IF_ERROR(loaded[i]);
-    const DeviceTransformer& transformer = *model.gpus[i].transformer;
-    blocks = std::min(blocks, transformer.plan().kv_blocks);
-    slowest.read = std::max(slowest.read, transformer.upload_times().read);
-    slowest.wait = std::max(slowest.wait, transformer.upload_times().wait);
+  StreamTimes slowest;
+  for (const DevicePart& gpu : model.gpus) {
+    const StreamTimes& times = gpu.transformer->upload_times();
+    blocks = std::min(blocks, gpu.transformer->plan().kv_blocks);
+    slowest.read = std::max(slowest.read, times.read);
+    slowest.hash = std::max(slowest.hash, times.hash);
+    slowest.wait = std::max(slowest.wait, times.wait);
   }
   engine.blocks_total = static_cast<int32_t>(blocks);
   status.AddStartPart("read", slowest.read);
+  if (wants_hash) status.AddStartPart("hash", slowest.hash);
   status.AddStartPart("copy", slowest.wait);
   status.AddStartPart("upload", SteadyNow() - begin);
+  const std::vector<Sha256>& hashes = model.gpus[0].transformer->file_hashes();
+  for (size_t i = 0; i < hashes.size(); ++i) {
+    model.hashes[model.source.files[i].path()] = hashes[i];
+  }
   // Nothing is read from them any more.
   for (const MappedFile& file : model.source.files) file.DropResidentPages();
   return absl::OkStatus();
@@ -413,17 +440,16 @@ absl::StatusOr<LoadedModel> LoadModelFile(const WorkerSettings& settings, const 
     ASSIGN_OR_RETURN(text, ModelText::FromSource(source));
     return absl::OkStatus();
   });
+  const auto verify = [&]() -> absl::Status {
+    if (settings.model_digest.empty()) return absl::OkStatus();
+    ASSIGN_OR_RETURN(digest, HashModel(path, {}, nullptr, model->hashes));
+    return CheckDigest(path, settings.model_digest, *digest);
+  };
   std::optional<Beside> hash;
-  if (!settings.model_digest.empty()) {
-    hash.emplace("hash", status, [&] {
-      ASSIGN_OR_RETURN(digest, HashModel(path, {}, nullptr));
-      return CheckDigest(path, settings.model_digest, *digest);
-    });
-  }
+  if (!settings.model_digest.empty() && model->gpus.empty()) hash.emplace("hash", status, verify);
   const absl::Status prepared = Prepare(settings, *model, loaded.engine, status);
   const absl::Status named = tokenizer.Join();
-  const absl::Status verified = hash ? hash->Join() : absl::OkStatus();
-  RETURN_IF_ERROR(verified);
+  RETURN_IF_ERROR(hash ? hash->Join() : verify());
   if (!named.ok()) return About(path, named);
   if (!prepared.ok()) return About(path, prepared);
   if (text->vocabulary_size() > model->source.config.vocabulary) {

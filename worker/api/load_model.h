@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // From a model file or folder and the settings to a model that can serve: checks that all fits in
 // memory before anything is allocated, and says the numbers when it does not. The file is hashed
-// before the model serves where the settings name its digest, and while it serves otherwise. GPUs,
+// before the model serves where the settings name its digest, beside the repacking or, for GPUs, as
+// its bytes pass, by the first rank of the pod; while it serves otherwise. GPUs,
 // where the settings ask for them, are opened before anything is read, and where several share a
 // stage so is what links them.
 #pragma once

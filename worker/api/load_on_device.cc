@@ -104,9 +104,9 @@ DeviceModelOptions DeviceOptions(const WorkerSettings& settings, int64_t context
 
 absl::Status LoadOnDevice(const ModelConfig& config, const Weights& weights,
                           const DeviceModelOptions& options, CollectiveLibrary* library,
-                          const UploadProgress& on_progress, DevicePart& part) {
+                          const UploadOptions& upload, DevicePart& part) {
   ASSIGN_OR_RETURN(part.transformer, DeviceTransformer::Create(*part.device, config, weights,
-                                                               options, on_progress, library));
+                                                               options, upload, library));
   return absl::OkStatus();
 }
 

@@ -34,7 +34,7 @@ DeviceModelOptions DeviceOptions(const WorkerSettings& settings, int64_t context
 // `library` links the GPUs of a stage, and outlives the part; null: there is but one.
 absl::Status LoadOnDevice(const ModelConfig& config, const Weights& weights,
                           const DeviceModelOptions& options, CollectiveLibrary* library,
-                          const UploadProgress& on_progress, DevicePart& part);
+                          const UploadOptions& upload, DevicePart& part);
 
 // Of a loaded part. A device that breaks while it computes ends the process: its errors are sticky,
 // and whoever restarts the process may find it mended, or another one. The status, which outlives

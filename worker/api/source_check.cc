@@ -60,9 +60,15 @@ absl::StatusOr<Sha256> HashFile(const std::string& path, std::stop_token stop,
 }
 
 absl::StatusOr<Sha256> HashModel(const std::string& path, std::stop_token stop,
-                                 const HashProgress& on_progress) {
+                                 const HashProgress& on_progress, const FileHashes& known) {
   ASSIGN_OR_RETURN(const std::vector<std::string> files, ModelFilesOf(path));
-  if (!IsFolder(path) && files.size() == 1) return HashFile(path, stop, on_progress);
+  const auto hash_of = [&](const std::string& file,
+                           const HashProgress& progress) -> absl::StatusOr<Sha256> {
+    const auto found = known.find(file);
+    if (found != known.end()) return found->second;
+    return HashFile(file, stop, progress);
+  };
+  if (!IsFolder(path) && files.size() == 1) return hash_of(path, on_progress);
   std::vector<int64_t> sizes;
   for (const std::string& file : files) {
     std::error_code error;
@@ -76,7 +82,7 @@ absl::StatusOr<Sha256> HashModel(const std::string& path, std::stop_token stop,
     const auto progress = [&](int64_t done, int64_t) {
       if (on_progress) on_progress(before + done, total);
     };
-    ASSIGN_OR_RETURN(const Sha256 hash, HashFile(files[i], stop, progress));
+    ASSIGN_OR_RETURN(const Sha256 hash, hash_of(files[i], progress));
     const std::string line =
         absl::StrCat(absl::StripPrefix(DigestText(hash), "sha256:"), "  ", NameOf(files[i]), "\n");
     all.Add(line.data(), line.size());

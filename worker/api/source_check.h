@@ -5,6 +5,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <optional>
 #include <stop_token>
 #include <string>
@@ -16,6 +17,8 @@
 namespace rempart::worker {
 
 using HashProgress = std::function<void(int64_t done, int64_t total)>;
+// Of files, by their paths.
+using FileHashes = std::map<std::string, Sha256>;
 
 // Reads the file without mapping it, so that its pages stay out of this process. Cancelled when
 // asked to stop; Unavailable when it cannot be read.
@@ -23,9 +26,10 @@ absl::StatusOr<Sha256> HashFile(const std::string& path, std::stop_token stop,
                                 const HashProgress& on_progress);
 
 // Of a model file its SHA-256; of a folder, or a file in parts, that of what `sha256sum` prints in
-// that folder about its model files or parts (ModelFilesOf), in the order of their names.
+// that folder about its model files or parts (ModelFilesOf), in the order of their names. Files
+// that are `known` are not read again.
 absl::StatusOr<Sha256> HashModel(const std::string& path, std::stop_token stop,
-                                 const HashProgress& on_progress);
+                                 const HashProgress& on_progress, const FileHashes& known = {});
 
 // SampleSource of a model file, or of all model files of a folder, or all parts of a file.
 absl::StatusOr<Sha256> SampleModel(const std::string& path);

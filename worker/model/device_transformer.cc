@@ -26,12 +26,11 @@ int64_t TokensOf(const SequenceSlice& slice) {
 
 absl::StatusOr<std::unique_ptr<DeviceTransformer>> DeviceTransformer::Create(
     Device& device, const ModelConfig& config, const Weights& weights,
-    const DeviceModelOptions& options, const UploadProgress& on_progress,
-    CollectiveLibrary* library) {
+    const DeviceModelOptions& options, const UploadOptions& upload, CollectiveLibrary* library) {
   CHECK(weights.partition.of.size == 1 || weights.partition.cut == MatrixCut::kPairs);
   std::unique_ptr<DeviceTransformer> made(
       new DeviceTransformer(device, config, weights.partition, options));
-  RETURN_IF_ERROR(made->Allocate(weights, on_progress, library));
+  RETURN_IF_ERROR(made->Allocate(weights, upload, library));
   return made;
 }
 
@@ -45,13 +44,13 @@ DeviceTransformer::DeviceTransformer(Device& device, const ModelConfig& config,
       kv_heads_(partition.kv_heads.count()),
       ffn_(partition.Own(partition.ffn).count()) {}
 
-absl::Status DeviceTransformer::Allocate(const Weights& weights, const UploadProgress& on_progress,
+absl::Status DeviceTransformer::Allocate(const Weights& weights, const UploadOptions& upload,
                                          CollectiveLibrary* library) {
   ASSIGN_OR_RETURN(const int64_t weights_bytes, DeviceWeightsBytes(config_, weights, options_));
   ASSIGN_OR_RETURN(const DeviceMemory memory, device_.Memory());
   ASSIGN_OR_RETURN(
       plan_, PlanDeviceMemory(config_, weights_bytes, options_, memory.free_bytes, partition_.of));
-  ASSIGN_OR_RETURN(weights_, UploadWeights(device_, config_, weights, options_, on_progress));
+  ASSIGN_OR_RETURN(weights_, UploadWeights(device_, config_, weights, options_, upload));
   const DeviceWorkspace& space = plan_.workspace;
   if (space.exchange_bytes > 0) {
     ASSIGN_OR_RETURN(exchange_, CollectiveBuffer::Make(library, device_, space.exchange_bytes));

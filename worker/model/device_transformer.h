@@ -47,7 +47,7 @@ class DeviceTransformer {
   // numbers, what does not fit; Unimplemented names what a GPU does not serve.
   static absl::StatusOr<std::unique_ptr<DeviceTransformer>> Create(
       Device& device, const ModelConfig& config, const Weights& weights,
-      const DeviceModelOptions& options, const UploadProgress& on_progress = nullptr,
+      const DeviceModelOptions& options, const UploadOptions& upload = {},
       CollectiveLibrary* library = nullptr);
 
   // Through which a rank of several adds up with the others of its stage, from the next call on; it
@@ -72,7 +72,8 @@ class DeviceTransformer {
 
   const ModelConfig& config() const { return config_; }
   const DeviceMemoryPlan& plan() const { return plan_; }
-  const UploadTimes& upload_times() const { return weights_.times; }
+  const StreamTimes& upload_times() const { return weights_.times; }
+  const std::vector<Sha256>& file_hashes() const { return weights_.file_hashes; }
   // What collectives work on, for DeviceCommunicator::Register; of one rank nothing.
   const CollectiveBuffer& exchange() const { return exchange_; }
 
@@ -91,7 +92,7 @@ class DeviceTransformer {
                     const DeviceModelOptions& options);
 
   absl::Status AllocateForStages();
-  absl::Status Allocate(const Weights& weights, const UploadProgress& on_progress,
+  absl::Status Allocate(const Weights& weights, const UploadOptions& upload,
                         CollectiveLibrary* library);
   void PlaceInputs();
   absl::Status Check(const StepBatch& batch, absl::Span<float> logits) const;

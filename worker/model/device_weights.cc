@@ -2,83 +2,43 @@
 #include "worker/model/device_weights.h"
 
 #include <algorithm>
-#include <cstring>
-#include <memory>
+#include <deque>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "common/check.h"
-#include "common/clock.h"
 #include "common/status_macros.h"
-#include "kernels/cuda/numbers.h"
-#include "worker/device/thread_pool.h"
 #include "worker/model/device_quantized.h"
 
 namespace rempart::worker {
 namespace {
 
 constexpr int64_t kAlignment = 256;
-constexpr int64_t kStagingBytes = 16 << 20;
-// That one thread reads of it. Even, as numbers of two bytes are not cut.
-constexpr int64_t kReadBytes = 1 << 20;
-// Rows that are made together are staged together, in BF16 at most.
-static_assert(kMaxQuantizedCols * 2 * kINT4Rows <= kStagingBytes);
 
-int64_t StrideOf(const Matrix& matrix) {
-  return matrix.stride_bytes > 0 ? matrix.stride_bytes
-                                 : kernels::RowBytes(matrix.view.type, matrix.view.cols);
-}
-
-// Calls `piece` with each run of at most one row of the units [at, at + count) of a matrix whose
-// rows have `row` of them: piece(row, first unit in it, units, how many went before).
-template <class Piece>
-void ForEachRow(int64_t row, int64_t at, int64_t count, Piece piece) {
-  for (int64_t done = 0; done < count;) {
-    const int64_t first = (at + done) % row;
-    const int64_t units = std::min(row - first, count - done);
-    piece((at + done) / row, first, units, done);
-    done += units;
-  }
-}
-
-// Lays tensors out one after the other: counts bytes, or, with a device, copies too. Both runs see
-// the same tensors in the same order, so that the count is exact.
+// Lays tensors out one after the other: counts bytes, or, with a device, says what is to be copied
+// where. Both runs see the same tensors in the same order, so that the count is exact.
 class Uploader {
  public:
   Uploader() = default;
-  static absl::StatusOr<Uploader> Into(Device& device, uint8_t* memory, int threads) {
-    Uploader uploader;
-    uploader.readers_ = std::make_unique<ThreadPool>(ThreadPoolOptions{.threads = threads});
-    uploader.device_ = &device;
-    uploader.memory_ = memory;
-    for (PinnedBuffer& staging : uploader.staging_) {
-      ASSIGN_OR_RETURN(staging, PinnedBuffer::Make(device, kStagingBytes));
-    }
-    return uploader;
-  }
+  Uploader(Device& device, uint8_t* memory) : device_(&device), memory_(memory) {}
 
   int64_t bytes() const { return used_; }
-  const UploadTimes& times() const { return times_; }
-  // Waits for what is on its way.
-  absl::Status Finish() {
-    const absl::Time begin = SteadyNow();
-    RETURN_IF_ERROR(device_->Finish());
-    times_.wait += SteadyNow() - begin;
-    return absl::OkStatus();
-  }
-  // Called after each piece, with the bytes copied so far.
-  void Report(std::function<void(int64_t)> on_piece) { on_piece_ = std::move(on_piece); }
+  // Views into the weights, and into this.
+  absl::Span<const WeightCopy> copies() const { return copies_; }
 
   // From now on plain matrices become FP8 by rows, through BF16 on the device.
-  void QuantizeToFp8() { scratch_ = Take(kStagingBytes), to_fp8_ = true; }
+  void QuantizeToFp8() { scratch_ = Take(kReadPieceBytes), to_fp8_ = true; }
 
   absl::StatusOr<const float*> Vector(absl::Span<const float> values) {
     if (values.empty()) return nullptr;
     const auto bytes = static_cast<int64_t>(values.size() * sizeof(float));
     uint8_t* to = Take(bytes);
-    RETURN_IF_ERROR(Copy(to, reinterpret_cast<const uint8_t*>(values.data()), bytes));
+    if (device_ != nullptr) {
+      const std::vector<float>& kept = vectors_.emplace_back(values.begin(), values.end());
+      copies_.push_back(
+          {reinterpret_cast<const uint8_t*>(kept.data()), 1, bytes, bytes, Recast::kNone, to});
+    }
     return reinterpret_cast<const float*>(to);
   }
 
@@ -111,13 +71,10 @@ class Uploader {
     if (device_ == nullptr) return matrix;
     for (const Matrix* part : parts) {
       const kernels::WeightView& view = part->view;
-      if (matrix.format == kernels::DeviceFormat::kGguf) {
-        RETURN_IF_ERROR(CopyRows(to, *part));
-        to += kernels::RowBytes(view.type, view.cols) * view.rows;
-      } else {
-        RETURN_IF_ERROR(CopyAsBf16(to, *part));
-        to += view.rows * view.cols * 2;
-      }
+      WeightCopy copy = CopyOf(*part, to);
+      if (matrix.format == kernels::DeviceFormat::kBF16) copy.recast = RecastOf(view.type);
+      to += RecastBytes(copy.recast, view.rows * copy.row_bytes);
+      copies_.push_back(std::move(copy));
     }
     return matrix;
   }
@@ -148,21 +105,18 @@ class Uploader {
     matrix.data = codes;
     matrix.scales = scales;
     if (device_ == nullptr) return matrix;
-    const int64_t rows_at_once = std::max<int64_t>(1, kStagingBytes / (matrix.cols * 2));
     for (const Matrix* part : parts) {
-      for (int64_t row = 0; row < part->view.rows; row += rows_at_once) {
-        Matrix rows;
-        rows.view = part->view;
-        rows.stride_bytes = StrideOf(*part);
-        rows.view.rows = std::min(rows_at_once, part->view.rows - row);
-        rows.view.data = static_cast<const uint8_t*>(part->view.data) + row * rows.stride_bytes;
-        RETURN_IF_ERROR(CopyAsBf16(scratch_, rows));
-        device_->ops().quantize_rows({reinterpret_cast<const uint16_t*>(scratch_), codes, scales,
-                                      false, rows.view.rows, matrix.cols},
+      WeightCopy copy = CopyOf(*part, scratch_);
+      copy.recast = RecastOf(part->view.type);
+      CHECK_LE(RecastBytes(copy.recast, copy.row_bytes), kReadPieceBytes);
+      copy.on_device = [this, codes, scales, cols = matrix.cols](int64_t first, int64_t rows) {
+        device_->ops().quantize_rows({reinterpret_cast<const uint16_t*>(scratch_),
+                                      codes + first * cols, scales + first, false, rows, cols},
                                      device_->stream());
-        codes += rows.view.rows * matrix.cols;
-        scales += rows.view.rows;
-      }
+      };
+      copies_.push_back(std::move(copy));
+      codes += part->view.rows * matrix.cols;
+      scales += part->view.rows;
     }
     return matrix;
   }
@@ -187,10 +141,11 @@ class Uploader {
     uint8_t* codes = Take(kernels::DeviceMatrixBytes(matrix));
     matrix.data = codes;
     for (const QuantizedWindow& window : windows) {
+      if (device_ == nullptr) break;
       const int64_t stride = window.matrix.cols;
-      RETURN_IF_ERROR(CopyRows(codes, window.matrix.codes + window.row * stride + window.col,
-                               window.cols, stride, window.rows));
-      if (device_ != nullptr) codes += window.rows * window.cols;
+      copies_.push_back({window.matrix.codes + window.row * stride + window.col, window.rows,
+                         window.cols, stride, Recast::kNone, codes});
+      codes += window.rows * window.cols;
     }
     ASSIGN_OR_RETURN(matrix.scales, Vector(scales));
     return matrix;
@@ -206,12 +161,11 @@ class Uploader {
     matrix.data = codes;
     matrix.group_scales = reinterpret_cast<const uint16_t*>(scales);
     matrix.group_zeros = zeros;
-    RETURN_IF_ERROR(FillRows(codes, matrix.cols / 2, windows, PackNibbles));
-    RETURN_IF_ERROR(
-        FillRows(scales, groups * 2, windows, [](const QuantizedWindow& window, uint8_t* to) {
-          GroupScales(window, reinterpret_cast<uint16_t*>(to));
-        }));
-    RETURN_IF_ERROR(FillRows(zeros, groups, windows, GroupZeros));
+    MakeRows(codes, matrix.cols / 2, windows, PackNibbles);
+    MakeRows(scales, groups * 2, windows, [](const QuantizedWindow& window, uint8_t* to) {
+      GroupScales(window, reinterpret_cast<uint16_t*>(to));
+    });
+    MakeRows(zeros, groups, windows, GroupZeros);
     return matrix;
   }
 
@@ -220,27 +174,41 @@ class Uploader {
                                                       kernels::DeviceMatrix matrix) {
     uint8_t* const to = Take(kernels::DeviceMatrixBytes(matrix));
     matrix.data = to;
-    RETURN_IF_ERROR(FillRows(to, matrix.cols * 2, windows, Expand));
+    MakeRows(to, matrix.cols * 2, windows,
+             [](const QuantizedWindow& window, uint8_t* rows) { Expand(window, rows); });
     return matrix;
   }
 
-  // Rows of `row_bytes` each, made by fill(window, to), window after window.
-  template <class Fill>
-  absl::Status FillRows(uint8_t* to, int64_t row_bytes, const std::vector<QuantizedWindow>& windows,
-                        Fill fill) {
+  // Rows of `row_bytes` each, made by make(window, to), window after window.
+  void MakeRows(uint8_t* to, int64_t row_bytes, const std::vector<QuantizedWindow>& windows,
+                void (*make)(const QuantizedWindow&, uint8_t*)) {
+    if (device_ == nullptr) return;
     for (const QuantizedWindow& window : windows) {
-      if (device_ == nullptr) return absl::OkStatus();
-      const int64_t bytes = window.rows * row_bytes;
-      RETURN_IF_ERROR(Stage(
-          to, bytes,
-          [&](uint8_t* staging, int64_t at, int64_t size) {
-            const int64_t row = window.row + at / row_bytes;
-            fill({window.matrix, row, size / row_bytes, window.col, window.cols}, staging);
-          },
-          kINT4Rows * row_bytes));
-      to += bytes;
+      WeightCopy copy;
+      copy.rows = window.rows;
+      copy.row_bytes = copy.stride_bytes = row_bytes;
+      copy.to = to;
+      copy.make_rows = kINT4Rows;
+      copy.make = [window, make](int64_t first, int64_t rows, uint8_t* at) {
+        make({window.matrix, window.row + first, rows, window.col, window.cols}, at);
+      };
+      copies_.push_back(std::move(copy));
+      to += window.rows * row_bytes;
     }
-    return absl::OkStatus();
+  }
+
+  static WeightCopy CopyOf(const Matrix& matrix, uint8_t* to) {
+    WeightCopy copy;
+    copy.from = static_cast<const uint8_t*>(matrix.view.data);
+    copy.rows = matrix.view.rows;
+    copy.row_bytes = kernels::RowBytes(matrix.view.type, matrix.view.cols);
+    copy.stride_bytes = matrix.stride_bytes > 0 ? matrix.stride_bytes : copy.row_bytes;
+    copy.to = to;
+    return copy;
+  }
+  static Recast RecastOf(kernels::DType type) {
+    if (type == kernels::DType::kF32) return Recast::kF32ToBf16;
+    return type == kernels::DType::kF16 ? Recast::kF16ToBf16 : Recast::kNone;
   }
 
   static bool SameFormat(const Matrix& a, const Matrix& b) {
@@ -255,90 +223,13 @@ class Uploader {
     return at;
   }
 
-  // Through pinned memory, one half filled while the other is on its way; in runs of whole units.
-  template <class Fill>
-  absl::Status Stage(uint8_t* to, int64_t bytes, Fill fill, int64_t unit = 2) {
-    if (device_ == nullptr) return absl::OkStatus();
-    CHECK(unit <= kStagingBytes) << "a unit of " << unit << " bytes";
-    const int64_t at_once = kStagingBytes / unit * unit;
-    const int64_t per_thread = std::max(unit, kReadBytes / unit * unit);
-    for (int64_t done = 0; done < bytes;) {
-      const int64_t size = std::min(at_once, bytes - done);
-      // The copy before the last has read this half.
-      if (in_flight_ == 2) {
-        RETURN_IF_ERROR(Finish());
-        in_flight_ = 0;
-      }
-      uint8_t* staging = staging_[half_].as<uint8_t>();
-      const absl::Time begin = SteadyNow();
-      readers_->ParallelFor(size, per_thread, [&](int64_t first, int64_t end) {
-        fill(staging + first, done + first, end - first);
-      });
-      times_.read += SteadyNow() - begin;
-      device_->CopyIn(to + done, staging, size);
-      half_ ^= 1;
-      ++in_flight_;
-      done += size;
-      copied_ += size;
-      if (on_piece_) on_piece_(copied_);
-    }
-    return absl::OkStatus();
-  }
-
-  absl::Status Copy(uint8_t* to, const uint8_t* from, int64_t bytes) {
-    return Stage(to, bytes, [&](uint8_t* staging, int64_t at, int64_t size) {
-      std::memcpy(staging, from + at, static_cast<size_t>(size));
-    });
-  }
-
-  // The rows of a matrix as they are, side by side.
-  absl::Status CopyRows(uint8_t* to, const Matrix& matrix) {
-    return CopyRows(to, static_cast<const uint8_t*>(matrix.view.data),
-                    kernels::RowBytes(matrix.view.type, matrix.view.cols), StrideOf(matrix),
-                    matrix.view.rows);
-  }
-  absl::Status CopyRows(uint8_t* to, const uint8_t* from, int64_t row_bytes, int64_t stride,
-                        int64_t rows) {
-    return Stage(to, row_bytes * rows, [&](uint8_t* staging, int64_t at, int64_t size) {
-      ForEachRow(row_bytes, at, size, [&](int64_t row, int64_t first, int64_t bytes, int64_t done) {
-        std::memcpy(staging + done, from + row * stride + first, static_cast<size_t>(bytes));
-      });
-    });
-  }
-
-  absl::Status CopyAsBf16(uint8_t* to, const Matrix& matrix) {
-    const kernels::WeightView& view = matrix.view;
-    if (view.type == kernels::DType::kBF16) return CopyRows(to, matrix);
-    const int64_t stride = StrideOf(matrix);
-    const auto convert = [&](const uint8_t* row, int64_t column) {
-      if (view.type == kernels::DType::kF32) return reinterpret_cast<const float*>(row)[column];
-      return kernels::cuda::HalfBitsToFloat(reinterpret_cast<const uint16_t*>(row)[column]);
-    };
-    return Stage(to, view.rows * view.cols * 2, [&](uint8_t* staging, int64_t at, int64_t size) {
-      ForEachRow(view.cols, at / 2, size / 2,
-                 [&](int64_t row, int64_t first, int64_t count, int64_t done) {
-                   const uint8_t* from = static_cast<const uint8_t*>(view.data) + row * stride;
-                   for (int64_t i = 0; i < count; ++i) {
-                     const kernels::cuda::Bf16 rounded =
-                         kernels::cuda::ToBf16(convert(from, first + i));
-                     std::memcpy(staging + 2 * (done + i), &rounded, 2);
-                   }
-                 });
-    });
-  }
-
   Device* device_ = nullptr;  // null: only count
-  std::unique_ptr<ThreadPool> readers_;
-  UploadTimes times_;
   uint8_t* memory_ = nullptr;
   int64_t used_ = 0;
-  int64_t copied_ = 0;
-  std::function<void(int64_t)> on_piece_;
   bool to_fp8_ = false;
-  uint8_t* scratch_ = nullptr;  // kStagingBytes of device memory
-  PinnedBuffer staging_[2];
-  int half_ = 0;
-  int in_flight_ = 0;
+  uint8_t* scratch_ = nullptr;  // kReadPieceBytes of device memory
+  std::vector<WeightCopy> copies_;
+  std::deque<std::vector<float>> vectors_;
 };
 
 absl::Status CheckSupport(const ModelConfig& config, const Partition& partition,
@@ -442,19 +333,29 @@ absl::StatusOr<int64_t> DeviceWeightsBytes(const ModelConfig& config, const Weig
 absl::StatusOr<DeviceWeights> UploadWeights(Device& device, const ModelConfig& config,
                                             const Weights& weights,
                                             const DeviceModelOptions& options,
-                                            const UploadProgress& on_progress) {
+                                            const UploadOptions& upload) {
   ASSIGN_OR_RETURN(const int64_t bytes, DeviceWeightsBytes(config, weights, options));
   DeviceWeights uploaded;
   ASSIGN_OR_RETURN(uploaded.memory, DeviceBuffer::Make(device, bytes));
-  ASSIGN_OR_RETURN(Uploader uploader, Uploader::Into(device, uploaded.memory.as<uint8_t>(),
-                                                     std::max(1, options.load_threads)));
-  // What becomes FP8 on its way is copied as BF16, which is more.
-  if (on_progress) {
-    uploader.Report([&](int64_t copied) { on_progress(std::min(copied, bytes), bytes); });
-  }
+  Uploader uploader(device, uploaded.memory.as<uint8_t>());
   RETURN_IF_ERROR(Upload(uploader, config, weights, options, uploaded));
-  RETURN_IF_ERROR(uploader.Finish());
-  uploaded.times = uploader.times();
+  StreamOptions stream;
+  stream.threads = options.load_threads;
+  stream.read.piece_bytes = std::min(upload.piece_bytes, kReadPieceBytes);
+  stream.read.hash_files = upload.hash_files;
+  stream.reader = upload.reader;
+  stream.stop = upload.stop;
+  if (upload.on_progress) {
+    // What becomes FP8 on its way is copied as BF16, which is more; and arrays are aligned.
+    stream.on_progress = [&](int64_t queued) {
+      upload.on_progress(std::min(queued, bytes - 1), bytes);
+    };
+  }
+  ASSIGN_OR_RETURN(StreamResult result,
+                   StreamWeights(device, uploader.copies(), upload.files, stream));
+  if (upload.on_progress) upload.on_progress(bytes, bytes);
+  uploaded.times = result.times;
+  uploaded.file_hashes = std::move(result.hashes);
   return uploaded;
 }
 

@@ -2,19 +2,23 @@
 // A model's weights, or one rank's share of them, in the memory of a device. Query, key and value
 // are one product where their formats allow it, and so are gate and up; F32 and F16 become BF16,
 // quantised blocks stay as they are in the file. One allocation, whose size is known before it is
-// made. Several threads read a tensor's pages, so that the disk has several requests at once, while
-// the device takes what was read before.
+// made. They go there as weight_stream.h reads them.
 #pragma once
 
 #include <cstdint>
 #include <functional>
+#include <stop_token>
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "common/hash/sha256.h"
 #include "worker/device/device.h"
 #include "worker/model/device_memory.h"
+#include "worker/model/mapped_file.h"
 #include "worker/model/model_config.h"
+#include "worker/model/read_plan.h"
+#include "worker/model/weight_stream.h"
 #include "worker/model/weights.h"
 
 namespace rempart::worker {
@@ -39,12 +43,6 @@ struct DeviceLayer {
   int64_t output_lead = 0;  // Matrix::lead of `output`
 };
 
-// What an upload spent its time on: pieces are read while the device takes the one before.
-struct UploadTimes {
-  absl::Duration read;  // from the file, and brought into the device's formats
-  absl::Duration wait;  // for the device
-};
-
 struct DeviceWeights {
   // Of a rank of several, the rows of its part of the vocabulary. The embedding is of the first
   // stage, the head and its norm of the last.
@@ -54,7 +52,8 @@ struct DeviceWeights {
   std::vector<const float*> inverse_frequencies;  // by rope
   std::vector<DeviceLayer> layers;
   DeviceBuffer memory;
-  UploadTimes times;
+  StreamTimes times;
+  std::vector<Sha256> file_hashes;  // of UploadOptions::files, where they were asked for
 };
 
 // Bytes that UploadWeights will allocate. Unimplemented names what a device cannot hold yet. Of the
@@ -62,13 +61,25 @@ struct DeviceWeights {
 absl::StatusOr<int64_t> DeviceWeightsBytes(const ModelConfig& config, const Weights& weights,
                                            const DeviceModelOptions& options);
 
-// How many of DeviceWeightsBytes are on their way; called for each piece of a few MiB. May be
-// empty.
+// How many of DeviceWeightsBytes are on their way; called for each piece of a few MiB, and once all
+// are there. May be empty.
 using UploadProgress = std::function<void(int64_t bytes_done, int64_t bytes_total)>;
+
+struct UploadOptions {
+  // Those that the weights view. What lies in none of them is read from memory.
+  absl::Span<const MappedFile> files = {};
+  // All of each file is read, whatever this rank's share of it.
+  bool hash_files = false;
+  UploadProgress on_progress = {};
+  // Ends it with Cancelled.
+  std::stop_token stop = {};
+  int64_t piece_bytes = kReadPieceBytes;  // at most so many, a multiple of 4
+  FileReader reader = ReadMappedFile;
+};
 
 absl::StatusOr<DeviceWeights> UploadWeights(Device& device, const ModelConfig& config,
                                             const Weights& weights,
                                             const DeviceModelOptions& options,
-                                            const UploadProgress& on_progress = nullptr);
+                                            const UploadOptions& upload = {});
 
 }  // namespace rempart::worker

@@ -21,15 +21,18 @@ class MappedFile {
 
   absl::Span<const uint8_t> bytes() const { return bytes_; }
   const std::string& path() const { return path_; }
+  // Open for reading as long as it is mapped, of the same file whatever its path names by then.
+  int descriptor() const { return descriptor_; }
   // Tells the kernel that resident pages are not needed soon; they can be read again at any time.
   void DropResidentPages() const;
 
  private:
-  MappedFile(std::string path, absl::Span<const uint8_t> bytes)
-      : path_(std::move(path)), bytes_(bytes) {}
+  MappedFile(std::string path, absl::Span<const uint8_t> bytes, int descriptor)
+      : path_(std::move(path)), bytes_(bytes), descriptor_(descriptor) {}
 
   std::string path_;
   absl::Span<const uint8_t> bytes_;
+  int descriptor_ = -1;
 };
 
 }  // namespace rempart::worker

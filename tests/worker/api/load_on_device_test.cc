@@ -19,6 +19,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/clock.h"
 #include "worker/api/load_model.h"
+#include "worker/api/source_check.h"
 #include "worker/comm/host_collectives.h"
 #include "worker/device/emulated_device.h"
 #include "worker/engine/engine.h"
@@ -214,14 +215,41 @@ TEST_F(LoadOnDeviceTest, SaysWhatItRunsOnAndWhatTheStartWasMadeOf) {
   for (const char* part : {"device", "open", "tokenizer", "bind", "read", "copy", "upload"}) {
     EXPECT_THAT(Parts(), Contains(part));
   }
+  EXPECT_THAT(Parts(), Not(Contains("hash"))) << "no digest is wanted before it serves";
   EXPECT_THAT(Parts(), Not(Contains("repack"))) << "the CPU's copies would never be read";
   const StatusSnapshot loaded = status_.snapshot();
   EXPECT_GT(loaded.bytes_done, 600'000) << "of a file of 660 KB";
-  EXPECT_LE(loaded.bytes_done, loaded.bytes_total);
+  EXPECT_EQ(loaded.bytes_done, loaded.bytes_total);
   EXPECT_TRUE(model->check_later({}).ok());
   EXPECT_THAT(status_.snapshot().digest, HasSubstr("sha256:"));
   // 3 layers of 2 KV heads of 16 elements: K and V of 16 tokens in BF16 are 6 KiB.
   EXPECT_EQ(model->engine.blocks_total, kv_cache_bytes_ / (6 * 1024));
+}
+
+// By the first rank alone, which reads the others' shares for it as well.
+TEST_F(LoadOnDeviceTest, AWantedDigestIsThatOfTheBytesThatPassed) {
+  const auto digest = HashModel(root_, {}, nullptr);
+  ASSERT_TRUE(digest.ok());
+  for (const int ranks : {1, 2}) {
+    settings_.tensor_parallel = settings_.ranks_per_pod = ranks;
+    settings_.model_digest = DigestText(*digest);
+    const auto model = LoadOnGpu(int64_t{3} << 30);
+    ASSERT_TRUE(model.ok()) << model.status();
+    EXPECT_THAT(Parts(), Contains("hash"));
+    EXPECT_EQ(status_.snapshot().digest, settings_.model_digest);
+    settings_.model_digest[10] = settings_.model_digest[10] == '0' ? '1' : '0';
+    const auto other = LoadOnGpu(int64_t{3} << 30);
+    EXPECT_EQ(other.status().code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(other.status().message()),
+                HasSubstr(absl::StrCat("has the digest ", DigestText(*digest))));
+  }
+}
+
+TEST_F(LoadOnDeviceTest, AWrongFileIsSaidToBeSoWhateverElseIsWrong) {
+  settings_.model_digest = absl::StrCat("sha256:", std::string(64, '0'));
+  kv_cache_bytes_ = 0;
+  const auto refused = LoadOnGpu(int64_t{1} << 30);  // nothing fits
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("has the digest sha256:"));
 }
 
 TEST_F(LoadOnDeviceTest, AnFp8CacheHoldsTwiceAsMuch) {

@@ -64,6 +64,20 @@ TEST_F(SourceCheckTest, HashesAFileAsEveryoneDoes) {
   EXPECT_EQ(HashFile(root_ + "/none", {}, nullptr).status().code(), absl::StatusCode::kUnavailable);
 }
 
+TEST_F(SourceCheckTest, WhatIsKnownIsNotReadAgain) {
+  const Sha256 known = {5};
+  EXPECT_EQ(*HashModel(path_, {}, nullptr, {{path_, known}}), known);
+  const std::string folder = root_ + "/folder";
+  fs::create_directories(folder);
+  std::ofstream(folder + "/config.json") << "{}";
+  std::ofstream(folder + "/model.safetensors") << "weights";
+  const auto whole = HashModel(folder, {}, nullptr);
+  ASSERT_TRUE(whole.ok());
+  const std::string weights = folder + "/model.safetensors";
+  EXPECT_EQ(*HashModel(folder, {}, nullptr, {{weights, *HashFile(weights, {}, nullptr)}}), *whole);
+  EXPECT_NE(*HashModel(folder, {}, nullptr, {{weights, known}}), *whole);
+}
+
 TEST_F(SourceCheckTest, StopsWhenAsked) {
   std::stop_source stop;
   stop.request_stop();
