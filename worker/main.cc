@@ -75,6 +75,9 @@ absl::Status PrepareForNccl(const WorkerSettings& settings) {
   SetNcclVariables(settings.nccl);
   RETURN_IF_ERROR(CheckNcclSettings(ReadNcclSettings()));
   TurnOffNcclPlugins();
+  if (const std::string why = WhyNoRdma("/dev/infiniband", RaiseLockedMemory()); !why.empty()) {
+    LogWarning("worker", why);
+  }
   return absl::OkStatus();
 }
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/comm/nccl_environment.h"
 
+#include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -18,6 +20,8 @@ namespace rempart::worker {
 namespace {
 
 constexpr absl::string_view kPrefix = "NCCL_";
+// NCCL registers up to some 10 MiB for each channel and peer.
+constexpr uint64_t kLeastLockedBytes = uint64_t{1} << 30;
 
 // Code that NCCL would load: https://docs.nvidia.com/deeplearning/nccl, "Environment variables",
 // and src/plugin/ of its source.
@@ -78,6 +82,24 @@ std::vector<NcclSettingsSource> ReadNcclSettings() {
 
 void SetNcclVariables(const std::map<std::string, std::string>& variables) {
   for (const auto& [name, value] : variables) setenv(name.c_str(), value.c_str(), 1);
+}
+
+uint64_t RaiseLockedMemory() {
+  rlimit limit = {};
+  if (getrlimit(RLIMIT_MEMLOCK, &limit) != 0) return 0;
+  if (limit.rlim_cur == limit.rlim_max) return limit.rlim_cur;
+  const rlimit raised = {limit.rlim_max, limit.rlim_max};
+  return setrlimit(RLIMIT_MEMLOCK, &raised) == 0 ? raised.rlim_cur : limit.rlim_cur;
+}
+
+std::string WhyNoRdma(const std::string& devices, uint64_t locked_bytes) {
+  struct stat info = {};
+  if (locked_bytes >= kLeastLockedBytes || stat(devices.c_str(), &info) != 0) return "";
+  return absl::StrCat(
+      "there are network cards for RDMA (", devices, "), but this process may lock only ",
+      locked_bytes >> 10,
+      " KiB of memory, so NCCL cannot register its buffers and falls back to sockets: set "
+      "LimitMEMLOCK=infinity for the container runtime of the node (containerd.service)");
 }
 
 void TurnOffNcclPlugins() {

@@ -5,6 +5,7 @@
 #include <dlfcn.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -303,6 +304,22 @@ TEST(NcclEnvironment, PlugInsAreTurnedOffAndThatIsNoOffence) {
   EXPECT_STREQ(std::getenv("NCCL_NET_PLUGIN"), "none");
   EXPECT_STREQ(std::getenv("NCCL_TUNER_PLUGIN"), "none");
   EXPECT_TRUE(CheckNcclSettings({ReadNcclSettings()[0]}).ok());
+}
+
+TEST(LockedMemory, IsRaisedAsFarAsItMayBe) {
+  rlimit limit = {};
+  const uint64_t locked = RaiseLockedMemory();
+  ASSERT_EQ(getrlimit(RLIMIT_MEMLOCK, &limit), 0);
+  EXPECT_EQ(limit.rlim_cur, limit.rlim_max);
+  EXPECT_EQ(locked, limit.rlim_max);
+}
+
+TEST(LockedMemory, TooLittleIsSaidWhereThereAreCardsThatNeedIt) {
+  const std::string why = WhyNoRdma("/tmp", 8 << 20);
+  EXPECT_THAT(why, HasSubstr("may lock only 8192 KiB"));
+  EXPECT_THAT(why, HasSubstr("LimitMEMLOCK=infinity"));
+  EXPECT_EQ(WhyNoRdma("/tmp", RLIM_INFINITY), "");
+  EXPECT_EQ(WhyNoRdma("/nowhere/infiniband", 8 << 20), "");
 }
 
 }  // namespace
