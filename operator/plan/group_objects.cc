@@ -18,18 +18,14 @@ constexpr int32_t kDataPort = 7071;
 constexpr int32_t kControlPort = 7080;
 constexpr int32_t kDnsPort = 53;
 constexpr int32_t kTerminationSeconds = 60;
-// For what ranks of one pod say to each other through memory of the host: a container's own 64 MiB
-// are too few for NCCL.
-constexpr char kSharedMemory[] = "1Gi";
-
 // "weights", and "weights-2" and on for the other parts of a model in several files.
 std::string WeightsName(size_t part) {
   return part == 0 ? "weights" : absl::StrCat("weights-", part + 1);
 }
 
-// NCCL links the ranks of a stage.
-bool LinksGpus(const GroupPlan& group) {
-  return group.spec.device() == "gpu" && group.config.tensor_parallel() > 1;
+// "1Gi", "1536Mi".
+std::string MibQuantity(int32_t mib) {
+  return mib % 1024 == 0 ? absl::StrCat(mib / 1024, "Gi") : absl::StrCat(mib, "Mi");
 }
 
 void FillOwned(const Model& model, const std::string& name, k8s::v1::ObjectMeta& metadata) {
@@ -130,7 +126,7 @@ void FillContainer(const Observed& observed, const GroupPlan& group,
     AddMount(container, "repacked", kCacheMount);
     container.mutable_volume_mounts()->rbegin()->clear_read_only();
   }
-  if (LinksGpus(group)) {
+  if (LinksGpus(group.spec)) {
     AddMount(container, "shared-memory", "/dev/shm");
     container.mutable_volume_mounts()->rbegin()->clear_read_only();
   }
@@ -167,11 +163,11 @@ void AddVolumes(const GroupPlan& group, k8s::v1::PodSpec& pod) {
     repacked.set_name("repacked");
     repacked.mutable_persistent_volume_claim()->set_claim_name(group.volume.cache_claim);
   }
-  if (!LinksGpus(group)) return;
+  if (!LinksGpus(group.spec)) return;
   k8s::v1::Volume& shared = *pod.add_volumes();
   shared.set_name("shared-memory");
   shared.mutable_empty_dir()->set_medium("Memory");
-  shared.mutable_empty_dir()->set_size_limit(kSharedMemory);
+  shared.mutable_empty_dir()->set_size_limit(MibQuantity(SharedMemoryMib(group.spec)));
 }
 
 k8s::v1::NodeSelectorTerm& RequiredTerm(k8s::v1::PodSpec& pod) {
@@ -312,7 +308,7 @@ k8s::v1::NetworkPolicy MakeNetworkPolicy(const Observed& observed, const GroupPl
   AddPolicyPort(peers, kAttachPort, "TCP");
   AddPolicyPort(peers, kDataPort, "TCP");
   *peers.add_to()->mutable_pod_selector() = members;
-  if (LinksGpus(group) && group.config.tensor_parallel() > group.ranks_per_pod) {
+  if (LinksGpus(group.spec) && group.config.tensor_parallel() > group.ranks_per_pod) {
     *spec.add_ingress()->add_from()->mutable_pod_selector() = members;
     *spec.add_egress()->add_to()->mutable_pod_selector() = members;
   }

@@ -13,6 +13,8 @@ namespace {
 
 // The folder of a pod under which its weights are mounted.
 constexpr char kGpuPrefix[] = "nvidia.com/";
+constexpr int32_t kLeastSharedMib = 1024;
+constexpr int32_t kSharedMibOfRank = 256;
 
 void FillEngine(const serving::v1alpha1::EngineSpec& spec, worker::v1::EngineConfig& engine) {
   engine.set_context_length(spec.context_length());
@@ -79,6 +81,15 @@ serving::v1alpha1::Resources PodResources(const serving::v1alpha1::ModelSpec& sp
   (*resources.mutable_requests())[GpuResource(spec)] = gpus;
   (*resources.mutable_limits())[GpuResource(spec)] = gpus;
   return resources;
+}
+
+bool LinksGpus(const serving::v1alpha1::ModelSpec& spec) {
+  return spec.device() == "gpu" && spec.parallelism().tensor() > 1;
+}
+
+int32_t SharedMemoryMib(const serving::v1alpha1::ModelSpec& spec) {
+  if (spec.parallelism().has_shared_memory_mib()) return spec.parallelism().shared_memory_mib();
+  return std::max(kLeastSharedMib, kSharedMibOfRank * RanksPerPod(spec));
 }
 
 int32_t RanksPerPod(const serving::v1alpha1::ModelSpec& spec) {

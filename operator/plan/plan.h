@@ -109,6 +109,13 @@ std::string GpuResource(const serving::v1alpha1::ModelSpec& spec);
 // What each pod of a group asks for and may use: spec.resources, and its GPUs.
 serving::v1alpha1::Resources PodResources(const serving::v1alpha1::ModelSpec& spec);
 
+// MiB of /dev/shm of each pod of several ranks on GPUs. NCCL takes up to some 10 MiB for each
+// channel and neighbour where it goes through memory of the host: 256 for a rank with four
+// channels.
+int32_t SharedMemoryMib(const serving::v1alpha1::ModelSpec& spec);
+// Whether NCCL links ranks of the group: those of a stage on GPUs.
+bool LinksGpus(const serving::v1alpha1::ModelSpec& spec);
+
 // Of one group.
 int32_t RanksPerPod(const serving::v1alpha1::ModelSpec& spec);
 int32_t PodCount(const serving::v1alpha1::ModelSpec& spec);

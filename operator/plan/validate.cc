@@ -14,6 +14,7 @@
 #include "common/nccl_variables.h"
 #include "common/split_files.h"
 #include "operator/plan/group_objects.h"
+#include "operator/plan/quantity.h"
 
 namespace rempart::op {
 namespace {
@@ -187,6 +188,23 @@ std::optional<Refusal> WrongShape(const ModelSpec& spec) {
   return std::nullopt;
 }
 
+std::optional<Refusal> WrongSharedMemory(const ModelSpec& spec) {
+  if (!spec.parallelism().has_shared_memory_mib()) return std::nullopt;
+  if (!LinksGpus(spec)) {
+    return NotSupported("parallelism.sharedMemoryMib",
+                        "it is for several ranks with device: gpu; leave it out");
+  }
+  const Amounts limits = ParseAmountsOf(spec.resources().limits());
+  const auto memory = limits.find("memory");
+  const int32_t mib = spec.parallelism().shared_memory_mib();
+  if (memory == limits.end() || int64_t{mib} << 20 < memory->second) return std::nullopt;
+  return Refusal{"InvalidResources",
+                 absl::StrCat("spec.parallelism.sharedMemoryMib: ", mib,
+                              " MiB count as memory of the pod, and spec.resources.limits.memory "
+                              "is ",
+                              memory->second >> 20, " MiB: raise it, or lower sharedMemoryMib")};
+}
+
 // NCCL reads variables that load code or name files: those on a list pass.
 std::optional<Refusal> WrongNccl(const ModelSpec& spec) {
   // A map of protobuf has no order; the first name by the alphabet is told each time.
@@ -275,6 +293,7 @@ std::optional<Refusal> Validate(const Observed& observed, ParsedSource& source) 
   if (auto refusal = WrongShape(model.spec())) return refusal;
   if (auto refusal = WrongGpus(model.spec())) return refusal;
   if (auto refusal = WrongNccl(model.spec())) return refusal;
+  if (auto refusal = WrongSharedMemory(model.spec())) return refusal;
   if (auto refusal = ParseSource(observed.settings, model.spec(), source)) return refusal;
   if (auto refusal = WrongCacheClaim(observed)) return refusal;
   return NameClash(observed);

@@ -342,6 +342,55 @@ TEST(Gpu, StagesOpenNoPortsOfNcclAndNeedItInAStageOfSeveralAlone) {
   for (const auto& volume : pod.volumes()) EXPECT_FALSE(volume.has_empty_dir());
 }
 
+std::string SharedMemoryOf(const Observed& observed) {
+  return PodOf(observed).volumes().rbegin()->empty_dir().size_limit();
+}
+
+TEST(Gpu, SharedMemoryGrowsWithTheRanksOfAPodOrIsWhatTheManifestSays) {
+  EXPECT_EQ(SharedMemoryOf(OneModelOnGpus(2, 1)), "1Gi");
+  EXPECT_EQ(SharedMemoryOf(OneModelOnGpus(4, 0)), "1Gi");
+  EXPECT_EQ(SharedMemoryOf(OneModelOnGpus(8, 0)), "2Gi");
+  EXPECT_EQ(SharedMemoryOf(OneModelOnGpus(16, 8)), "2Gi");
+  EXPECT_EQ(SharedMemoryOf(OneModelOnGpus(5, 0)), "1280Mi");
+  Observed observed = OneModelOnGpus(8, 0);
+  const std::string before = MakePlan(observed).groups.at(0).config_hash;
+  observed.model.mutable_spec()->mutable_parallelism()->set_shared_memory_mib(8192);
+  EXPECT_EQ(SharedMemoryOf(observed), "8Gi");
+  EXPECT_NE(MakePlan(observed).groups.at(0).config_hash, before);
+}
+
+TEST(Gpu, SharedMemoryIsForSeveralRanksAndNoMoreThanThePodHas) {
+  static const auto set = [](ModelSpec& spec) {
+    spec.mutable_parallelism()->set_tensor(2);
+    spec.mutable_parallelism()->set_shared_memory_mib(2048);
+  };
+  Expect({
+      {"two ranks", [](ModelSpec& spec) { set(spec); }, "", ""},
+      {"one rank", [](ModelSpec& spec) { spec.mutable_parallelism()->set_shared_memory_mib(2048); },
+       "NotSupported", "spec.parallelism.sharedMemoryMib"},
+      {"on CPU",
+       [](ModelSpec& spec) {
+         set(spec);
+         spec.set_device("cpu");
+       },
+       "NotSupported", "leave it out"},
+      {"more than the pod's memory",
+       [](ModelSpec& spec) {
+         set(spec);
+         (*spec.mutable_resources()->mutable_limits())["memory"] = "2Gi";
+       },
+       "InvalidResources",
+       "sharedMemoryMib: 2048 MiB count as memory of the pod, and "
+       "spec.resources.limits.memory is 2048 MiB"},
+      {"less than it",
+       [](ModelSpec& spec) {
+         set(spec);
+         (*spec.mutable_resources()->mutable_limits())["memory"] = "3Gi";
+       },
+       "", ""},
+  });
+}
+
 TEST(Gpu, OneGpuAndRanksOnCpuNeedNeither) {
   Observed on_cpu = OneModelOnGpus(8, 4);
   on_cpu.model.mutable_spec()->set_device("cpu");
