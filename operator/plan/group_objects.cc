@@ -183,10 +183,18 @@ void AddHosts(const std::vector<std::string>& nodes, k8s::v1::NodeSelectorTerm& 
   for (const std::string& node : nodes) elsewhere.add_values(node);
 }
 
+void KeepOffSmallNodes(const GroupPlan& group, k8s::v1::PodSpec& pod) {
+  if (group.small_nodes.empty()) return;
+  std::vector<std::string> nodes;
+  for (const auto& [node, mib] : group.small_nodes) nodes.push_back(node);
+  AddHosts(nodes, RequiredTerm(pod));
+}
+
 // What decides where the next pod goes and is no reason to replace one: not part of the hash.
 void AddPlacement(const Observed& observed, const GroupPlan& group, k8s::v1::PodTemplate& pod) {
   const auto& labels = observed.model.metadata().labels();
   if (const auto queue = labels.find(kQueueLabel); queue != labels.end()) {
+    KeepOffSmallNodes(group, *pod.mutable_spec());
     auto& metadata = *pod.mutable_metadata();
     (*metadata.mutable_labels())[kQueueLabel] = queue->second;
     (*metadata.mutable_labels())["kueue.x-k8s.io/pod-group-name"] = group.name;
@@ -198,6 +206,7 @@ void AddPlacement(const Observed& observed, const GroupPlan& group, k8s::v1::Pod
     pod.mutable_spec()->add_scheduling_gates()->set_name(kPlacementGate);
     return;
   }
+  KeepOffSmallNodes(group, *pod.mutable_spec());
   // A wish, not a demand: on a cluster of one node, a single pod that was killed twice must come
   // back.
   const auto avoid = [&](const std::vector<std::string>& nodes, int32_t weight) {

@@ -42,6 +42,13 @@ struct NameClaim {
   std::string creation_timestamp;
 };
 
+struct RankMemoryObservation {
+  int32_t weights_mib = 0;
+  int32_t workspace_mib = 0;
+  int32_t kv_cache_mib = 0;
+  int32_t reserve_mib = 0;
+};
+
 // The last word of a group's leader on its Join stream.
 struct WorkerProgress {
   WorkerPhase phase = WorkerPhase::kUnknown;
@@ -58,6 +65,8 @@ struct WorkerProgress {
   int32_t requests = 0;  // that run or wait in the leader
   // Numbers of ranks that the model can be cut into; empty: not known yet.
   std::vector<int32_t> tensor_sizes = {};
+  // What a rank takes of its GPU, in MiB; zeros: not known yet, or on CPU.
+  RankMemoryObservation rank_memory = {};
 };
 
 struct PodObservation {

@@ -26,6 +26,9 @@ std::string Forbidden(const PlacementRequest& request, const NodeObservation& no
   if (request.excluded_nodes.count(node.name) > 0) {
     return "excluded, because members broke there twice";
   }
+  if (const auto small = request.small_nodes.find(node.name); small != request.small_nodes.end()) {
+    return absl::StrCat("its GPUs have ", small->second, " MiB each, and ", request.rank_need);
+  }
   for (const TaintObservation& taint : node.taints) {
     if (taint.effect == "PreferNoSchedule") continue;
     if (taint.effect == "NoSchedule" && request.tolerated_taints.count(taint.key) > 0) continue;

@@ -33,7 +33,10 @@ struct PlacementRequest {
   // Nodes of the group's other pods, which stay.
   std::set<std::string> kept_nodes;
   std::set<std::string> excluded_nodes;
-  std::set<std::string> suspect_nodes;          // used last
+  std::set<std::string> suspect_nodes;  // used last
+  // Nodes whose GPUs have less than a rank takes: MiB, and what it takes in words.
+  std::map<std::string, int64_t> small_nodes = {};
+  std::string rank_need = {};
   std::set<std::string> tolerated_taints = {};  // keys, with the effect NoSchedule
 };
 

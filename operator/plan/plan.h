@@ -42,6 +42,10 @@ struct GroupPlan {
   // Nodes that its pods must not, and should rather not, be put on.
   std::vector<std::string> excluded_nodes = {};
   std::vector<std::string> suspect_nodes = {};
+  // Nodes whose GPUs are too small for one of its ranks, with what these have, and what a rank
+  // takes, in words.
+  std::map<std::string, int64_t> small_nodes = {};
+  std::string rank_need = {};
   std::string config_hash;
   // False: the group runs an older template and waits for its turn; leave it as it is.
   bool apply = true;

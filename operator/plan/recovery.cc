@@ -227,6 +227,8 @@ PlacementRequest RequestOf(const GroupPlan& group) {
   request.topology_key = placement.topology_key();
   request.excluded_nodes = {group.excluded_nodes.begin(), group.excluded_nodes.end()};
   request.suspect_nodes = {group.suspect_nodes.begin(), group.suspect_nodes.end()};
+  request.small_nodes = group.small_nodes;
+  request.rank_need = group.rank_need;
   if (group.spec.device() == "gpu") request.tolerated_taints = {kGpuTaint};
   return request;
 }
@@ -235,6 +237,7 @@ PlacementRequest RequestOf(const GroupPlan& group) {
 // put by the scheduler, which may choose the node again: it is moved once, not for ever.
 bool MustLeave(const Observed& observed, const GroupPlan& group, const PodObservation& pod,
                const ModelStatus& status) {
+  if (group.small_nodes.count(pod.node) > 0) return true;
   const auto& excluded = group.excluded_nodes;
   if (std::find(excluded.begin(), excluded.end(), pod.node) == excluded.end()) return false;
   if (IsGated(group)) return true;
@@ -253,6 +256,7 @@ bool MoveAway(const Observed& observed, const GroupPlan& group, const GroupObser
   std::vector<const PodObservation*> leaving;
   std::string why;
   bool cordoned = false;
+  bool small = true;  // nowhere is better than where it cannot run
   for (const PodObservation& pod : seen.pods) {
     if (pod.deleting || IsReplacedAlready(plan, pod)) return false;
     const NodeObservation* node = FindNode(observed, pod.node);
@@ -261,14 +265,19 @@ bool MoveAway(const Observed& observed, const GroupPlan& group, const GroupObser
       leaving.push_back(&pod);
       request.pods.push_back(pod.name);
       cordoned |= node->cordoned;
-      why = absl::StrCat("node ", pod.node, node->cordoned ? " is cordoned" : " is excluded");
+      const bool is_small = group.small_nodes.count(pod.node) > 0;
+      small &= is_small && !node->cordoned;
+      why = absl::StrCat("node ", pod.node,
+                         node->cordoned ? " is cordoned"
+                         : is_small     ? absl::StrCat(" has too small GPUs: ", group.rank_need)
+                                        : " is excluded");
     } else if (!pod.node.empty()) {
       request.kept_nodes.insert(pod.node);
     }
   }
   if (leaving.empty()) return false;
   const PlacementAnswer answer = PlaceGroup(request, observed.nodes);
-  if (answer.nodes.empty()) {
+  if (answer.nodes.empty() && !small) {
     if (cordoned) {
       plan.unmoved[group.index] = absl::StrCat("group ", group.name, " stays: ", why, ", and ",
                                                answer.missing, ". Make room, or uncordon the node");

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "operator/plan/drain.h"
+#include "operator/plan/gpu_memory.h"
 #include "operator/plan/group_plan.h"
 #include "operator/plan/status.h"
 
@@ -179,6 +180,10 @@ std::vector<Candidate> MakeCandidates(const Observed& observed,
     for (const auto& node : plan.status.suspect_nodes()) {
       (node.excluded() ? group.excluded_nodes : group.suspect_nodes).push_back(node.name());
     }
+    const auto need = NeedOfRank(observed.model.status(), group.spec);
+    if (!need.has_value()) return;
+    group.small_nodes = SmallNodes(observed.nodes, group.spec, *need);
+    group.rank_need = need->words;
   };
   const std::vector<GroupPlan> targets = MakeGroups(observed, target, count);
   const std::vector<GroupPlan> keeps =

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "operator/plan/gpu_memory.h"
 #include "operator/plan/group_objects.h"
 #include "operator/plan/group_plan.h"
 #include "operator/plan/rollout.h"
@@ -119,6 +120,15 @@ std::string HowToRetry(const Model& model) {
                       kRetryAnnotation, "=\"$(date)\" --overwrite");
 }
 
+// What the scheduler does not say: why it may not use nodes that have GPUs left.
+std::string SmallGpusOf(const Plan& plan, int32_t index) {
+  for (const GroupPlan& group : plan.groups) {
+    if (group.index != index || group.small_nodes.empty()) continue;
+    return ". " + SmallNodesInWords(group);
+  }
+  return "";
+}
+
 std::optional<Trouble> FirstTrouble(const Observed& observed, const Memory& memory,
                                     const Plan& plan) {
   if (observed.claim == ClaimState::kMissing) {
@@ -129,7 +139,10 @@ std::optional<Trouble> FirstTrouble(const Observed& observed, const Memory& memo
                                 "; create it, or correct spec.source.uri")};
   }
   for (const GroupObservation& group : observed.groups) {
-    if (auto trouble = GroupTrouble(group)) return trouble;
+    auto trouble = GroupTrouble(group);
+    if (!trouble.has_value()) continue;
+    if (trouble->reason == "Unschedulable") trouble->message += SmallGpusOf(plan, group.index);
+    return trouble;
   }
   if (!plan.unplaced.empty()) {
     const std::string excluded = ExcludedInWords(plan.status);
@@ -282,6 +295,7 @@ void MakeStatus(const Observed& observed, const std::optional<Refusal>& refusal,
   status.set_digest(observed.model.status().digest());
   FillGroups(observed, memory, plan);
   FillTensorSizes(observed, plan);
+  FillRankMemory(observed, plan);
   int32_t ready = 0;
   bool proved = false;
   int32_t existing = 0;

@@ -182,7 +182,8 @@ std::vector<GroupObservation> ObserveGroups(const Sources& sources, const Model&
   return sorted;
 }
 
-// Only those of interest, unless a pod waits for a place or must leave its node: then all.
+// Only those of interest, unless a pod waits for a place or must leave its node, or there is more
+// to know of a node than that: then all.
 std::vector<NodeObservation> ObserveNodes(const Sources& sources, const Observed& observed) {
   std::set<std::string> in_use;
   bool all = false;
@@ -200,6 +201,8 @@ std::vector<NodeObservation> ObserveNodes(const Sources& sources, const Observed
     all |= nodes.back().cordoned || !nodes.back().ready;
   }
   for (const auto& suspect : observed.model.status().suspect_nodes()) all |= suspect.excluded();
+  // Of all it is looked whether their GPUs are large enough.
+  all |= observed.model.spec().device() == "gpu" && observed.model.status().has_rank_memory();
   if (!all) return nodes;
   nodes.clear();
   for (const auto& node : sources.informers->nodes.store().All()) {

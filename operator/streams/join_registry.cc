@@ -64,6 +64,8 @@ WorkerProgress FromWire(const Progress& wire) {
   progress.digest = wire.digest();
   progress.requests = wire.requests();
   progress.tensor_sizes.assign(wire.tensor_sizes().begin(), wire.tensor_sizes().end());
+  progress.rank_memory = {wire.rank_memory().weights_mib(), wire.rank_memory().workspace_mib(),
+                          wire.rank_memory().kv_cache_mib(), wire.rank_memory().reserve_mib()};
   for (const auto& rank : wire.ranks()) {
     if (rank.heard_age_ms() > 0) continue;  // another pod's
     progress.step = std::max(progress.step, Clamped(rank.step()));

@@ -14,6 +14,8 @@
 namespace rempart::worker {
 namespace {
 
+constexpr int64_t kMiB = 1 << 20;
+
 using group::v1::FromMember;
 using group::v1::Progress;
 using group::v1::ToMember;
@@ -151,6 +153,14 @@ FromMember JoinClient::ProgressFrame(const StatusSnapshot& snapshot) const {
     told.set_milliseconds(static_cast<int32_t>(absl::ToInt64Milliseconds(part.time)));
   }
   for (const int size : snapshot.tensor_sizes) progress->add_tensor_sizes(size);
+  if (const DeviceMemoryNeeds& needs = snapshot.rank_memory; needs.weights_bytes > 0) {
+    const auto mib = [](int64_t bytes) { return static_cast<int32_t>((bytes + kMiB - 1) / kMiB); };
+    group::v1::RankMemory& told = *progress->mutable_rank_memory();
+    told.set_weights_mib(mib(needs.weights_bytes));
+    told.set_workspace_mib(mib(needs.workspace_bytes));
+    told.set_kv_cache_mib(mib(needs.kv_bytes));
+    told.set_reserve_mib(mib(needs.reserve_bytes));
+  }
   if (handlers_.requests) progress->set_requests(handlers_.requests());
   if (handlers_.node_warning) progress->set_node_warning(handlers_.node_warning());
   if (!handlers_.ranks) return frame;

@@ -215,6 +215,22 @@ class SharedProgress {
   WorkerStatus& status_;
 };
 
+// What the rank takes that takes most, before any of it is taken: whoever places the pods should
+// know it above all when it does not fit.
+absl::Status TellNeeds(const DeviceModelOptions& options, const ModelFile& model,
+                       WorkerStatus& status) {
+  DeviceMemoryNeeds most;
+  for (const auto& part : model.parts) {
+    ASSIGN_OR_RETURN(const int64_t bytes,
+                     DeviceWeightsBytes(model.source.config, part->weights, options));
+    const DeviceMemoryNeeds needs =
+        NeedsOfRank(model.source.config, bytes, options, part->weights.partition.of);
+    if (needs.sum() > most.sum()) most = needs;
+  }
+  status.SetRankMemory(most);
+  return absl::OkStatus();
+}
+
 // To all GPUs at once, which give up when one of them fails. The first one's rank hashes the files
 // for all.
 absl::Status LoadOnGpus(const DeviceModelOptions& options, bool wants_hash, ModelFile& model,
@@ -253,6 +269,7 @@ absl::Status PrepareOnGpus(const WorkerSettings& settings, ModelFile& model, Eng
   RETURN_IF_ERROR(BindParts(settings, model, status));
   const absl::Time begin = SteadyNow();
   const DeviceModelOptions options = DeviceOptions(settings, engine.context_length);
+  RETURN_IF_ERROR(TellNeeds(options, model, status));
   const bool wants_hash = !settings.model_digest.empty();
   RETURN_IF_ERROR(LoadOnGpus(options, wants_hash, model, status));
   int64_t blocks = std::numeric_limits<int32_t>::max();

@@ -14,6 +14,7 @@
 #include "worker/comm/device_communicator.h"
 #include "worker/group/epoch_fate.h"
 #include "worker/group/fabric.h"
+#include "worker/model/device_memory.h"
 
 namespace rempart::worker {
 
@@ -57,6 +58,7 @@ struct StatusSnapshot {
   // That a stage of the model can be cut into, and its layers; empty and 0: not known yet.
   std::vector<int> tensor_sizes = {};
   int layers = 0;
+  DeviceMemoryNeeds rank_memory = {};  // of the rank on a GPU that takes most; zeros: not known
   // Of the fullest of the node's disks that the pod lives on, 0 to 1; negative: not watched.
   double node_disk_free_share = -1;
 };
@@ -81,6 +83,10 @@ class WorkerStatus {
     MutexLock lock(&mu_);
     snapshot_.tensor_sizes = std::move(tensor_sizes);
     snapshot_.layers = layers;
+  }
+  void SetRankMemory(const DeviceMemoryNeeds& needs) {
+    MutexLock lock(&mu_);
+    snapshot_.rank_memory = needs;
   }
   void AddStartPart(std::string name, absl::Duration time) {
     MutexLock lock(&mu_);

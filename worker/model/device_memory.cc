@@ -15,6 +15,15 @@ constexpr int64_t kMaxSplits = 64;
 
 int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Over all layers of the rank's stage, of its share.
+int64_t KvBlockBytes(const ModelConfig& config, const DeviceModelOptions& options,
+                     const RankPosition& of) {
+  const Partition partition = MakePartition(config, of, MatrixCut::kPairs);
+  return kernels::DeviceKvBlockBytes(options.kv_is_fp8, partition.kv_heads.count(),
+                                     config.head_dim) *
+         partition.layers.count();
+}
+
 }  // namespace
 
 int64_t GraphSize(int64_t slices) {
@@ -70,16 +79,21 @@ DeviceWorkspace LayOutWorkspace(const ModelConfig& config, const DeviceModelOpti
   return space;
 }
 
+DeviceMemoryNeeds NeedsOfRank(const ModelConfig& config, int64_t weights_bytes,
+                              const DeviceModelOptions& options, const RankPosition& of) {
+  const int64_t least = CeilDivide(options.context_length, kernels::kKvBlockTokens) *
+                        KvBlockBytes(config, options, of);
+  return {weights_bytes, LayOutWorkspace(config, options, of).bytes,
+          std::max(least, options.kv_bytes), options.reserve_bytes};
+}
+
 absl::StatusOr<DeviceMemoryPlan> PlanDeviceMemory(const ModelConfig& config, int64_t weights_bytes,
                                                   const DeviceModelOptions& options,
                                                   int64_t free_bytes, const RankPosition& of) {
   DeviceMemoryPlan plan;
   plan.weights_bytes = weights_bytes;
   plan.workspace = LayOutWorkspace(config, options, of);
-  const Partition partition = MakePartition(config, of, MatrixCut::kPairs);
-  plan.kv_block_bytes =
-      kernels::DeviceKvBlockBytes(options.kv_is_fp8, partition.kv_heads.count(), config.head_dim) *
-      partition.layers.count();
+  plan.kv_block_bytes = KvBlockBytes(config, options, of);
   const int64_t left = free_bytes - weights_bytes - plan.workspace.bytes - options.reserve_bytes;
   const int64_t least =
       CeilDivide(options.context_length, kernels::kKvBlockTokens) * plan.kv_block_bytes;

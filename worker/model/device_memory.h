@@ -64,6 +64,18 @@ struct DeviceMemoryPlan {
   int64_t kv_blocks = 0;
 };
 
+// What a rank takes of its device at least.
+struct DeviceMemoryNeeds {
+  int64_t weights_bytes = 0;
+  int64_t workspace_bytes = 0;
+  int64_t kv_bytes = 0;  // of one sequence of full length, or what the options say
+  int64_t reserve_bytes = 0;
+
+  int64_t sum() const { return weights_bytes + workspace_bytes + kv_bytes + reserve_bytes; }
+};
+DeviceMemoryNeeds NeedsOfRank(const ModelConfig& config, int64_t weights_bytes,
+                              const DeviceModelOptions& options, const RankPosition& of = {});
+
 // `weights_bytes` are those of the rank. ResourceExhausted when one sequence of full length does
 // not fit into `free_bytes` beside the rest; its message has the numbers, and what to change.
 absl::StatusOr<DeviceMemoryPlan> PlanDeviceMemory(const ModelConfig& config, int64_t weights_bytes,

@@ -101,6 +101,8 @@ TEST_F(JoinRegistryTest, ReportsTheLeadersLinksAndWhatItsStartWasMadeOf) {
     progress.set_epoch(epoch);
     progress.mutable_fabric()->set_all_reduce_microseconds(40);
     progress.mutable_fabric()->set_one_shot_kib(static_cast<int32_t>(128 * stream));
+    progress.mutable_rank_memory()->set_weights_mib(static_cast<int32_t>(1000 * stream));
+    progress.mutable_rank_memory()->set_kv_cache_mib(7);
     progress.add_start()->set_part("read");
     progress.mutable_start(0)->set_milliseconds(static_cast<int32_t>(700 + stream));
     registry.Progressed(stream, progress);
@@ -109,6 +111,8 @@ TEST_F(JoinRegistryTest, ReportsTheLeadersLinksAndWhatItsStartWasMadeOf) {
   const GroupReport report = registry.Report("ia/m-0");
   EXPECT_EQ(report.fabric.all_reduce_microseconds, 40);
   EXPECT_EQ(report.fabric.one_shot_kib, 128);
+  EXPECT_EQ(report.progress.rank_memory.weights_mib, 1000);
+  EXPECT_EQ(report.progress.rank_memory.kv_cache_mib, 7);
   EXPECT_EQ(report.start, (StartReport{{"read", 701}}));
 }
 

@@ -64,6 +64,12 @@ class Recorder : public group::v1::GroupControl::Service {
   bool drain_next = false;
 };
 
+// Rounded up.
+std::vector<int32_t> MibOf(const group::v1::RankMemory& memory) {
+  return {memory.weights_mib(), memory.workspace_mib(), memory.kv_cache_mib(),
+          memory.reserve_mib()};
+}
+
 TEST(JoinClient, TellsItsProgressSurvivesABreakAndHearsDrain) {
   Recorder recorder;
   const std::string address = absl::StrCat("unix:/tmp/rempart_join_", getpid(), ".sock");
@@ -79,6 +85,7 @@ TEST(JoinClient, TellsItsProgressSurvivesABreakAndHearsDrain) {
   OneShotFacts one_shot;
   one_shot.max_bytes = 256 << 10;
   status.SetOneShot(one_shot);
+  status.SetRankMemory({(int64_t{7} << 20) + 1, int64_t{2} << 20, int64_t{3} << 20, 1});
   Mutex mu;
   absl::Duration drain = absl::ZeroDuration();
   auto client = JoinClient::Start(
@@ -99,6 +106,7 @@ TEST(JoinClient, TellsItsProgressSurvivesABreakAndHearsDrain) {
     EXPECT_EQ(recorder.last.bytes_total(), 100);
     EXPECT_EQ(recorder.last.node_warning(), "the node's disk is nearly full");
     EXPECT_EQ(recorder.last.fabric().one_shot_kib(), 256);
+    EXPECT_EQ(MibOf(recorder.last.rank_memory()), (std::vector<int32_t>{8, 2, 3, 1}));
     ASSERT_EQ(recorder.last.start_size(), 1);
     EXPECT_EQ(recorder.last.start(0).part(), "read");
     EXPECT_EQ(recorder.last.start(0).milliseconds(), 800);

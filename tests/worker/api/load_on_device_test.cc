@@ -278,6 +278,13 @@ TEST_F(LoadOnDeviceTest, WhatDoesNotFitIsRefusedWithTheNumbers) {
                                  "sequence of 96 tokens"));
   EXPECT_THAT(message, HasSubstr("lower engine.contextLength"));
   EXPECT_EQ(taken_, 0) << "before any is taken";
+  const DeviceMemoryNeeds told = status_.snapshot().rank_memory;
+  EXPECT_EQ(told.reserve_bytes, int64_t{1} << 30);
+  EXPECT_GT(told.weights_bytes, 300'000);
+  EXPECT_LE(told.weights_bytes, kMiB);
+  EXPECT_GT(told.workspace_bytes, 0);
+  // 96 tokens are 6 blocks of 6 KiB.
+  EXPECT_EQ(told.kv_bytes, 6 * 6 * 1024);
 }
 
 // Half of it each, and a gigabyte more in reserve.
