@@ -65,6 +65,8 @@ class ProfilingDevice : public worker::Device {
   absl::Status Start(worker::DeviceGraph& graph) override { return device_->Start(graph); }
   absl::Status Check() override { return device_->Check(); }
   absl::Status Finish() override { return device_->Finish(); }
+  void Mark(int place) override { device_->Mark(place); }
+  absl::Status Await(int place) override { return device_->Await(place); }
 
   // Of the table that ops() gives: true when the op shall run. Counts it.
   bool Takes(const std::string& name, int64_t weight_bytes) const;

@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <fstream>
 #include <functional>
@@ -75,6 +76,9 @@ class CudaDevice : public Device {
     cudaFree(blas_workspace_);
     cudaFree(quantized_);
     cudaFree(shared_);
+    for (const cudaEvent_t mark : marks_) {
+      if (mark != nullptr) cudaEventDestroy(mark);
+    }
     if (stream_ != nullptr) cudaStreamDestroy(stream_);
   }
 
@@ -82,6 +86,10 @@ class CudaDevice : public Device {
     RETURN_IF_ERROR(ToStatus(Select(), "cudaSetDevice"));
     RETURN_IF_ERROR(
         ToStatus(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate"));
+    for (cudaEvent_t& mark : marks_) {
+      RETURN_IF_ERROR(
+          ToStatus(cudaEventCreateWithFlags(&mark, cudaEventDisableTiming), "cudaEventCreate"));
+    }
     // Machine code is loaded when a kernel is first launched; ask for one now.
     kernels::HashArgs probe;
     ASSIGN_OR_RETURN(void* word, Allocate(8));
@@ -273,6 +281,16 @@ class CudaDevice : public Device {
     return Check();
   }
 
+  void Mark(int place) override {
+    Select();
+    Keep(cudaEventRecord(marks_[place], stream_));
+  }
+  absl::Status Await(int place) override {
+    Select();
+    Keep(cudaEventSynchronize(marks_[place]));
+    return Check();
+  }
+
  private:
   // CUDA keeps one current GPU for each thread, and several ranks may share a process: so every
   // call names its own. Naming the one that is current already costs no more than a look.
@@ -319,6 +337,7 @@ class CudaDevice : public Device {
 
   const CudaDeviceInfo info_;
   cudaStream_t stream_ = nullptr;
+  std::array<cudaEvent_t, kMarks> marks_ = {};
   cudaError_t error_ = cudaSuccess;
   std::unique_ptr<kernels::cuda::CublasLt> blas_;
   std::string blas_absence_;

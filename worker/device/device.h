@@ -3,8 +3,8 @@
 // same kernels on the CPU (emulated_device.h). All that a model sees of it.
 //
 // One thread at a time uses a device; a process may have several. Everything is queued on one
-// stream, in order; only Finish, Allocate and Free wait. An error of the device is sticky: every
-// later Finish or Check reports it, and the process should log it and end.
+// stream, in order; only Finish, Await, Allocate and Free wait. An error of the device is sticky:
+// every later Finish or Check reports it, and the process should log it and end.
 #pragma once
 
 #include <array>
@@ -90,6 +90,12 @@ class Device {
   // The first error so far, without waiting; and after waiting for all that is queued.
   virtual absl::Status Check() = 0;
   virtual absl::Status Finish() = 0;
+
+  // Puts a mark behind what is queued now; of each place the last one counts.
+  static constexpr int kMarks = 2;
+  virtual void Mark(int place) = 0;
+  // As Finish, but waits for what is before the mark alone.
+  virtual absl::Status Await(int place) = 0;
 };
 
 // The error of a device that a process was asked to compute on and that cannot be had: Unavailable,

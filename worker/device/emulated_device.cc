@@ -13,20 +13,13 @@ namespace {
 
 using Work = std::vector<std::function<void()>>;
 
-// Where queued work goes instead of being done.
+// Of the thread: the graph that is recorded, and whose table of ops was asked for last.
 thread_local Work* recording = nullptr;
+thread_local const EmulatedDevice* asked = nullptr;
 
-void Queue(std::function<void()> work) {
-  if (recording != nullptr) {
-    recording->push_back(std::move(work));
-  } else {
-    work();
-  }
-}
-
-#define REMPART_QUEUE_OP(op, Args)                                           \
-  void Queue_##op(const kernels::Args& args, kernels::DeviceStream stream) { \
-    Queue([args, stream] { kernels::cuda::Table().op(args, stream); });      \
+#define REMPART_QUEUE_OP(op, Args)                                             \
+  void Queue_##op(const kernels::Args& args, kernels::DeviceStream stream) {   \
+    asked->Queue([args, stream] { kernels::cuda::Table().op(args, stream); }); \
   }
 REMPART_DEVICE_OPS(REMPART_QUEUE_OP)
 #undef REMPART_QUEUE_OP
@@ -43,7 +36,25 @@ EmulatedDevice::~EmulatedDevice() {
   std::free(shared_);
 }
 
+void EmulatedDevice::Queue(std::function<void()> work) const {
+  if (recording != nullptr) {
+    recording->push_back(std::move(work));
+  } else if (defers_) {
+    pending_.push_back(std::move(work));
+  } else {
+    work();
+  }
+}
+
+void EmulatedDevice::RunTo(int64_t count) {
+  for (; done_ < count; ++done_) {
+    pending_.front()();
+    pending_.pop_front();
+  }
+}
+
 const kernels::DeviceOps& EmulatedDevice::ops() const {
+  asked = this;
   static constexpr kernels::DeviceOps kOps = {.name = "cuda-emulated",
 #define REMPART_FILL_OP(op, Args) .op = Queue_##op,
                                               REMPART_DEVICE_OPS(REMPART_FILL_OP)
@@ -137,12 +148,19 @@ absl::StatusOr<std::unique_ptr<DeviceGraph>> EmulatedDevice::Record(
 }
 
 absl::Status EmulatedDevice::Start(DeviceGraph& graph) {
-  for (const auto& work : static_cast<EmulatedGraph&>(graph).work) work();
+  for (const auto& work : static_cast<EmulatedGraph&>(graph).work) Queue(work);
   return absl::OkStatus();
 }
 
 absl::Status EmulatedDevice::Finish() {
   ++waits_;
+  RunTo(done_ + static_cast<int64_t>(pending_.size()));
+  return absl::OkStatus();
+}
+
+absl::Status EmulatedDevice::Await(int place) {
+  ++waits_;
+  RunTo(marks_[place]);
   return absl::OkStatus();
 }
 

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // A device that runs the CUDA kernels on the CPU (kernels/cuda/emulator.h), for tests of all that
-// is built on a device. Its memory is host memory with a limit; work is done when it is queued,
-// and a graph remembers what to do. Like the real one it counts what a step must not do: see
-// allocations() and waits().
+// is built on a device. Its memory is host memory with a limit; work is done when it is queued, or
+// when it is waited for (Defer), and a graph remembers what to do. Like the real one it counts what
+// a step must not do: see allocations() and waits().
 #pragma once
 
+#include <array>
+#include <deque>
 #include <functional>
 #include <map>
 #include <vector>
@@ -38,7 +40,14 @@ class EmulatedDevice : public Device {
   absl::Status Start(DeviceGraph& graph) override;
   absl::Status Check() override { return absl::OkStatus(); }
   absl::Status Finish() override;
+  void Mark(int place) override { marks_[place] = done_ + static_cast<int64_t>(pending_.size()); }
+  absl::Status Await(int place) override;
 
+  // From now on work is done when somebody waits for it, and not before: what a host writes too
+  // early, or reads, is then wrong as it would be on a GPU.
+  void Defer() { defers_ = true; }
+  // Does the work, or keeps it: for a graph, or until somebody waits.
+  void Queue(std::function<void()> work) const;
   // As where GPUs have no way to each other; before anybody asks.
   void CutOff() { is_cut_off_ = true; }
 
@@ -50,6 +59,8 @@ class EmulatedDevice : public Device {
   int64_t shares_opened() const { return opened_; }
 
  private:
+  void RunTo(int64_t count);
+
   const int64_t total_;
   int64_t used_ = 0;
   int64_t allocations_ = 0;
@@ -59,6 +70,10 @@ class EmulatedDevice : public Device {
   bool is_cut_off_ = false;
   void* shared_ = nullptr;
   std::map<void*, int64_t> sizes_;
+  bool defers_ = false;
+  mutable std::deque<std::function<void()>> pending_;
+  int64_t done_ = 0;  // of what was ever pending
+  std::array<int64_t, kMarks> marks_ = {};
 };
 
 }  // namespace rempart::worker
