@@ -199,13 +199,18 @@ struct DeviceSampling {
   int32_t bias_end = 0;    // [list_begin, bias_end): biases
   int32_t list_end = 0;    // [bias_end, list_end): tokens that occurred
   int32_t mask_row = -1;   // row of `masks`, or -1
+  // Of SampleArgs::ids: a token that was generated once more often than the lists say; -1: none.
+  int32_t unlisted_row = -1;
+  bool keeps_logits = false;   // nothing is drawn: the logits stay, but for the softcap
+  bool wants_logprob = false;  // of the token drawn
   uint64_t seed = 0;
   uint64_t position = 0;  // of the generated token, from 0
 };
 
 // Samples one token a row: logit bias, penalties, mask, temperature, top-k, top-p, min-p, draw.
-// The kept tokens are those of worker/engine/sampler.h; the draw walks them in the order of their
-// ids. Weights are summed in fixed point, so that equal logits give equal tokens everywhere.
+// All that decides is in kernels/sample_math.h: weights are summed in fixed point and walked in the
+// order of their ids, so that equal logits give equal tokens and log-probabilities here and in
+// worker/engine/sampler.h, whatever the other rows are.
 struct SampleArgs {
   // Row i's logit of token id is at parts[(id / part_size) * part_stride + i * part_size +
   // id % part_size]: vocabulary-parallel ranks gather their parts one after the other. Changed.
@@ -215,17 +220,19 @@ struct SampleArgs {
   int64_t vocabulary = 0;
   float softcap = 0.0f;
   const DeviceSampling* rows = nullptr;  // [num_rows]
-  const int32_t* list_ids = nullptr;
-  const float* list_values = nullptr;  // bias; or how often the token was generated
-  float* list_originals = nullptr;     // workspace as long as the lists
-  const uint32_t* masks = nullptr;     // [*, ceil(vocabulary / 32)], a set bit allows the token
-  int32_t* tokens = nullptr;           // [num_rows]; -1 where no logit is a number
-  float* logprobs = nullptr;           // [num_rows] of the token, unmodified logits; may be null
+  const int32_t* list_ids = nullptr;     // none twice among a row's biases, nor among the others
+  const float* list_values = nullptr;    // bias; or how often the token was generated
+  float* list_originals = nullptr;       // workspace as long as the lists
+  const int32_t* ids = nullptr;          // of unlisted_row
+  const uint32_t* masks = nullptr;       // [*, ceil(vocabulary / 32)], a set bit allows the token
+  int32_t* tokens = nullptr;  // [num_rows]; -1 where no logit is a number, or none is drawn
+  float* logprobs = nullptr;  // [num_rows] of the unmodified logits, where the row wants it
   int64_t num_rows = 0;
 };
 
 // Next inputs of a decode step, from this one's tokens: ids[i] = tokens[i], positions[i] += 1,
-// contexts[i] += 1, samplings[i].position += 1, where positions[i] >= 0.
+// contexts[i] += 1, samplings[i].position += 1, where positions[i] >= 0. With `sources`, of a step
+// whose other inputs are there: ids[i] = tokens[sources[i]] alone, where sources[i] >= 0.
 struct AdvanceArgs {
   const int32_t* tokens = nullptr;
   int32_t* ids = nullptr;
@@ -233,6 +240,7 @@ struct AdvanceArgs {
   int32_t* contexts = nullptr;
   DeviceSampling* samplings = nullptr;
   int64_t num_rows = 0;
+  const int32_t* sources = nullptr;  // [num_rows], or null
 };
 
 // Copies whole KV blocks: to + pairs[i].to * bytes = from + pairs[i].from * bytes.

@@ -15,29 +15,59 @@
 namespace rempart::benchmarks {
 namespace {
 
-// The model as the engine sees it, and how long it computed.
-class TimedModel : public worker::ModelRunner {
+// The model as the engine sees it, how long the engine was in it, and how long it had nothing to
+// do.
+class TimedModel : public worker::ModelRunner, private worker::StepPipeline {
  public:
   explicit TimedModel(worker::DeviceTransformer& model) : model_(model) {}
   int32_t vocabulary_size() const override {
     return static_cast<int32_t>(model_.config().vocabulary);
   }
-  absl::Status Forward(const worker::StepBatch& batch, absl::Span<float> logits) override {
-    const absl::Time start = SteadyNow();
-    const absl::Status status = model_.Forward(batch, logits);
-    seconds_ += SecondsSince(start);
-    ++steps_;
-    if (first_error_.ok()) first_error_ = status;
-    return status;
+  absl::Status Forward(const worker::StepBatch& batch, absl::Span<float> logits,
+                       absl::Span<worker::DrawnToken> drawn) override {
+    RETURN_IF_ERROR(Start(batch).status());
+    return Finish(logits, drawn);
   }
+  worker::StepPipeline* pipeline() override { return this; }
+
   double seconds() const { return seconds_; }
+  double idle_seconds() const { return idle_seconds_; }
   int64_t steps() const { return steps_; }
+  int64_t steps_ahead() const { return steps_ahead_; }
   const absl::Status& first_error() const { return first_error_; }
 
  private:
+  absl::StatusOr<bool> Start(const worker::StepBatch& batch) override {
+    const absl::Time start = SteadyNow();
+    absl::StatusOr<bool> started = model_.Start(batch, /*draws=*/true);
+    const absl::Time end = SteadyNow();
+    seconds_ += absl::ToDoubleSeconds(end - start);
+    if (first_error_.ok()) first_error_ = started.status();
+    if (!started.ok()) return started;
+    if (running_++ > 0) {
+      ++steps_ahead_;
+    } else if (steps_ > 0) {
+      idle_seconds_ += absl::ToDoubleSeconds(end - idle_since_);
+    }
+    ++steps_;
+    return started;
+  }
+  absl::Status Finish(absl::Span<float> logits, absl::Span<worker::DrawnToken> drawn) override {
+    const absl::Time start = SteadyNow();
+    const absl::Status status = model_.Finish(logits, drawn);
+    seconds_ += SecondsSince(start);
+    if (--running_ == 0) idle_since_ = SteadyNow();
+    if (first_error_.ok()) first_error_ = status;
+    return status;
+  }
+
   worker::DeviceTransformer& model_;
   double seconds_ = 0;
+  double idle_seconds_ = 0;  // from the end of a step to the start of the next, where none ran
   int64_t steps_ = 0;
+  int64_t steps_ahead_ = 0;
+  int running_ = 0;
+  absl::Time idle_since_;
   absl::Status first_error_;
 };
 
@@ -50,7 +80,9 @@ class NoText : public worker::Vocabulary {
 // What has been counted up to a moment.
 struct Count {
   double seconds = 0;  // of the model
+  double idle_seconds = 0;
   int64_t steps = 0;
+  int64_t steps_ahead = 0;
   int64_t tokens = 0;
   absl::Time at;
 };
@@ -122,7 +154,10 @@ class Load {
     }
   }
 
-  Count Now() const { return {model_.seconds(), model_.steps(), tokens_, SteadyNow()}; }
+  Count Now() const {
+    return {model_.seconds(), model_.idle_seconds(), model_.steps(), model_.steps_ahead(), tokens_,
+            SteadyNow()};
+  }
 
   const LoadCase load_;
   const int64_t at_once_;
@@ -164,6 +199,9 @@ absl::StatusOr<PartResult> MeasureLoad(worker::DeviceTransformer& model,
     add("sequences", static_cast<double>(load.at_once()), "");
     add("step", 1000 * seconds / steps, "ms");
     add("in_model", 100 * (closed.seconds - opened.seconds) / seconds, "% of the time");
+    add("begun_ahead", 100 * static_cast<double>(closed.steps_ahead - opened.steps_ahead) / steps,
+        "% of the steps");
+    add("host_gap", (closed.idle_seconds - opened.idle_seconds) / steps * 1e6, "us a step");
     if (closed.tokens == opened.tokens) result.wrong.push_back(name + ": no token was generated");
   }
   return result;

@@ -46,7 +46,12 @@ REMPART_KERNEL AdvanceKernel(AdvanceArgs args) {
   WaitForPrevious();
   LetNextStart();
   const int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (row >= args.num_rows || args.positions[row] < 0) return;
+  if (row >= args.num_rows) return;
+  if (args.sources != nullptr) {
+    if (args.sources[row] >= 0) args.ids[row] = args.tokens[args.sources[row]];
+    return;
+  }
+  if (args.positions[row] < 0) return;
   args.ids[row] = args.tokens[row];
   args.positions[row] += 1;
   args.contexts[row] += 1;

@@ -6,13 +6,6 @@
 
 namespace rempart::kernels::cuda {
 
-// The finaliser of SplitMix64 (Steele, Lea, Flood 2014).
-REMPART_HD uint64_t HashMix(uint64_t x) {
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-  return x ^ (x >> 31);
-}
-
 REMPART_HD uint64_t HashWord(uint64_t word, uint64_t index) {
   return HashMix(word + HashMix(index + 0x9e3779b97f4a7c15u));
 }

@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "kernels/cuda/platform.h"
+#include "kernels/host_device.h"
 
 namespace rempart::kernels::cuda {
 
@@ -25,26 +26,6 @@ struct Fp8 {
   uint8_t bits;
 };
 inline constexpr float kFp8Max = 448.0f;
-
-REMPART_HD uint32_t FloatBits(float value) {
-#if defined(__CUDA_ARCH__)
-  return __float_as_uint(value);
-#else
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  return bits;
-#endif
-}
-
-REMPART_HD float BitsFloat(uint32_t bits) {
-#if defined(__CUDA_ARCH__)
-  return __uint_as_float(bits);
-#else
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-#endif
-}
 
 REMPART_HD float ToFloat(float value) { return value; }
 REMPART_HD float ToFloat(Bf16 value) { return BitsFloat(static_cast<uint32_t>(value.bits) << 16); }

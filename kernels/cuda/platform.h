@@ -12,17 +12,17 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/host_device.h"
+
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
 
-#define REMPART_HD __host__ __device__ __forceinline__
 #define REMPART_DEVICE __device__ __forceinline__
 #define REMPART_KERNEL __global__ void
 #define REMPART_UNROLL _Pragma("unroll")
 #else
 #include "kernels/cuda/emulator.h"
 
-#define REMPART_HD inline
 #define REMPART_DEVICE inline
 #define REMPART_KERNEL static void
 #define REMPART_UNROLL

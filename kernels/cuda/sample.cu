@@ -7,7 +7,7 @@
 #include "kernels/cuda/layout.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/primitives.h"
-#include "kernels/cuda/sample_math.h"
+#include "kernels/sample_math.h"
 
 namespace rempart::kernels::cuda {
 namespace {
@@ -24,6 +24,8 @@ struct Shared {
   float scratch[32];
   uint32_t best_id;
   uint32_t has_nan;
+  uint32_t is_listed;       // the token that the lists count too low
+  float unlisted_original;  // else its logit
 };
 
 struct Row {
@@ -123,9 +125,21 @@ REMPART_DEVICE uint64_t SelectRank(const Row& row, Shared& shared, uint64_t targ
   return prefix;
 }
 
+// A token that was generated once more often than the lists say, or -1.
+REMPART_DEVICE int32_t Unlisted(const Row& row) {
+  const int32_t id = row.params.unlisted_row < 0 ? -1 : row.args.ids[row.params.unlisted_row];
+  return id < row.args.vocabulary ? id : -1;
+}
+
 // Bias, then penalties, then the mask; originals are kept for the log-probability.
-REMPART_DEVICE void ModifyLogits(const Row& row) {
+REMPART_DEVICE void ModifyLogits(const Row& row, Shared& shared) {
   const DeviceSampling& params = row.params;
+  const int32_t unlisted = Unlisted(row);
+  const auto penalise = [&](float& logit, float generated) {
+    logit = PenalisedLogit(logit, params.repetition_penalty, params.frequency_penalty,
+                           params.presence_penalty, generated);
+  };
+  if (threadIdx.x == 0) shared.is_listed = 0;
   for (int64_t i = params.list_begin + static_cast<int64_t>(threadIdx.x); i < params.bias_end;
        i += kThreads) {
     float& logit = row.Logit(row.args.list_ids[i]);
@@ -135,13 +149,18 @@ REMPART_DEVICE void ModifyLogits(const Row& row) {
   __syncthreads();
   for (int64_t i = params.bias_end + static_cast<int64_t>(threadIdx.x); i < params.list_end;
        i += kThreads) {
-    float& logit = row.Logit(row.args.list_ids[i]);
+    const int32_t id = row.args.list_ids[i];
+    const bool is_unlisted = id == unlisted;
+    float& logit = row.Logit(id);
     row.args.list_originals[i] = logit;
-    const float repetition = params.repetition_penalty;
-    float value = logit > 0.0f ? logit / repetition : logit * repetition;
-    const float count = row.args.list_values[i];
-    if (count > 0.0f) value -= params.frequency_penalty * count + params.presence_penalty;
-    logit = value;
+    penalise(logit, row.args.list_values[i] + (is_unlisted ? 1.0f : 0.0f));
+    if (is_unlisted) shared.is_listed = 1;
+  }
+  __syncthreads();
+  if (threadIdx.x == 0 && unlisted >= 0 && shared.is_listed == 0) {
+    float& logit = row.Logit(unlisted);
+    shared.unlisted_original = logit;
+    penalise(logit, 1.0f);
   }
   __syncthreads();
   if (params.mask_row < 0) return;
@@ -193,9 +212,7 @@ REMPART_DEVICE int64_t Draw(const Row& row, Shared& shared, float max) {
       if (weight > 0) AtomicAdd(&shared.bins[id % kBins], weight);
     });
     const uint64_t total = FindBin(shared, false, ~uint64_t{0});
-    const auto wanted =
-        static_cast<uint64_t>(static_cast<double>(params.top_p) * static_cast<double>(total));
-    worst = SelectRank(row, shared, wanted > 0 ? wanted - 1 : 0, weight_of);
+    worst = SelectRank(row, shared, NucleusWeight(params.top_p, total) - 1, weight_of);
   }
   const auto kept_weight = [&](int64_t id, float logit) -> uint64_t {
     if (TokenRank(logit, id) < worst) return 0;
@@ -209,14 +226,13 @@ REMPART_DEVICE int64_t Draw(const Row& row, Shared& shared, float max) {
     if (weight > 0) AtomicAdd(&shared.bins[id / segment], weight);
   });
   const uint64_t total = FindBin(shared, false, ~uint64_t{0});
-  const auto target =
-      static_cast<uint64_t>(UniformOf(params.seed, params.position) * static_cast<double>(total));
-  FindBin(shared, false, Min(target, total - 1));
+  const uint64_t target = DrawTarget(params.seed, params.position, total);
+  FindBin(shared, false, target);
   uint64_t sum = shared.before;
   int64_t chosen = -1;
   for (int64_t id = shared.bin * segment; id < Min((shared.bin + 1) * segment, vocabulary); ++id) {
     sum += kept_weight(id, row.Logit(id));
-    if (sum > Min(target, total - 1)) {
+    if (sum > target) {
       chosen = id;
       break;
     }
@@ -224,18 +240,20 @@ REMPART_DEVICE int64_t Draw(const Row& row, Shared& shared, float max) {
   return chosen;
 }
 
-// Of the unmodified logits.
-REMPART_DEVICE float LogSumExp(const Row& row, Shared& shared) {
-  const float max = FindBest(row, shared);
-  float sum = 0.0f;
-  row.ForEach([&](int64_t, float& logit) { sum += FastExp(logit - max); });
-  return max + logf(BlockSum(sum, shared.scratch));
+// Of all tokens of the unmodified logits, whose largest is `max`.
+REMPART_DEVICE uint64_t SumOfWeights(const Row& row, Shared& shared, float max) {
+  uint64_t sum = 0;
+  row.ForEach([&](int64_t, float& logit) { sum += FixedWeight(ExpOfNegative(logit - max)); });
+  ClearBins(shared);
+  shared.bins[threadIdx.x] = sum;
+  return FindBin(shared, false, ~uint64_t{0});
 }
 
-REMPART_DEVICE float OriginalLogit(const Row& row, int64_t id) {
+REMPART_DEVICE float OriginalLogit(const Row& row, const Shared& shared, int64_t id) {
   for (int64_t i = row.params.list_begin; i < row.params.list_end; ++i) {
     if (row.args.list_ids[i] == id) return row.args.list_originals[i];
   }
+  if (id == Unlisted(row)) return shared.unlisted_original;
   return row.Logit(id);
 }
 
@@ -248,9 +266,18 @@ REMPART_KERNEL SampleKernel(SampleArgs args) {
     row.ForEach([&](int64_t, float& logit) { logit = args.softcap * tanhf(logit / args.softcap); });
     __syncthreads();
   }
-  const float norm = args.logprobs != nullptr ? LogSumExp(row, shared) : 0.0f;
+  if (row.params.keeps_logits) {
+    if (threadIdx.x == 0) args.tokens[row.index] = -1;
+    return;
+  }
+  float original_max = 0.0f;
+  uint64_t original_sum = 0;
+  if (row.params.wants_logprob) {
+    original_max = FindBest(row, shared);
+    original_sum = SumOfWeights(row, shared, original_max);
+  }
   __syncthreads();
-  ModifyLogits(row);
+  ModifyLogits(row, shared);
   const float max = FindBest(row, shared);
   int64_t token = -1;
   if (max > -INFINITY && max < INFINITY) {
@@ -259,8 +286,10 @@ REMPART_KERNEL SampleKernel(SampleArgs args) {
   }
   if (threadIdx.x != 0) return;
   args.tokens[row.index] = static_cast<int32_t>(token);
-  if (args.logprobs != nullptr) {
-    args.logprobs[row.index] = token < 0 ? NAN : OriginalLogit(row, token) - norm;
+  if (row.params.wants_logprob) {
+    args.logprobs[row.index] =
+        token < 0 ? NAN
+                  : LogProbability(OriginalLogit(row, shared, token), original_max, original_sum);
   }
 }
 

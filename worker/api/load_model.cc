@@ -76,7 +76,8 @@ class RankOfFile : public RankModel {
     transformer_->SetCommunicator(communicator);
     return absl::OkStatus();
   }
-  absl::Status Forward(const StepBatch& batch, absl::Span<float> logits) override {
+  absl::Status Forward(const StepBatch& batch, absl::Span<float> logits,
+                       absl::Span<DrawnToken>) override {
     // The thread that works along with the pool, which is another after each new epoch.
     if (const auto caller = std::this_thread::get_id(); caller != bound_) {
       BindThisThread(part_.cpus);

@@ -26,7 +26,7 @@ constexpr int kMaxLoadThreads = 8;
 // that reason. It comes within milliseconds of the error.
 constexpr absl::Duration kForTheCause = absl::Milliseconds(500);
 
-class RankOnDevice : public RankModel {
+class RankOnDevice : public RankModel, private StepPipeline {
  public:
   RankOnDevice(DevicePart part, WorkerStatus* status) : part_(std::move(part)), status_(status) {}
 
@@ -54,9 +54,27 @@ class RankOnDevice : public RankModel {
   }
   const CollectiveBuffer* exchange() override { return &part_.transformer->exchange(); }
 
-  absl::Status Forward(const StepBatch& batch, absl::Span<float> logits) override {
+  absl::Status Forward(const StepBatch& batch, absl::Span<float> logits,
+                       absl::Span<DrawnToken> drawn) override {
     MutexLock lock(&mu_);
-    const absl::Status status = part_.transformer->Forward(batch, logits);
+    return EndIfBroken(part_.transformer->Forward(batch, logits, drawn));
+  }
+
+  StepPipeline* pipeline() override { return this; }
+
+ private:
+  absl::StatusOr<bool> Start(const StepBatch& batch) override {
+    MutexLock lock(&mu_);
+    absl::StatusOr<bool> started = part_.transformer->Start(batch, /*draws=*/true);
+    EndIfBroken(started.status()).IgnoreError();
+    return started;
+  }
+  absl::Status Finish(absl::Span<float> logits, absl::Span<DrawnToken> drawn) override {
+    MutexLock lock(&mu_);
+    return EndIfBroken(part_.transformer->Finish(logits, drawn));
+  }
+
+  absl::Status EndIfBroken(const absl::Status& status) {
     if (status.ok()) return status;
     if (const absl::Status broken = part_.device->Check(); !broken.ok()) {
       LogError("worker", "the GPU is broken: ending the process", {{"error", broken.message()}});
@@ -69,7 +87,6 @@ class RankOnDevice : public RankModel {
     return status;
   }
 
- private:
   // The communicator is set and taken away by another thread than the one that computes, between
   // steps.
   Mutex mu_;

@@ -25,6 +25,7 @@ Engine::Engine(const EngineOptions& options, ModelRunner* model, const Vocabular
                const Clock* clock, Sink sink)
     : options_(options),
       model_(model),
+      pipeline_(model->pipeline()),
       vocabulary_(vocabulary),
       clock_(clock),
       sink_(std::move(sink)),
@@ -38,7 +39,10 @@ Engine::Engine(const EngineOptions& options, ModelRunner* model, const Vocabular
   published_ = figures_;
 }
 
-Engine::~Engine() = default;
+Engine::~Engine() {
+  // The step must not outlive what it writes to. Nobody is told any more.
+  if (running_.has_value()) FinishStep(*running_);
+}
 
 uint64_t Engine::Submit(SequenceRequest request) {
   MutexLock lock(&mu_);
@@ -178,7 +182,7 @@ void Engine::Accept(SequenceRequest request) {
       sequence.awaits_fork = true;
       leader->forks.push_back(&sequence);
     }
-    if (sequence.generated_count() >= shared->max_new_tokens) {
+    if (sequence.may_generate() < 1) {
       End(sequence, FinishReason::kLength);
     }
   }
@@ -192,14 +196,15 @@ Engine::Sequence& Engine::AddSequence(const std::shared_ptr<const Request>& requ
   sequence->view.priority = asked.priority;
   sequence->sampling = asked.sampling;
   sequence->sampling.seed = SeedOf(asked.sampling.seed, index);
+  MergeBiases(sequence->sampling);
   sequence->tokens = asked.prompt_ids;
   sequence->view.tokens_known = static_cast<int32_t>(asked.prompt_ids.size());
   // The length goes first, so that no two pairs spell the same salt.
   sequence->page.salt =
       SaltKey(absl::StrCat(asked.client.size(), ":", asked.client, asked.cache_salt));
   sequence->client = shares_.Join(asked.client);
-  if (UsesPenalties(sequence->sampling)) {
-    for (int32_t id : asked.prompt_ids) sequence->counts.seen[id] = true;
+  if (sequence->sampling.has_penalties()) {
+    for (int32_t id : asked.prompt_ids) sequence->counts.AddPrompt(id);
   }
   // Their text was sent by whoever generated them; the same bytes bring the stop conditions to the
   // state they had there.
@@ -302,13 +307,21 @@ bool Engine::Step() {
   DrainInbox();
   ExpireDeadlines();
   RemoveEnded();
-  const StepPlan plan = MakePlan();
-  if (!plan.slices.empty()) {
-    StepBatch batch;
-    ApplyPlan(plan, batch);
-    RunModel(plan, std::move(batch));
-  } else if (figures_.memory_short && !sequences_.empty()) {
-    ShedYoungest();
+  bool did_something = running_.has_value();
+  if (!running_.has_value()) {
+    const StepPlan plan = MakePlan();
+    did_something = !plan.slices.empty();
+    if (did_something) {
+      running_ = Begin(plan);
+    } else if (figures_.memory_short && !sequences_.empty()) {
+      ShedYoungest();
+    }
+  }
+  if (running_.has_value()) {
+    std::optional<RunningStep> next;
+    if (running_->draws_all) next = BeginAhead();
+    FinishStep(*running_);
+    running_ = std::move(next);
   }
   RemoveEnded();
   CountSequences();
@@ -317,7 +330,7 @@ bool Engine::Step() {
     figures_.draining = draining_;
     published_ = figures_;
   }
-  const bool did_something = !plan.slices.empty() || !deltas_.empty();
+  did_something |= !deltas_.empty();
   if (did_something) sink_({std::exchange(deltas_, {}), figures_});
   return did_something;
 }

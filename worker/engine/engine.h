@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The engine: drains its inbox, asks Schedule, runs one forward pass, samples, publishes; again.
-// Nothing else touches scheduling state.
+// Nothing else touches scheduling state. On a model with a pipeline it begins the next step before
+// it waits for the one that runs, where that does not depend on what this one draws.
 //
 // Threads: Submit, Cancel, Drain, Resume, Wake, SetMemoryShort and load() from any thread; Step()
 // from one thread only (EngineThread in production, the test itself in tests), which also calls the
@@ -8,6 +9,8 @@
 //  1. Every submitted request ends with exactly one finish or failure per index.
 //  2. A request that is cancelled or past its deadline holds no block after the next step.
 //  3. The sink is called at most once per step, with everything that the step produced.
+//  4. What a request gets is the same with and without steps that are begun ahead. These preempt
+//     nobody; what they compute for a sequence that turns out to have ended is thrown away.
 // It does not tokenise, render templates or know about streams: worker/api does.
 #pragma once
 
@@ -119,6 +122,21 @@ class Engine {
  private:
   struct Request;
   struct Sequence;
+  // A step that was begun. Its sequences may have gone before it ends.
+  struct RunningStep {
+    struct Part {
+      uint64_t sequence_id = 0;
+      int32_t computed = 0;  // tokens in its blocks after the step
+      bool wants_token = false;
+    };
+    std::vector<Part> parts;
+    std::vector<uint64_t> labels;  // of the blocks that they began to fill
+    int32_t wanting = 0;           // of the parts
+    int32_t decodes = 0;
+    int32_t prefill_tokens = 0;
+    bool draws_all = false;  // the model draws what is wanted
+    absl::Time begun;
+  };
 
   void DrainInbox();
   std::optional<Failure> ReasonToRefuse(const SequenceRequest& request);
@@ -128,11 +146,18 @@ class Engine {
   void RefreshView(Sequence& sequence);
   StepPlan MakePlan();
   void ApplyPlan(const StepPlan& plan, StepBatch& batch);
-  void RunModel(const StepPlan& plan, StepBatch batch);
-  void FailPlanned(const StepPlan& plan);
+  std::optional<RunningStep> BeginAhead();
+  std::optional<RunningStep> Begin(const StepPlan& plan);
+  absl::Status StartModel(const StepBatch& batch, RunningStep& step);
+  void Advance(const StepBatch& batch, RunningStep& step);
+  void FinishStep(const RunningStep& step);
+  void FailStep(const RunningStep& step, const absl::Status& status);
+  Sequence* Find(uint64_t sequence_id);
   void CountPrompt(Sequence& sequence);
+  void FillBatch(const StepPlan& plan, StepBatch& batch, RunningStep& step);
+  void Draw(Sequence& sequence, absl::Span<float> logits, const DrawnToken& drawn);
   void ForkFrom(Sequence& leader, absl::Span<const float> logits);
-  void ConsumeLogits(Sequence& sequence, absl::Span<float> logits);
+  void Consume(Sequence& sequence, absl::StatusOr<Sampled> sampled);
   void AppendToken(Sequence& sequence, int32_t token_id, SequenceDelta& delta);
   void ShedYoungest();
   void End(Sequence& sequence, FinishReason reason, std::string matched_stop = "");
@@ -146,6 +171,7 @@ class Engine {
   // Constant after construction.
   const EngineOptions options_;
   ModelRunner* const model_;
+  StepPipeline* const pipeline_;  // of the model, or null
   const Vocabulary* const vocabulary_;
   const Clock* const clock_;
   const Sink sink_;
@@ -157,8 +183,11 @@ class Engine {
   std::vector<std::unique_ptr<Sequence>> sequences_;  // in order of arrival
   absl::flat_hash_map<uint64_t, Sequence*> by_id_;
   uint64_t last_sequence_id_ = 0;
-  std::vector<float> logits_;       // [max_sequences, vocabulary_size]
-  std::vector<float> fork_logits_;  // [vocabulary_size]
+  std::optional<RunningStep> running_;    // between two turns, with a pipeline alone
+  std::vector<float> logits_;             // [max_sequences, vocabulary_size]
+  std::vector<float> fork_logits_;        // [vocabulary_size]
+  std::vector<SliceSampling> samplings_;  // of the step's slices that want logits
+  std::vector<DrawnToken> drawn_;
   SamplerScratch scratch_;
   std::vector<SequenceDelta> deltas_;
   EngineLoad figures_;

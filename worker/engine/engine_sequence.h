@@ -45,16 +45,24 @@ struct Engine::Sequence {
   bool has_logits = false;
   bool reported_prompt = false;
   bool ended = false;
-  int64_t delta_index = -1;  // into deltas_, in this step
+  // Tokens that steps which run will add: two between the start of a step ahead and the end of the
+  // one before it.
+  int32_t in_flight = 0;
+  int32_t place_in_flight = 0;  // of the newest among those that its step draws
+  int64_t delta_index = -1;     // into deltas_, in this step
 
   int32_t prompt_count() const { return static_cast<int32_t>(request->asked.prompt_ids.size()); }
   int32_t generated_count() const { return static_cast<int32_t>(tokens.size()) - prompt_count(); }
+  // Tokens beyond those that are known and those in flight.
+  int32_t may_generate() const { return request->max_new_tokens - generated_count() - in_flight; }
+  SliceSampling next_draw() const {
+    return {&sampling, counts.tokens(), generated_count() + in_flight};
+  }
+  void CountKnown() { view.tokens_known = static_cast<int32_t>(tokens.size()) + in_flight; }
   void Append(int32_t token_id) {
     tokens.push_back(token_id);
-    view.tokens_known = static_cast<int32_t>(tokens.size());
-    if (!UsesPenalties(sampling)) return;
-    ++counts.generated[token_id];
-    counts.seen[token_id] = true;
+    CountKnown();
+    if (sampling.has_penalties()) counts.AddGenerated(token_id);
   }
 };
 

@@ -5,6 +5,7 @@
 
 #include "common/check.h"
 #include "common/log.h"
+#include "common/status_macros.h"
 #include "worker/engine/engine_sequence.h"
 #include "worker/engine/scheduler.h"
 
@@ -52,11 +53,13 @@ StepPlan Engine::MakePlan() {
     client.index = static_cast<int32_t>(state.client_service.size());
     state.client_service.push_back(client.service);
   }
+  if (running_.has_value()) state.labels_in_flight = running_->labels;
   // First, because it may take a block out of the cache.
   for (const auto& sequence : sequences_) ledger_.SettleFork(sequence->page);
   state.sequences.reserve(sequences_.size());
   for (const auto& sequence : sequences_) {
-    if (sequence->awaits_fork) continue;
+    // What runs is its last token.
+    if (sequence->awaits_fork || sequence->may_generate() < 1) continue;
     RefreshView(*sequence);
     state.sequences.push_back(sequence->view);
   }
@@ -92,64 +95,157 @@ void Engine::ApplyPlan(const StepPlan& plan, StepBatch& batch) {
   }
 }
 
-void Engine::RunModel(const StepPlan& plan, StepBatch batch) {
-  std::vector<Sequence*> wanting;
-  int32_t prefill_tokens = 0;
-  int32_t decodes = 0;
+void Engine::FillBatch(const StepPlan& plan, StepBatch& batch, RunningStep& step) {
+  static constexpr int32_t kInFlight = 0;  // in the place of a token that is not known
+  samplings_.clear();
+  samplings_.reserve(plan.slices.size());
   for (const PlannedSlice& slice : plan.slices) {
     Sequence& sequence = *by_id_.at(slice.sequence_id);
     const int32_t first = sequence.view.tokens_computed;
     const bool last = first + slice.token_count == sequence.view.tokens_known;
-    batch.slices.push_back({absl::MakeConstSpan(sequence.tokens).subspan(first, slice.token_count),
-                            first, sequence.page.blocks, last});
-    if (last) wanting.push_back(&sequence);
-    if (last && slice.token_count == 1) {
-      ++decodes;
+    SequenceSlice& filled = batch.slices.emplace_back();
+    filled.first_position = first;
+    filled.block_table = sequence.page.blocks;
+    filled.wants_logits = last;
+    if (sequence.in_flight > 0) {
+      filled.token_ids = absl::MakeConstSpan(&kInFlight, 1);
+      filled.follows = sequence.place_in_flight;
     } else {
-      prefill_tokens += slice.token_count;
+      filled.token_ids = absl::MakeConstSpan(sequence.tokens).subspan(first, slice.token_count);
     }
-    const int32_t of_prompt = std::min(slice.token_count, sequence.prompt_count() - first);
+    // Alternatives and forks need the logits themselves.
+    if (last && sequence.sampling.top_logprobs <= 0 && sequence.forks.empty()) {
+      samplings_.push_back(sequence.next_draw());
+      filled.sampling = &samplings_.back();
+    }
+    step.parts.push_back({slice.sequence_id, first + slice.token_count, last});
+    if (sequence.view.next_block_label != 0) {
+      step.labels.push_back(sequence.view.next_block_label);
+    }
+  }
+}
+
+// The step is on its way: what its sequences will have.
+void Engine::Advance(const StepBatch& batch, RunningStep& step) {
+  for (size_t i = 0; i < step.parts.size(); ++i) {
+    Sequence& sequence = *by_id_.at(step.parts[i].sequence_id);
+    const auto count = static_cast<int32_t>(batch.slices[i].token_ids.size());
+    const int32_t of_prompt =
+        std::min(count, sequence.prompt_count() - sequence.view.tokens_computed);
     if (of_prompt > 0) figures_.prompt_tokens += static_cast<uint64_t>(of_prompt);
     if (!sequence.has_logits) sequence.prompt_computed += std::max(of_prompt, 0);
+    sequence.view.tokens_computed = step.parts[i].computed;
+    if (!step.parts[i].wants_token) {
+      step.prefill_tokens += count;
+      continue;
+    }
+    ++(count == 1 ? step.decodes : step.prefill_tokens);
+    if (count > 1) step.prefill_tokens += count - 1;
+    sequence.place_in_flight = step.wanting++;
+    ++sequence.in_flight;
+    sequence.CountKnown();
   }
-  const size_t vocabulary_size = static_cast<size_t>(model_->vocabulary_size());
-  logits_.resize(std::max(logits_.size(), wanting.size() * vocabulary_size));
-  const absl::Time start = clock_->Now();
-  const absl::Status status =
-      model_->Forward(batch, absl::MakeSpan(logits_).subspan(0, wanting.size() * vocabulary_size));
+}
+
+// Begins what was planned. None, and its sequences failed, when the model cannot.
+std::optional<Engine::RunningStep> Engine::Begin(const StepPlan& plan) {
+  StepBatch batch;
+  RunningStep step;
+  ApplyPlan(plan, batch);
+  FillBatch(plan, batch, step);
+  step.begun = clock_->Now();
+  const absl::Status status = StartModel(batch, step);
   if (!status.ok()) {
-    LogError("engine", "forward pass failed", {{"error", status.ToString()}});
-    FailPlanned(plan);
-    wanting.clear();
+    FailStep(step, status);
+    ++figures_.steps;
+    figures_.last_step = clock_->Now();
+    return std::nullopt;
+  }
+  Advance(batch, step);
+  return step;
+}
+
+absl::Status Engine::StartModel(const StepBatch& batch, RunningStep& step) {
+  if (pipeline_ != nullptr) {
+    ASSIGN_OR_RETURN(step.draws_all, pipeline_->Start(batch));
+    return absl::OkStatus();
+  }
+  const auto wanting = static_cast<size_t>(
+      std::count_if(step.parts.begin(), step.parts.end(),
+                    [](const RunningStep::Part& part) { return part.wants_token; }));
+  const size_t room = wanting * static_cast<size_t>(model_->vocabulary_size());
+  logits_.resize(std::max(logits_.size(), room));
+  drawn_.assign(wanting, {});
+  return model_->Forward(batch, absl::MakeSpan(logits_).first(room), absl::MakeSpan(drawn_));
+}
+
+std::optional<Engine::RunningStep> Engine::BeginAhead() {
+  const StepPlan plan = MakePlan();
+  if (plan.slices.empty() || !plan.preempted.empty()) return std::nullopt;
+  return Begin(plan);
+}
+
+Engine::Sequence* Engine::Find(uint64_t sequence_id) {
+  const auto found = by_id_.find(sequence_id);
+  return found == by_id_.end() || found->second->ended ? nullptr : found->second;
+}
+
+// Waits for the step, and gives its tokens to those of its sequences that are still here.
+void Engine::FinishStep(const RunningStep& step) {
+  const auto vocabulary_size = static_cast<size_t>(model_->vocabulary_size());
+  absl::Status status;
+  if (pipeline_ != nullptr) {
+    const auto wanting = static_cast<size_t>(step.wanting);
+    const size_t room = step.draws_all ? 0 : wanting * vocabulary_size;
+    logits_.resize(std::max(logits_.size(), room));
+    drawn_.assign(wanting, {});
+    status = pipeline_->Finish(absl::MakeSpan(logits_).first(room), absl::MakeSpan(drawn_));
+  }
+  if (!status.ok()) {
+    FailStep(step, status);
   } else {
-    for (const PlannedSlice& slice : plan.slices) {
-      Sequence& sequence = *by_id_.at(slice.sequence_id);
-      sequence.view.tokens_computed += slice.token_count;
-      ledger_.Publish(sequence.page, sequence.tokens, sequence.view.tokens_computed);
+    for (const RunningStep::Part& part : step.parts) {
+      Sequence* const sequence = Find(part.sequence_id);
+      if (sequence != nullptr) ledger_.Publish(sequence->page, sequence->tokens, part.computed);
+    }
+    size_t place = 0;
+    for (const RunningStep::Part& part : step.parts) {
+      if (!part.wants_token) continue;
+      const size_t row = place++;
+      Sequence* const sequence = Find(part.sequence_id);
+      if (sequence == nullptr) continue;
+      --sequence->in_flight;
+      absl::Span<float> logits = absl::MakeSpan(logits_);
+      if (!drawn_[row].is_drawn) logits = logits.subspan(row * vocabulary_size, vocabulary_size);
+      Draw(*sequence, logits, drawn_[row]);
     }
   }
-  for (size_t i = 0; i < wanting.size(); ++i) {
-    const auto row = absl::MakeSpan(logits_).subspan(i * vocabulary_size, vocabulary_size);
-    CountPrompt(*wanting[i]);
-    if (!wanting[i]->forks.empty()) ForkFrom(*wanting[i], row);
-    ConsumeLogits(*wanting[i], row);
-  }
-  const absl::Duration took = clock_->Now() - start;
-  pace_.Observe(decodes, prefill_tokens, took);
+  const absl::Duration took = clock_->Now() - std::max(step.begun, figures_.last_step);
+  pace_.Observe(step.decodes, step.prefill_tokens, took);
   ++figures_.steps;
   figures_.step_ms = Average(figures_.step_ms, absl::ToDoubleMilliseconds(took));
   figures_.prefill_tokens_per_second = pace_.prefill_tokens_per_second();
   figures_.last_step = clock_->Now();
 }
 
+// The sequence's next token, which the model has drawn, or which is drawn here from its logits.
+void Engine::Draw(Sequence& sequence, absl::Span<float> logits, const DrawnToken& drawn) {
+  CountPrompt(sequence);
+  if (drawn.is_drawn) return Consume(sequence, SampledFrom(drawn, sequence.sampling));
+  if (!sequence.forks.empty()) ForkFrom(sequence, logits);
+  Consume(sequence, Sample(logits, sequence.next_draw(), scratch_));
+}
+
 // What was planned was not computed: its sequences fail, and those that wait to be forked from
 // them.
-void Engine::FailPlanned(const StepPlan& plan) {
+void Engine::FailStep(const RunningStep& step, const absl::Status& status) {
+  LogError("engine", "forward pass failed", {{"error", status.ToString()}});
   const Failure failure{FailureCode::kInternal, "the model failed to compute this step", ""};
-  for (const PlannedSlice& slice : plan.slices) {
-    Sequence& sequence = *by_id_.at(slice.sequence_id);
-    FailSequence(sequence, failure);
-    for (Sequence* fork : std::exchange(sequence.forks, {})) FailSequence(*fork, failure);
+  for (const RunningStep::Part& part : step.parts) {
+    Sequence* const sequence = Find(part.sequence_id);
+    if (sequence == nullptr) continue;
+    FailSequence(*sequence, failure);
+    for (Sequence* fork : std::exchange(sequence->forks, {})) FailSequence(*fork, failure);
   }
 }
 
@@ -173,7 +269,7 @@ void Engine::ForkFrom(Sequence& leader, absl::Span<const float> logits) {
     fork->has_logits = true;
     fork->prompt_cached = leader.prompt_cached;
     fork_logits_.assign(logits.begin(), logits.end());
-    ConsumeLogits(*fork, absl::MakeSpan(fork_logits_));
+    Consume(*fork, Sample(absl::MakeSpan(fork_logits_), fork->next_draw(), scratch_));
     if (fork->ended || slots-- <= 0) continue;
     ledger_.Fork(leader.page, fork->page, leader.view.tokens_computed);
     fork->view.running = true;
@@ -182,9 +278,7 @@ void Engine::ForkFrom(Sequence& leader, absl::Span<const float> logits) {
   }
 }
 
-void Engine::ConsumeLogits(Sequence& sequence, absl::Span<float> logits) {
-  absl::StatusOr<Sampled> sampled =
-      Sample(logits, sequence.sampling, sequence.counts, sequence.generated_count(), scratch_);
+void Engine::Consume(Sequence& sequence, absl::StatusOr<Sampled> sampled) {
   if (!sampled.ok()) {
     return FailSequence(sequence,
                         {FailureCode::kInternal, std::string(sampled.status().message()), ""});

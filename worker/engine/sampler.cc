@@ -9,28 +9,19 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
+#include "kernels/sample_math.h"
 
 namespace rempart::worker {
 namespace {
 
-// The finaliser of SplitMix64 (Steele, Lea, Flood 2014): every input bit changes every output bit.
-uint64_t Mix(uint64_t x) {
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-  return x ^ (x >> 31);
-}
+using kernels::FixedWeight;
+using kernels::TokenRank;
 
-// Best logit first; equal ones by id, so that the order is total.
-struct BetterLogit {
-  absl::Span<const float> logits;
-  bool operator()(int32_t a, int32_t b) const {
-    return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
-  }
-};
+// So many at a time, which the compiler turns into vectors.
+constexpr size_t kLanes = 16;
 
-// Sixteen at a time, which the compiler turns into vectors; NaN when one of them is.
+// NaN when one of them is.
 float MaxOrNan(absl::Span<const float> logits) {
-  constexpr size_t kLanes = 16;
   std::array<float, kLanes> max;
   std::array<int32_t, kLanes> has_nan = {};
   max.fill(-std::numeric_limits<float>::infinity());
@@ -51,18 +42,33 @@ float MaxOrNan(absl::Span<const float> logits) {
   return found_nan ? std::numeric_limits<float>::quiet_NaN() : best;
 }
 
+absl::Status NotNumbers() {
+  return absl::InternalError("the model computed logits that are not numbers");
+}
+
 absl::StatusOr<int32_t> ArgMax(absl::Span<const float> logits) {
   const float max = MaxOrNan(logits);
-  if (!std::isfinite(max)) {
-    return absl::InternalError("the model computed logits that are not numbers");
-  }
+  if (!std::isfinite(max)) return NotNumbers();
   return static_cast<int32_t>(std::find(logits.begin(), logits.end(), max) - logits.begin());
 }
 
-double LogSumExp(absl::Span<const float> logits, float max) {
-  double sum = 0;
-  for (float logit : logits) sum += std::exp(static_cast<double>(logit) - max);
-  return max + std::log(sum);
+// weights[id] = e^((logits[id] - max) / temperature).
+void Weigh(absl::Span<const float> logits, float max, float temperature,
+           std::vector<float>& weights) {
+  weights.resize(logits.size());
+  for (size_t i = 0; i < logits.size(); i += kLanes) {
+    const size_t count = std::min(kLanes, logits.size() - i);
+    std::array<float, kLanes> lanes = {};
+    std::copy_n(logits.data() + i, count, lanes.begin());
+    for (float& lane : lanes) lane = kernels::ExpOfNegative((lane - max) / temperature);
+    std::copy_n(lanes.begin(), count, weights.data() + i);
+  }
+}
+
+uint64_t SumOf(absl::Span<const float> weights) {
+  uint64_t sum = 0;
+  for (const float weight : weights) sum += FixedWeight(weight);
+  return sum;
 }
 
 // Fills scratch.order with all ids, the best `count` of them sorted at the front.
@@ -71,128 +77,136 @@ void SortBest(absl::Span<const float> logits, size_t count, SamplerScratch& scra
   std::iota(scratch.order.begin(), scratch.order.end(), 0);
   count = std::min(count, logits.size());
   std::partial_sort(scratch.order.begin(), scratch.order.begin() + static_cast<int64_t>(count),
-                    scratch.order.end(), BetterLogit{logits});
+                    scratch.order.end(), [logits](int32_t a, int32_t b) {
+                      return TokenRank(logits[a], a) > TokenRank(logits[b], b);
+                    });
 }
 
-void ApplyPenalties(absl::Span<float> logits, const SamplingParams& params,
-                    const TokenCounts& counts) {
-  if (params.repetition_penalty != 1.0f) {
-    for (const auto& [id, seen] : counts.seen) {
-      float& logit = logits[id];
-      logit = logit > 0 ? logit / params.repetition_penalty : logit * params.repetition_penalty;
-    }
-  }
-  for (const auto& [id, count] : counts.generated) {
-    logits[id] -= params.frequency_penalty * static_cast<float>(count) + params.presence_penalty;
+void Penalise(absl::Span<float> logits, const SamplingParams& params,
+              absl::Span<const TokenCount> counts) {
+  for (const TokenCount& count : counts) {
+    float& logit = logits[count.token_id];
+    logit = kernels::PenalisedLogit(logit, params.repetition_penalty, params.frequency_penalty,
+                                    params.presence_penalty, static_cast<float>(count.generated));
   }
 }
 
-// The best tokens whose probabilities reach top_p together, and no others; sorted. Looks at few
-// first and at four times more until they suffice.
-void KeepNucleus(absl::Span<const float> logits, double total, float max,
-                 const SamplingParams& params, size_t limit, SamplerScratch& scratch) {
-  for (size_t count = std::min<size_t>(limit, 64);; count = std::min(limit, count * 4)) {
+// The rank of the worst of the best tokens that reach top_p of `total` together. Looks at few first
+// and at four times more until they suffice.
+uint64_t WorstOfNucleus(absl::Span<const float> logits, uint64_t total, float top_p,
+                        SamplerScratch& scratch) {
+  const uint64_t wanted = kernels::NucleusWeight(top_p, total);
+  for (size_t count = std::min<size_t>(logits.size(), 64);;
+       count = std::min(logits.size(), count * 4)) {
     SortBest(logits, count, scratch);
-    double sum = 0;
-    size_t kept = 0;
-    while (kept < count && sum < params.top_p * total) {
-      sum +=
-          std::exp((static_cast<double>(logits[scratch.order[kept]]) - max) / params.temperature);
-      ++kept;
+    uint64_t sum = 0;
+    for (size_t i = 0; i < count; ++i) {
+      const int32_t id = scratch.order[i];
+      sum += FixedWeight(scratch.weights[id]);
+      if (sum >= wanted) return TokenRank(logits[id], id);
     }
-    if (sum >= params.top_p * total || count == limit) {
-      scratch.order.resize(std::max<size_t>(kept, 1));
-      return;
-    }
+    if (count == logits.size()) return 0;
   }
 }
 
-// Candidates after top-k, top-p and min-p, in an order that depends on the logits alone.
+void DropBelow(uint64_t worst, absl::Span<const float> logits, std::vector<float>& weights) {
+  for (size_t id = 0; id < logits.size(); ++id) {
+    if (TokenRank(logits[id], static_cast<int64_t>(id)) < worst) weights[id] = 0;
+  }
+}
+
+// Leaves in scratch.weights those of the tokens that top-k, top-p and min-p keep.
 void Filter(absl::Span<const float> logits, float max, const SamplingParams& params,
             SamplerScratch& scratch) {
-  const auto weight = [&](int32_t id) {
-    return std::exp((static_cast<double>(logits[id]) - max) / params.temperature);
-  };
-  size_t limit = logits.size();
-  if (params.top_k > 0) limit = std::min<size_t>(limit, params.top_k);
-  if (limit < logits.size()) {
-    SortBest(logits, limit, scratch);
-    scratch.order.resize(limit);
-  } else {
-    scratch.order.resize(logits.size());
-    std::iota(scratch.order.begin(), scratch.order.end(), 0);
+  std::vector<float>& weights = scratch.weights;
+  Weigh(logits, max, params.temperature, weights);
+  const auto top_k = static_cast<size_t>(std::max(params.top_k, 0));
+  if (top_k > 0 && top_k < logits.size()) {
+    SortBest(logits, top_k, scratch);
+    const int32_t worst = scratch.order[top_k - 1];
+    DropBelow(TokenRank(logits[worst], worst), logits, weights);
   }
   if (params.top_p < 1.0f) {
-    double total = 0;
-    for (int32_t id : scratch.order) total += weight(id);
-    KeepNucleus(logits, total, max, params, limit, scratch);
+    DropBelow(WorstOfNucleus(logits, SumOf(weights), params.top_p, scratch), logits, weights);
   }
   if (params.min_p > 0.0f) {
-    std::erase_if(scratch.order, [&](int32_t id) { return weight(id) < params.min_p; });
+    for (float& weight : weights) weight = weight < params.min_p ? 0 : weight;
   }
-  scratch.weights.clear();
-  for (int32_t id : scratch.order) scratch.weights.push_back(weight(id));
 }
 
-int32_t Draw(double uniform, const SamplerScratch& scratch) {
-  const double total = std::accumulate(scratch.weights.begin(), scratch.weights.end(), 0.0);
-  double left = uniform * total;
-  size_t last_possible = 0;
-  for (size_t i = 0; i < scratch.weights.size(); ++i) {
-    if (scratch.weights[i] <= 0) continue;
-    last_possible = i;
-    left -= scratch.weights[i];
-    if (left < 0) break;
-  }
-  return scratch.order[last_possible];
+int32_t Draw(absl::Span<const float> weights, const SliceSampling& sampling) {
+  const uint64_t target = kernels::DrawTarget(
+      sampling.params->seed, static_cast<uint64_t>(sampling.position), SumOf(weights));
+  uint64_t sum = 0;
+  size_t id = 0;
+  while ((sum += FixedWeight(weights[id])) <= target) ++id;
+  return static_cast<int32_t>(id);
 }
 
 }  // namespace
 
-bool UsesPenalties(const SamplingParams& params) {
-  return params.repetition_penalty != 1.0f || params.frequency_penalty != 0.0f ||
-         params.presence_penalty != 0.0f;
-}
-
-double CounterUniform(uint64_t seed, uint64_t position) {
-  constexpr uint64_t kGolden = 0x9e3779b97f4a7c15u;
-  const uint64_t bits = Mix(Mix(seed + kGolden) + (position + 1) * kGolden);
-  return static_cast<double>(bits >> 11) * 0x1.0p-53;
-}
-
-absl::StatusOr<Sampled> Sample(absl::Span<float> logits, const SamplingParams& params,
-                               const TokenCounts& counts, int64_t position,
-                               SamplerScratch& scratch) {
-  ASSIGN_OR_RETURN(int32_t best, ArgMax(logits));
-  Sampled sampled;
-  std::vector<float> unmodified;
-  if (params.top_logprobs >= 0) {
-    const double norm = LogSumExp(logits, logits[best]);
-    const auto logprob = [&](int32_t id) {
-      return TokenLogprob{id, static_cast<float>(logits[id] - norm)};
-    };
-    SampledLogprob report;
-    SortBest(logits, params.top_logprobs, scratch);
-    for (int32_t i = 0; i < params.top_logprobs && i < static_cast<int32_t>(logits.size()); ++i) {
-      report.top.push_back(logprob(scratch.order[i]));
+void MergeBiases(SamplingParams& params) {
+  auto& biases = params.logit_bias;
+  std::stable_sort(biases.begin(), biases.end(),
+                   [](const auto& a, const auto& b) { return a.first < b.first; });
+  size_t kept = 0;
+  for (size_t i = 0; i < biases.size(); ++i) {
+    if (kept > 0 && biases[kept - 1].first == biases[i].first) {
+      biases[kept - 1].second += biases[i].second;
+    } else {
+      biases[kept++] = biases[i];
     }
-    sampled.logprob = std::move(report);
-    unmodified.assign(logits.begin(), logits.end());
-    for (float& value : unmodified) value = static_cast<float>(value - norm);
   }
-  for (const auto& [id, bias] : params.logit_bias) logits[id] += bias;
-  if (UsesPenalties(params)) ApplyPenalties(logits, params, counts);
-  if (!params.logit_bias.empty() || UsesPenalties(params)) {
+  biases.resize(kept);
+}
+
+absl::StatusOr<Sampled> Sample(absl::Span<float> logits, const SliceSampling& sampling,
+                               SamplerScratch& scratch) {
+  const SamplingParams& params = *sampling.params;
+  ASSIGN_OR_RETURN(int32_t best, ArgMax(logits));
+  const float original_max = logits[best];
+  const bool is_modified = !params.logit_bias.empty() || params.has_penalties();
+  Sampled sampled;
+  uint64_t original_sum = 0;
+  const auto logprob = [&](int32_t id, float logit) {
+    return TokenLogprob{id, kernels::LogProbability(logit, original_max, original_sum)};
+  };
+  if (params.top_logprobs >= 0) {
+    Weigh(logits, original_max, 1.0f, scratch.weights);
+    original_sum = SumOf(scratch.weights);
+    sampled.logprob.emplace();
+    const size_t top = std::min<size_t>(params.top_logprobs, logits.size());
+    if (top > 0) SortBest(logits, top, scratch);
+    for (size_t i = 0; i < top; ++i) {
+      const int32_t id = scratch.order[i];
+      sampled.logprob->top.push_back(logprob(id, logits[id]));
+    }
+    if (is_modified) scratch.unmodified.assign(logits.begin(), logits.end());
+  }
+  if (is_modified) {
+    for (const auto& [id, bias] : params.logit_bias) logits[id] += bias;
+    if (params.has_penalties()) Penalise(logits, params, sampling.counts);
     ASSIGN_OR_RETURN(best, ArgMax(logits));
   }
-  if (params.temperature == 0.0f) {
-    sampled.token_id = best;
-  } else {
+  sampled.token_id = best;
+  if (params.temperature != 0.0f) {
     Filter(logits, logits[best], params, scratch);
-    sampled.token_id = Draw(CounterUniform(params.seed, position), scratch);
+    sampled.token_id = Draw(scratch.weights, sampling);
   }
   if (sampled.logprob) {
-    sampled.logprob->chosen = {sampled.token_id, unmodified[sampled.token_id]};
+    const float logit =
+        is_modified ? scratch.unmodified[sampled.token_id] : logits[sampled.token_id];
+    sampled.logprob->chosen = logprob(sampled.token_id, logit);
+  }
+  return sampled;
+}
+
+absl::StatusOr<Sampled> SampledFrom(const DrawnToken& drawn, const SamplingParams& params) {
+  if (drawn.token_id < 0) return NotNumbers();
+  Sampled sampled;
+  sampled.token_id = drawn.token_id;
+  if (params.top_logprobs >= 0) {
+    sampled.logprob = SampledLogprob{{drawn.token_id, drawn.logprob}, {}};
   }
   return sampled;
 }

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // From logits to a token. Filters apply in this order: logit bias, penalties, temperature, top-k,
-// top-p, min-p, draw. The random number is a function of (seed, position) alone, so that a sequence
-// continued elsewhere, or in another batch, draws the same tokens.
+// top-p, min-p, draw. The draw walks the kept tokens in the order of their ids, and all that
+// decides is computed as kernels/sample_math.h says: a device draws the same token from the same
+// logits (kernels/cuda/sample.cu). The random number is a function of (seed, position) alone, so
+// that a sequence continued elsewhere, or in another batch, draws the same tokens.
 #pragma once
 
 #include <cstdint>
@@ -12,13 +14,26 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "worker/engine/sequence.h"
+#include "worker/model/sampling.h"
 
 namespace rempart::worker {
 
 // How often tokens occurred; kept only for sequences whose penalties are on.
-struct TokenCounts {
-  absl::flat_hash_map<int32_t, int32_t> generated;
-  absl::flat_hash_map<int32_t, bool> seen;  // in prompt or generated: repetition penalty
+class TokenCounts {
+ public:
+  void AddPrompt(int32_t token_id) { Of(token_id); }
+  void AddGenerated(int32_t token_id) { ++Of(token_id).generated; }
+  // In the order in which they came.
+  absl::Span<const TokenCount> tokens() const { return tokens_; }
+
+ private:
+  TokenCount& Of(int32_t token_id) {
+    const auto [found, is_new] = places_.try_emplace(token_id, tokens_.size());
+    if (is_new) tokens_.push_back({token_id, 0});
+    return tokens_[found->second];
+  }
+  std::vector<TokenCount> tokens_;
+  absl::flat_hash_map<int32_t, size_t> places_;
 };
 
 struct Sampled {
@@ -26,21 +41,22 @@ struct Sampled {
   std::optional<SampledLogprob> logprob;
 };
 
-bool UsesPenalties(const SamplingParams& params);
+// Each token once, with the sum of its biases.
+void MergeBiases(SamplingParams& params);
 
 // Reused between calls, so that sampling does not allocate in the steady state.
 struct SamplerScratch {
   std::vector<int32_t> order;
-  std::vector<double> weights;
+  std::vector<float> weights;
+  std::vector<float> unmodified;
 };
 
-// Changes `logits` [vocabulary_size]. `position` counts generated tokens, from 0. Log-probabilities
-// are those of the unmodified logits. Internal when the logits hold no finite maximum.
-absl::StatusOr<Sampled> Sample(absl::Span<float> logits, const SamplingParams& params,
-                               const TokenCounts& counts, int64_t position,
+// Changes `logits` [vocabulary_size]. Log-probabilities are those of the unmodified logits.
+// Internal when the logits hold no finite maximum.
+absl::StatusOr<Sampled> Sample(absl::Span<float> logits, const SliceSampling& sampling,
                                SamplerScratch& scratch);
 
-// Uniform in [0, 1), a function of its arguments.
-double CounterUniform(uint64_t seed, uint64_t position);
+// Of a token that the model has drawn by these parameters.
+absl::StatusOr<Sampled> SampledFrom(const DrawnToken& drawn, const SamplingParams& params);
 
 }  // namespace rempart::worker

@@ -231,6 +231,7 @@ StepPlan Schedule(const EngineState& state) {
                   state.client_service,
                   state.limits.max_step_tokens,
                   state.blocks_available};
+  planner.labels.insert(state.labels_in_flight.begin(), state.labels_in_flight.end());
   planner.Rank(state);
   planner.PlanDecodes();
   if (planner.tokens_left < state.limits.max_step_tokens) {

@@ -11,7 +11,7 @@
 //     prefill gets at most prefill_tokens_beside_decodes. A sequence is admitted with blocks for
 //     all tokens it has; the first one that cannot be admitted ends the admission, so nobody is
 //     overtaken for ever. A sequence whose next block is being filled by one of higher rank in this
-//     step waits for it, and is no obstacle to others.
+//     step, or in the one that runs, waits for it, and is no obstacle to others.
 // Blocks. A decode that needs a block when none is available takes it from the running sequence of
 // the lowest rank below its own; if there is none below, it sits the step out. A waiting sequence
 // may take slots and blocks only from sequences whose own and effective priority are both lower.
@@ -22,7 +22,9 @@
 //  1. Its tokens are at most max_step_tokens; sequences that hold blocks at most max_sequences.
 //  2. Blocks to add, and cached ones to hold, are at most what is available once the preempted have
 //     given theirs back.
-//  3. If any sequence is known whose blocks fit into the pool alone, the plan is not empty.
+//  3. If any sequence is known whose blocks fit into the pool alone, and whose next block the
+//  running
+//     step does not fill, the plan is not empty.
 // Pure: reads no clock, keeps no state. It requires that each sequence fits the pool on its own.
 #pragma once
 

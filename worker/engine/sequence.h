@@ -9,23 +9,9 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "worker/model/sampling.h"
 
 namespace rempart::worker {
-
-struct SamplingParams {
-  float temperature = 1.0f;         // 0: greedy
-  float top_p = 1.0f;               // (0, 1]
-  int32_t top_k = 0;                // 0: off
-  float min_p = 0.0f;               // [0, 1]
-  float frequency_penalty = 0.0f;   // [-2, 2]
-  float presence_penalty = 0.0f;    // [-2, 2]
-  float repetition_penalty = 1.0f;  // > 0; 1: off
-  uint64_t seed = 0;
-  std::vector<std::pair<int32_t, float>> logit_bias = {};
-  // Alternatives beside the chosen token; -1: no log-probabilities at all.
-  int32_t top_logprobs = -1;
-  bool ignore_eos = false;
-};
 
 // One request: a prompt and up to n continuations. Validated by the border (worker/api), except for
 // what only the engine knows: the room in the context.

@@ -46,6 +46,9 @@ struct EngineState {
   absl::Span<const int32_t> references;  // holders of each block of the pool
   // Tokens computed for each client; of equal priorities the client with less comes first.
   std::vector<int64_t> client_service;
+  // Of a step that runs while the plan is made: next_block_label of what it computes. Who would
+  // fill such a block waits until it is known to the cache.
+  absl::Span<const uint64_t> labels_in_flight = {};
   std::vector<ScheduledSequence> sequences;  // in any order
 };
 

@@ -7,16 +7,44 @@
 
 namespace rempart::worker {
 
-absl::Status GroupRunner::Forward(const StepBatch& batch, absl::Span<float> logits) {
-  if (lost_ || (options_.fate != nullptr && options_.fate->end().has_value())) {
-    return Lose(absl::UnavailableError("the group has lost a rank"));
-  }
-  const absl::Status status = RunOnAll(batch, logits);
+absl::Status GroupRunner::Forward(const StepBatch& batch, absl::Span<float> logits,
+                                  absl::Span<DrawnToken> drawn) {
+  if (IsLost()) return Lose(absl::UnavailableError("the group has lost a rank"));
+  return LoseUnlessShared(RunOnAll(batch, logits, drawn));
+}
+
+bool GroupRunner::IsLost() const {
+  return lost_ || (options_.fate != nullptr && options_.fate->end().has_value());
+}
+
+absl::Status GroupRunner::LoseUnlessShared(const absl::Status& status) {
   if (status.ok() || FailsOnAllRanks(status, options_.first.communicator)) return status;
   return Lose(status);
 }
 
-absl::Status GroupRunner::RunOnAll(StepBatch batch, absl::Span<float> logits) {
+StepPipeline* GroupRunner::pipeline() {
+  const bool is_alone = options_.send == nullptr && options_.others == nullptr;
+  return is_alone && options_.first.model->pipeline() != nullptr ? this : nullptr;
+}
+
+absl::StatusOr<bool> GroupRunner::Start(const StepBatch& batch) {
+  if (IsLost()) return Lose(absl::UnavailableError("the group has lost a rank"));
+  absl::StatusOr<bool> started = options_.first.model->pipeline()->Start(batch);
+  if (!started.ok()) return LoseUnlessShared(started.status());
+  ++step_;
+  options_.first.progress->BeginStep();
+  return started;
+}
+
+absl::Status GroupRunner::Finish(absl::Span<float> logits, absl::Span<DrawnToken> drawn) {
+  const absl::Status status = options_.first.model->pipeline()->Finish(logits, drawn);
+  options_.first.progress->EndStep(++ended_);
+  if (ended_ < step_) options_.first.progress->BeginStep();
+  return LoseUnlessShared(status);
+}
+
+absl::Status GroupRunner::RunOnAll(StepBatch batch, absl::Span<float> logits,
+                                   absl::Span<DrawnToken> drawn) {
   ++step_;
   batch.micro_batch_tokens = MicroBatchTokens(batch, options_.stages, options_.least_micro_batch);
   if (options_.send != nullptr || options_.others != nullptr) {
@@ -25,7 +53,7 @@ absl::Status GroupRunner::RunOnAll(StepBatch batch, absl::Span<float> logits) {
     if (options_.others != nullptr) RETURN_IF_ERROR(options_.others->Push(std::move(step)));
   }
   options_.first.progress->BeginStep();
-  absl::Status status = options_.first.model->Forward(batch, logits);
+  absl::Status status = options_.first.model->Forward(batch, logits, drawn);
   options_.first.progress->EndStep(step_);
   return status;
 }

@@ -20,7 +20,7 @@
 
 namespace rempart::worker {
 
-class GroupRunner : public ModelRunner {
+class GroupRunner : public ModelRunner, private StepPipeline {
  public:
   struct Options {
     int32_t epoch = 0;
@@ -36,15 +36,23 @@ class GroupRunner : public ModelRunner {
   explicit GroupRunner(Options options) : options_(std::move(options)) {}
 
   int32_t vocabulary_size() const override { return options_.first.model->vocabulary_size(); }
-  absl::Status Forward(const StepBatch& batch, absl::Span<float> logits) override;
+  absl::Status Forward(const StepBatch& batch, absl::Span<float> logits,
+                       absl::Span<DrawnToken> drawn) override;
+  // That of rank 0, where it is alone: the tokens that it draws ahead are on no other rank.
+  StepPipeline* pipeline() override;
 
  private:
-  absl::Status RunOnAll(StepBatch batch, absl::Span<float> logits);
+  absl::StatusOr<bool> Start(const StepBatch& batch) override;
+  absl::Status Finish(absl::Span<float> logits, absl::Span<DrawnToken> drawn) override;
+  bool IsLost() const;
+  absl::Status LoseUnlessShared(const absl::Status& status);
+  absl::Status RunOnAll(StepBatch batch, absl::Span<float> logits, absl::Span<DrawnToken> drawn);
   absl::Status Lose(const absl::Status& status);
 
   const Options options_;
   // Of the engine's thread.
-  int64_t step_ = 0;
+  int64_t step_ = 0;   // begun
+  int64_t ended_ = 0;  // of those of the pipeline
   bool lost_ = false;
 };
 

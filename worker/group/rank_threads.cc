@@ -73,7 +73,7 @@ void RankThreads::Run(size_t index) {
       lanes_[index].steps.pop_front();
     }
     rank.progress->BeginStep();
-    const absl::Status status = rank.model->Forward(BatchOf(*step), {});
+    const absl::Status status = rank.model->Forward(BatchOf(*step), {}, {});
     rank.progress->EndStep(step->step);
     if (status.ok() || FailsOnAllRanks(status, rank.communicator)) continue;
     rank.communicator->Abort(status, rank.communicator->progress().blamed_rank);

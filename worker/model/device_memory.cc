@@ -12,6 +12,8 @@ namespace {
 constexpr int64_t kMiB = 1 << 20;
 constexpr int64_t kMinSplitTokens = 128;
 constexpr int64_t kMaxSplits = 64;
+constexpr int64_t kListed = 1024;     // of a row, on the average
+constexpr int64_t kMaxBiases = 1024;  // of one row that is alone
 
 int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -73,9 +75,14 @@ DeviceWorkspace LayOutWorkspace(const ModelConfig& config, const DeviceModelOpti
   if (of.is_last_stage()) take(space.last, space.slices * config.hidden * 2);
   take(space.partial,
        4 * kernels::DecodePartialFloats(space.slices, heads, config.head_dim, space.max_splits));
-  // ids, positions, slice of token; starts, contexts, tables, rows of last tokens; tiles.
-  take(space.inputs,
-       4 * (3 * space.tokens + space.slices * (3 + space.table_stride) + 1 + 2 * space.max_tiles));
+  space.listed = std::max(space.slices * kListed,
+                          std::min(options.context_length, config.vocabulary) + kMaxBiases);
+  take(space.lists, 3 * 4 * space.listed);    // ids, values, originals
+  take(space.sampled, 2 * 4 * space.slices);  // tokens, log-probabilities
+  // Sampling; ids, positions, slice of token; starts, contexts, tables, rows of last tokens; tiles.
+  take(space.inputs, static_cast<int64_t>(sizeof(kernels::DeviceSampling)) * space.slices +
+                         4 * (3 * space.tokens + space.slices * (4 + space.table_stride) + 1 +
+                              2 * space.max_tiles));
   return space;
 }
 

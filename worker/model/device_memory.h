@@ -37,9 +37,12 @@ struct DeviceWorkspace {
   int64_t attended_stride =
       0;                      // of a row of `attended`: this rank's columns, and zeros around them
   int64_t attended_lead = 0;  // zeros before them
+  // Of all rows that are drawn in a step: tokens that have a bias, or have occurred where there are
+  // penalties. A row for which there is no room is drawn on the host.
+  int64_t listed = 0;
   // Offsets.
   int64_t residual = 0, normed = 0, qkv = 0, attended = 0, gate_up = 0, activated = 0, branch = 0,
-          last = 0, logits = 0, partial = 0, inputs = 0;
+          last = 0, logits = 0, partial = 0, lists = 0, sampled = 0, inputs = 0;
   // Of one rank of several that share a stage: the logits of all, [ranks, rows, vocabulary]. Else
   // those above. Both are of the last stage alone, and `last` is.
   int64_t all_logits = 0;

@@ -57,13 +57,14 @@ absl::Status DeviceTransformer::Allocate(const Weights& weights, const UploadOpt
   }
   ASSIGN_OR_RETURN(workspace_, DeviceBuffer::Make(device_, space.bytes - space.exchange_bytes));
   ASSIGN_OR_RETURN(kv_, DeviceBuffer::Make(device_, plan_.kv_blocks * plan_.kv_block_bytes));
-  const auto rows = static_cast<int64_t>(sizeof(kernels::DeviceSampling)) * space.slices;
-  ASSIGN_OR_RETURN(sampling_, DeviceBuffer::Make(device_, rows));
-  ASSIGN_OR_RETURN(sampling_staging_, PinnedBuffer::Make(device_, rows));
-  ASSIGN_OR_RETURN(sampled_, DeviceBuffer::Make(device_, space.slices * 4));
   ASSIGN_OR_RETURN(copy_pairs_, DeviceBuffer::Make(device_, kMaxCopies * 8));
-  ASSIGN_OR_RETURN(copy_staging_, PinnedBuffer::Make(device_, kMaxCopies * 8));
-  ASSIGN_OR_RETURN(staging_, PinnedBuffer::Make(device_, space.bytes - space.inputs));
+  for (Step& step : steps_) {
+    ASSIGN_OR_RETURN(step.copies, PinnedBuffer::Make(device_, kMaxCopies * 8));
+    ASSIGN_OR_RETURN(step.inputs, PinnedBuffer::Make(device_, space.bytes - space.inputs));
+    ASSIGN_OR_RETURN(step.lists, PinnedBuffer::Make(device_, 2 * 4 * space.listed));
+    ASSIGN_OR_RETURN(step.results, PinnedBuffer::Make(device_, 2 * 4 * space.slices));
+  }
+  ASSIGN_OR_RETURN(sampled_staging_, PinnedBuffer::Make(device_, kRun * space.slices * 4));
   if (reads_logits()) {
     const int64_t logits = partition_.of.size * space.slices * space.vocabulary;
     ASSIGN_OR_RETURN(logits_staging_, PinnedBuffer::Make(device_, logits * 4));
@@ -78,14 +79,16 @@ void DeviceTransformer::SetCommunicator(DeviceCommunicator* communicator) {
   communicator_ = communicator;
 }
 
-absl::Status DeviceTransformer::Finish() {
+absl::Status DeviceTransformer::AwaitAll() {
   return is_one_of_several() ? communicator_->Finish() : device_.Finish();
 }
 
 void DeviceTransformer::PlaceInputs() {
   const DeviceWorkspace& space = plan_.workspace;
-  const auto place = [&](int32_t* base) {
+  const auto place = [&](kernels::DeviceSampling* sampling) {
     Inputs inputs;
+    inputs.sampling = sampling;
+    auto* base = reinterpret_cast<int32_t*>(sampling + space.slices);
     const auto take = [&](int64_t count) {
       int32_t* at = base;
       base += count;
@@ -97,17 +100,18 @@ void DeviceTransformer::PlaceInputs() {
     inputs.starts = take(space.slices + 1);
     inputs.contexts = take(space.slices);
     inputs.rows = take(space.slices);
+    inputs.sources = take(space.slices);
     inputs.tile_slices = take(space.max_tiles);
     inputs.tile_indices = take(space.max_tiles);
     inputs.tables = take(space.slices * space.table_stride);
     return inputs;
   };
-  host_ = place(staging_.as<int32_t>());
-  on_device_ = place(At<int32_t>(space.inputs));
+  for (Step& step : steps_) step.host = place(step.inputs.as<kernels::DeviceSampling>());
+  on_device_ = place(At<kernels::DeviceSampling>(space.inputs));
 }
 
-absl::Status DeviceTransformer::Check(const StepBatch& batch, absl::Span<float> logits) const {
-  int64_t tokens = 0, wanting = 0;
+absl::Status DeviceTransformer::Check(const StepBatch& batch) const {
+  int64_t tokens = 0;
   const auto is_block = [&](int32_t id) { return id >= 0 && id < plan_.kv_blocks; };
   for (const BlockCopy& copy : batch.copies) {
     if (!is_block(copy.source) || !is_block(copy.destination)) {
@@ -117,7 +121,6 @@ absl::Status DeviceTransformer::Check(const StepBatch& batch, absl::Span<float> 
   }
   for (const SequenceSlice& slice : batch.slices) {
     tokens += TokensOf(slice);
-    wanting += slice.wants_logits ? 1 : 0;
     const int64_t end = slice.first_position + TokensOf(slice);
     const int64_t blocks = CeilDivide(end, kBlock);
     if (slice.token_ids.empty() || slice.first_position < 0 || end > options_.context_length ||
@@ -126,6 +129,8 @@ absl::Status DeviceTransformer::Check(const StepBatch& batch, absl::Span<float> 
                                                      options_.context_length,
                                                      " tokens, or has too short a block table"));
     }
+    if (slice.sampling != nullptr) RETURN_IF_ERROR(CheckSampling(*slice.sampling));
+    if (slice.follows >= 0) RETURN_IF_ERROR(CheckFollows(slice));
     for (const int32_t id : slice.token_ids) {
       if (id < 0 || id >= config_.vocabulary) {
         return absl::InvalidArgumentError(
@@ -146,16 +151,12 @@ absl::Status DeviceTransformer::Check(const StepBatch& batch, absl::Span<float> 
                      " copies; the limits are ", plan_.workspace.tokens, ", ",
                      options_.max_sequences, " and ", kMaxCopies));
   }
-  if (partition_.of.group_rank() == 0 &&
-      static_cast<int64_t>(logits.size()) < wanting * config_.vocabulary) {
-    return absl::InvalidArgumentError("the logits have too little room");
-  }
   return absl::OkStatus();
 }
 
 void DeviceTransformer::QueueCopies(const StepBatch& batch) {
   // One launch each: a later copy may read what an earlier one wrote.
-  auto* pairs = copy_staging_.as<int32_t>();
+  auto* pairs = staged().copies.as<int32_t>();
   for (size_t i = 0; i < batch.copies.size(); ++i) {
     pairs[2 * i] = batch.copies[i].source;
     pairs[2 * i + 1] = batch.copies[i].destination;
@@ -171,13 +172,15 @@ void DeviceTransformer::QueueCopies(const StepBatch& batch) {
 }
 
 void DeviceTransformer::PutToken(int64_t row, int32_t id, int32_t position, int32_t slice) {
-  host_.ids[row] = id;
-  host_.positions[row] = position;
-  host_.slice_of_token[row] = slice;
+  const Inputs& host = staged().host;
+  host.ids[row] = id;
+  host.positions[row] = position;
+  host.slice_of_token[row] = slice;
 }
 
-DeviceTransformer::StepShape DeviceTransformer::StageInputs(const StepBatch& batch,
-                                                            std::vector<size_t>& order) {
+DeviceTransformer::StepShape DeviceTransformer::StageInputs(const StepBatch& batch) {
+  const Inputs& host = staged().host;
+  std::vector<size_t>& order = staged().order;
   order.resize(batch.slices.size());
   std::iota(order.begin(), order.end(), 0);
   // Decodes first: the two kinds of attention each see a run of slices.
@@ -189,10 +192,10 @@ DeviceTransformer::StepShape DeviceTransformer::StageInputs(const StepBatch& bat
     const int64_t count = TokensOf(slice);
     const int64_t context = slice.first_position + count;
     const auto place = static_cast<int32_t>(shape.slices);
-    host_.starts[place] = static_cast<int32_t>(shape.tokens);
-    host_.contexts[place] = static_cast<int32_t>(context);
+    host.starts[place] = static_cast<int32_t>(shape.tokens);
+    host.contexts[place] = static_cast<int32_t>(context);
     std::copy_n(slice.block_table.data(), CeilDivide(context, kBlock),
-                host_.tables + place * plan_.workspace.table_stride);
+                host.tables + place * plan_.workspace.table_stride);
     for (int64_t i = 0; i < count; ++i) {
       PutToken(shape.tokens + i, slice.token_ids[i], slice.first_position + static_cast<int32_t>(i),
                place);
@@ -203,21 +206,30 @@ DeviceTransformer::StepShape DeviceTransformer::StageInputs(const StepBatch& bat
           std::max(shape.max_splits, CeilDivide(context, plan_.workspace.split_tokens));
     } else {
       for (int64_t tile = 0; tile * kernels::kPrefillTile < count; ++tile) {
-        host_.tile_slices[shape.tiles] = place;
-        host_.tile_indices[shape.tiles++] = static_cast<int32_t>(tile);
+        host.tile_slices[shape.tiles] = place;
+        host.tile_indices[shape.tiles++] = static_cast<int32_t>(tile);
       }
     }
     shape.tokens += count;
     ++shape.slices;
-    host_.starts[shape.slices] = static_cast<int32_t>(shape.tokens);
+    host.starts[shape.slices] = static_cast<int32_t>(shape.tokens);
   }
   return shape;
 }
 
 void DeviceTransformer::QueueInputs(int64_t slices) {
+  const Step& step = staged();
+  const Inputs& host = step.host;
   // The tables are last, and of them only the rows in use travel.
-  const int64_t count = host_.tables - host_.ids + slices * plan_.workspace.table_stride;
-  device_.CopyIn(on_device_.ids, host_.ids, count * 4);
+  const auto* begin = reinterpret_cast<const int32_t*>(host.sampling);
+  const int64_t count = host.tables - begin + slices * plan_.workspace.table_stride;
+  device_.CopyIn(on_device_.sampling, begin, count * 4);
+  if (step.listed == 0) return;
+  const int64_t listed = plan_.workspace.listed;
+  auto* lists = At<int32_t>(plan_.workspace.lists);
+  const auto* staged = step.lists.as<int32_t>();
+  device_.CopyIn(lists, staged, step.listed * 4);
+  device_.CopyIn(lists + listed, staged + listed, step.listed * 4);
 }
 
 kernels::DeviceKv DeviceTransformer::KvOf(size_t layer) const {
@@ -392,157 +404,82 @@ absl::Status DeviceTransformer::QueueStep(const StepShape& shape) {
                                   shape.wanting * space.vocabulary * 4);
 }
 
-absl::Status DeviceTransformer::QueueSample(const StepShape& shape) {
-  kernels::SampleArgs args;
-  args.parts = At<float>(plan_.workspace.all_logits);
-  args.part_size = plan_.workspace.vocabulary;
-  args.part_stride = shape.wanting * plan_.workspace.vocabulary;
-  args.vocabulary = config_.vocabulary;
-  args.softcap = config_.logit_softcap;
-  args.rows = sampling_.as<kernels::DeviceSampling>();
-  args.tokens = sampled_.as<int32_t>();
-  args.num_rows = shape.wanting;
-  device_.ops().sample(args, device_.stream());
-  device_.ops().advance(
-      {sampled_.as<int32_t>(), on_device_.ids, on_device_.positions, on_device_.contexts,
-       sampling_.as<kernels::DeviceSampling>(), shape.wanting},
-      device_.stream());
-  return absl::OkStatus();
+void DeviceTransformer::Pad(StepShape& shape) {
+  const Inputs& host = staged().host;
+  const int64_t padded = GraphSize(shape.slices);
+  for (int64_t i = shape.slices; i < padded; ++i) {
+    PutToken(i, -1, -1, static_cast<int32_t>(i));
+    host.starts[i + 1] = static_cast<int32_t>(i + 1);
+    host.contexts[i] = 0;
+    host.rows[i] = static_cast<int32_t>(i);
+    host.sources[i] = -1;
+  }
+  shape.tokens = shape.slices = shape.decodes = shape.wanting = padded;
+  shape.max_splits = std::min(GraphSize(shape.max_splits), plan_.workspace.max_splits);
 }
 
-absl::Status DeviceTransformer::StartDecode(const StepShape& shape, bool samples) {
-  const auto key = std::make_tuple(shape.slices, shape.max_splits, samples);
+absl::Status DeviceTransformer::StartDecode(const StepShape& shape) {
+  const auto key = std::make_tuple(shape.slices, shape.max_splits, shape.samples);
   auto found = graphs_.find(key);
   if (found == graphs_.end()) {
     ASSIGN_OR_RETURN(std::unique_ptr<DeviceGraph> graph, device_.Record([&]() -> absl::Status {
       RETURN_IF_ERROR(QueueStep(shape));
-      return samples ? QueueSample(shape) : absl::OkStatus();
+      if (!shape.samples) return absl::OkStatus();
+      QueueSample(shape);
+      QueueAdvance(shape);
+      return absl::OkStatus();
     }));
     found = graphs_.emplace(key, std::move(graph)).first;
   }
   return device_.Start(*found->second);
 }
 
-absl::Status DeviceTransformer::Forward(const StepBatch& batch, absl::Span<float> logits) {
-  RETURN_IF_ERROR(CheckCommunicator());
-  RETURN_IF_ERROR(Check(batch, logits));
-  QueueCopies(batch);
-  if (batch.slices.empty()) return Finish();
-  float* const all = partition_.of.group_rank() == 0 ? logits.data() : logits_.data();
-  int64_t rows = 0;
-  for (const StepBatch& part : MicroBatches(batch)) {
-    RETURN_IF_ERROR(ComputeMicroBatch(part, all, rows));
-  }
-  return is_staged() ? FinishStages(all, rows) : absl::OkStatus();
+DeviceTransformer::StepShape DeviceTransformer::Stage(const StepBatch& batch, bool draws) {
+  StepShape shape = StageInputs(batch);
+  StageRows(batch, shape);
+  StageSources(batch, shape);
+  shape.is_graph =
+      shape.slices > 0 && shape.decodes == shape.slices && shape.wanting == shape.slices;
+  if (shape.is_graph) Pad(shape);
+  StageSampling(batch, shape, draws);
+  staged().logit_rows = shape.wanting;
+  return shape;
 }
 
-absl::Status DeviceTransformer::ComputeMicroBatch(const StepBatch& batch, float* logits,
-                                                  int64_t& first_row) {
-  std::vector<size_t> order;
-  StepShape shape = StageInputs(batch, order);
-  std::vector<int64_t> row_of_slice(batch.slices.size(), -1);
-  for (size_t place = 0; place < order.size(); ++place) {
-    if (!batch.slices[order[place]].wants_logits) continue;
-    row_of_slice[order[place]] = shape.wanting;
-    host_.rows[shape.wanting++] = host_.starts[place + 1] - 1;
-  }
-  const int64_t tokens = shape.tokens;
-  int64_t wanted = std::exchange(first_row, first_row + shape.wanting);
-  const bool is_decode = shape.decodes == shape.slices && shape.wanting == shape.slices;
-  if (is_decode) {
-    // Padded to the size of a graph by slices without a token.
-    const int64_t padded = GraphSize(shape.slices);
-    for (int64_t i = shape.slices; i < padded; ++i) {
-      PutToken(i, -1, -1, static_cast<int32_t>(i));
-      host_.starts[i + 1] = static_cast<int32_t>(i + 1);
-      host_.contexts[i] = 0;
-      host_.rows[i] = static_cast<int32_t>(i);
-    }
-    shape.tokens = shape.slices = shape.decodes = shape.wanting = padded;
-    shape.max_splits = std::min(GraphSize(shape.max_splits), plan_.workspace.max_splits);
-  }
-  if (!partition_.of.is_first_stage()) RETURN_IF_ERROR(ReceiveResidual(tokens));
+absl::Status DeviceTransformer::QueueStaged(const StepShape& shape) {
   QueueInputs(shape.slices);
-  RETURN_IF_ERROR(is_decode ? StartDecode(shape, false) : QueueStep(shape));
-  if (!partition_.of.is_last_stage()) return SendResidual(tokens);
-  if (shape.wanting > 0 && reads_logits()) {
-    device_.CopyOut(logits_staging_.as<float>(), At<float>(plan_.workspace.all_logits),
-                    partition_.of.size * shape.wanting * plan_.workspace.vocabulary * 4);
-  }
-  RETURN_IF_ERROR(Finish());
-  if (!reads_logits()) return absl::OkStatus();
-  for (const int64_t row : row_of_slice) {
-    if (row < 0) continue;
-    ReadLogits(row, shape.wanting, logits + wanted++ * config_.vocabulary);
-  }
+  if (staged().follows) QueueFollow(shape.decodes);
+  if (shape.is_graph) return StartDecode(shape);
+  RETURN_IF_ERROR(QueueStep(shape));
+  if (shape.samples) QueueSample(shape);
   return absl::OkStatus();
 }
 
-void DeviceTransformer::ReadLogits(int64_t row, int64_t rows, float* to) const {
-  const int64_t part = plan_.workspace.vocabulary;
-  for (int64_t first = 0; first < config_.vocabulary; first += part) {
-    std::copy_n(logits_staging_.as<float>() + first * rows + row * part,
-                std::min(part, config_.vocabulary - first), to + first);
-  }
-  if (config_.logit_softcap == 0.0f) return;
-  for (int64_t i = 0; i < config_.vocabulary; ++i) {
-    to[i] = config_.logit_softcap * std::tanh(to[i] / config_.logit_softcap);
-  }
-}
-
-absl::Status DeviceTransformer::DecodeMany(absl::Span<const DecodeSequence> sequences,
-                                           int64_t steps, std::vector<int32_t>* tokens) {
-  const auto count = static_cast<int64_t>(sequences.size());
-  StepBatch checked;
-  int64_t longest = 0;
-  for (const DecodeSequence& sequence : sequences) {
-    checked.slices.push_back({{&sequence.token_id, 1},
-                              sequence.position + static_cast<int32_t>(steps) - 1,
-                              sequence.block_table,
-                              false});
-    longest = std::max(longest, sequence.position + steps);
-  }
-  if (is_staged()) {
-    return absl::FailedPreconditionError("a token of one stage is known when all have computed it");
-  }
+absl::StatusOr<bool> DeviceTransformer::Start(const StepBatch& batch, bool draws) {
   RETURN_IF_ERROR(CheckCommunicator());
-  RETURN_IF_ERROR(Check(checked, {}));
-  if (count == 0 || steps == 0) return absl::OkStatus();
-  const int64_t padded = GraphSize(count);
-  auto* sampling = sampling_staging_.as<kernels::DeviceSampling>();
-  for (int64_t i = 0; i < padded; ++i) {
-    const bool is_padding = i >= count;
-    PutToken(i, is_padding ? -1 : sequences[i].token_id, is_padding ? -1 : sequences[i].position,
-             static_cast<int32_t>(i));
-    host_.starts[i] = static_cast<int32_t>(i);
-    host_.starts[i + 1] = static_cast<int32_t>(i + 1);
-    host_.contexts[i] = is_padding ? 0 : sequences[i].position + 1;
-    host_.rows[i] = static_cast<int32_t>(i);
-    sampling[i] = is_padding ? kernels::DeviceSampling{} : sequences[i].sampling;
-    if (is_padding) continue;
-    std::copy_n(sequences[i].block_table.data(), CeilDivide(sequences[i].position + steps, kBlock),
-                host_.tables + i * plan_.workspace.table_stride);
+  if (is_staged()) return absl::FailedPreconditionError("stages hand over step by step");
+  if (begun_ - ended_ >= 2) return absl::FailedPreconditionError("two steps run already");
+  RETURN_IF_ERROR(Check(batch));
+  const StepShape shape = Stage(batch, draws);
+  const bool leaves_logits = staged().leaves_logits();
+  if (begun_ > ended_ && leaves_logits && step_before().leaves_logits()) {
+    return absl::FailedPreconditionError("a step that gives logits runs already");
   }
-  QueueInputs(count);
-  device_.CopyIn(sampling_.as<uint8_t>(), sampling, sampling_staging_.bytes());
-  if (sampled_staging_.bytes() < steps * padded * 4) {
-    ASSIGN_OR_RETURN(sampled_staging_, PinnedBuffer::Make(device_, steps * padded * 4));
+  QueueCopies(batch);
+  if (shape.slices > 0) {
+    RETURN_IF_ERROR(QueueStaged(shape));
+    QueueResults(shape);
   }
-  auto* sampled = sampled_staging_.as<int32_t>();
-  StepShape shape;
-  shape.tokens = shape.slices = shape.decodes = shape.wanting = padded;
-  shape.max_splits = std::min(GraphSize(CeilDivide(longest, plan_.workspace.split_tokens)),
-                              plan_.workspace.max_splits);
-  for (int64_t step = 0; step < steps; ++step) {
-    RETURN_IF_ERROR(StartDecode(shape, true));
-    device_.CopyOut(sampled + step * padded, sampled_.as<int32_t>(), padded * 4);
-  }
-  RETURN_IF_ERROR(Finish());
-  tokens->resize(steps * count);
-  for (int64_t step = 0; step < steps; ++step) {
-    std::copy_n(sampled + step * padded, count, tokens->data() + step * count);
-  }
-  return absl::OkStatus();
+  device_.Mark(static_cast<int>(begun_++ % 2));
+  return reads_logits() && !leaves_logits;
+}
+
+absl::Status DeviceTransformer::Forward(const StepBatch& batch, absl::Span<float> logits,
+                                        absl::Span<DrawnToken> drawn) {
+  RETURN_IF_ERROR(CheckIdle());
+  if (is_staged() || batch.micro_batch_tokens > 0) return ForwardInMicroBatches(batch, logits);
+  RETURN_IF_ERROR(Start(batch, !drawn.empty()).status());
+  return Finish(logits, drawn);
 }
 
 }  // namespace rempart::worker

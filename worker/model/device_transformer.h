@@ -15,6 +15,8 @@
 //     which encrypts it: stages change nothing in the arithmetic.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -59,16 +61,32 @@ class DeviceTransformer {
   void SetGroup(Communicator* group);
 
   // As Transformer::Forward: the batch's copies, then its slices; row i of `logits` [num_wanting,
-  // vocabulary] is for the i-th slice that wants logits. Waits for the result, on rank 0 for that
-  // of every stage. Of several ranks only rank 0 hands out logits; elsewhere they may be empty.
-  // FailedPrecondition without communicators that fit; else their errors.
-  absl::Status Forward(const StepBatch& batch, absl::Span<float> logits);
+  // vocabulary] is for the i-th slice that wants logits, and so is drawn[i], where `drawn` is not
+  // empty: slices with `sampling` are drawn on the device, as far as there is room for their lists
+  // (DeviceWorkspace::listed), and their logits stay there; of several stages none is. Waits for
+  // the result, on rank 0 for that of every stage. Of several ranks only rank 0 hands out any;
+  // elsewhere both may be empty. FailedPrecondition without communicators that fit, or while a step
+  // runs; else their errors.
+  absl::Status Forward(const StepBatch& batch, absl::Span<float> logits,
+                       absl::Span<DrawnToken> drawn = {});
+
+  // The same in two parts, of one stage alone. Start queues the step behind the one that runs,
+  // where there is one, and reads the batch, which may go then; it waits for nothing. Two may run
+  // at once, of which one gives logits. Returns whether all that is wanted is drawn on the device,
+  // so that slices of the next batch may follow (SequenceSlice::follows). An error leaves nothing
+  // started.
+  absl::StatusOr<bool> Start(const StepBatch& batch, bool draws);
+  // Waits for the older of the steps that run.
+  absl::Status Finish(absl::Span<float> logits, absl::Span<DrawnToken> drawn);
 
   // `steps` decode steps of all sequences, sampled on the device, each step's inputs made there
-  // from the tokens of the one before: the host only starts graphs, and waits once, at the end.
-  // tokens: [steps, sequences], the same on all ranks. Not of several stages: FailedPrecondition.
+  // from the tokens of the one before: the host only starts graphs, and waits once every kRun steps
+  // and at the end. tokens: [steps, sequences], the same on all ranks. Not of
+  // several stages: FailedPrecondition.
   absl::Status DecodeMany(absl::Span<const DecodeSequence> sequences, int64_t steps,
                           std::vector<int32_t>* tokens);
+
+  static constexpr int64_t kRun = 256;
 
   const ModelConfig& config() const { return config_; }
   const DeviceMemoryPlan& plan() const { return plan_; }
@@ -86,6 +104,14 @@ class DeviceTransformer {
     int64_t tiles = 0;       // of the others
     int64_t max_splits = 0;  // of the decodes
     int64_t wanting = 0;     // rows of logits
+    bool is_graph = false;   // decodes alone, padded
+    bool samples = false;    // these are drawn from, or capped, on the device
+  };
+  // A row of logits.
+  struct Row {
+    int64_t wanted = 0;  // place among the slices that want logits, in the batch's order
+    bool is_drawn = false;
+    bool has_logprob = false;
   };
 
   DeviceTransformer(Device& device, const ModelConfig& config, const Partition& partition,
@@ -95,7 +121,10 @@ class DeviceTransformer {
   absl::Status Allocate(const Weights& weights, const UploadOptions& upload,
                         CollectiveLibrary* library);
   void PlaceInputs();
-  absl::Status Check(const StepBatch& batch, absl::Span<float> logits) const;
+  absl::Status Check(const StepBatch& batch) const;
+  absl::Status CheckFollows(const SequenceSlice& slice) const;
+  absl::Status CheckIdle() const;
+  absl::Status CheckSampling(const SliceSampling& sampling) const;
   absl::Status CheckCommunicator() const;
   bool IsInGroup() const;
   // In bytes, by rank of the stage.
@@ -105,9 +134,18 @@ class DeviceTransformer {
   // From the device, for rank 0 of the group.
   bool reads_logits() const { return partition_.of.rank == 0 && partition_.of.is_last_stage(); }
   void QueueCopies(const StepBatch& batch);
-  // Fills the staging buffer with the step's inputs and queues their copy. order[i] is the place of
-  // slice i in the batch.
-  StepShape StageInputs(const StepBatch& batch, std::vector<size_t>& order);
+  // Fills a step's staging buffers with a batch, all but its copies.
+  StepShape Stage(const StepBatch& batch, bool draws);
+  StepShape StageInputs(const StepBatch& batch);
+  void StageRows(const StepBatch& batch, StepShape& shape);
+  void StageSources(const StepBatch& batch, const StepShape& shape);
+  // Decodes alone: padded to the size of a graph, by slices without a token.
+  void Pad(StepShape& shape);
+  // Which rows are drawn on the device, and how.
+  void StageSampling(const StepBatch& batch, StepShape& shape, bool draws);
+  bool ListTokens(const SliceSampling& sampling, kernels::DeviceSampling& to);
+  // As Forward, in runs of so many tokens as the batch says, through all stages. Draws nothing.
+  absl::Status ForwardInMicroBatches(const StepBatch& batch, absl::Span<float> logits);
   // Through the layers of this stage. Logits go to the rows of `logits` from `first_row` on; adds
   // those of the batch to it.
   absl::Status ComputeMicroBatch(const StepBatch& batch, float* logits, int64_t& first_row);
@@ -119,6 +157,8 @@ class DeviceTransformer {
   void PutToken(int64_t row, int32_t id, int32_t position, int32_t slice);
   void QueueInputs(int64_t slices);
 
+  // Queues what was staged, up to the logits and the draws.
+  absl::Status QueueStaged(const StepShape& shape);
   // Queue one part of a step.
   absl::Status QueueStep(const StepShape& shape);
   absl::Status QueueEmbedding(const StepShape& shape);
@@ -126,15 +166,17 @@ class DeviceTransformer {
   absl::Status QueueAttention(const StepShape& shape, size_t layer);
   absl::Status QueueProduct(const Product& product, const uint16_t* x, int64_t x_stride, void* y,
                             int64_t y_stride, bool y_is_f32, int64_t tokens);
-  // Waits, within the communicator's deadline where there is one.
-  absl::Status Finish();
-  // Row `row` of `rows` of the staged logits, in the order of the vocabulary.
+  // Waits for all that is queued, within the communicator's deadline where there is one.
+  absl::Status AwaitAll();
+  void QueueResults(const StepShape& shape);
   void ReadLogits(int64_t row, int64_t rows, float* to) const;
   // residual += branch, of all ranks; out = norm(residual) * weight. `branch` may be null.
   absl::Status QueueNorm(const StepShape& shape, const uint16_t* branch, const float* branch_weight,
                          const float* weight, uint16_t* out, const int32_t* rows, int64_t num_rows);
-  absl::Status StartDecode(const StepShape& shape, bool samples);
-  absl::Status QueueSample(const StepShape& shape);
+  absl::Status StartDecode(const StepShape& shape);
+  void QueueSample(const StepShape& shape);
+  void QueueAdvance(const StepShape& shape);
+  void QueueFollow(int64_t decodes);
   // Layers are counted from the first of this stage.
   kernels::DeviceKv KvOf(size_t layer) const;
   const LayerSpec& SpecOf(size_t layer) const {
@@ -161,17 +203,39 @@ class DeviceTransformer {
   DeviceMemoryPlan plan_;
   DeviceWeights weights_;
   CollectiveBuffer exchange_;
-  DeviceBuffer workspace_, kv_, sampling_, sampled_, copy_pairs_;
-  PinnedBuffer staging_, logits_staging_, sampled_staging_, sampling_staging_, copy_staging_;
-  PinnedBuffer residual_staging_;  // [tokens, hidden], of one stage of several
-  std::vector<float> logits_;      // [max_sequences, vocabulary], of who reads them for rank 0
+  DeviceBuffer workspace_, kv_, copy_pairs_;
+  PinnedBuffer logits_staging_, sampled_staging_;  // of one step that gives logits; of DecodeMany
+  PinnedBuffer residual_staging_;                  // [tokens, hidden], of one stage of several
+  std::vector<float> logits_;  // [max_sequences, vocabulary], of who reads them for rank 0
 
-  // The inputs of a step: int32 arrays at the same offsets in staging_ and in the workspace.
+  // The inputs of a step: arrays at the same offsets in Step::inputs and in the workspace.
   struct Inputs {
-    int32_t *ids, *positions, *slice_of_token, *starts, *contexts, *rows, *tile_slices,
+    kernels::DeviceSampling* sampling;  // [rows of logits]
+    int32_t *ids, *positions, *slice_of_token, *starts, *contexts, *rows, *sources, *tile_slices,
         *tile_indices, *tables;
   };
-  Inputs host_ = {}, on_device_ = {};
+  // A step on the host's side, from its staging to its end. Two take turns: the device may not have
+  // read what the one has staged yet when the other is staged.
+  struct Step {
+    PinnedBuffer inputs, lists, copies, results;
+    Inputs host = {};
+    int64_t listed = 0;         // of `lists`
+    std::vector<size_t> order;  // slices of the batch as they are computed: decodes first
+    std::vector<Row> rows;      // of logits
+    std::vector<int32_t> row_of_wanted;
+    int64_t logit_rows = 0;  // of the padded batch
+    bool follows = false;
+    bool leaves_logits() const {  // to the host
+      return std::any_of(rows.begin(), rows.end(), [](const Row& row) { return !row.is_drawn; });
+    }
+  };
+  const Step& step_before() const { return steps_[(begun_ + 1) % 2]; }
+  Step& staged() { return steps_[begun_ % 2]; }
+
+  Inputs on_device_ = {};
+  std::array<Step, 2> steps_;  // step number n is steps_[n % 2]
+  int64_t begun_ = 0;
+  int64_t ended_ = 0;
 
   // (slices, splits, whether it samples) of decode batches.
   std::map<std::tuple<int64_t, int64_t, bool>, std::unique_ptr<DeviceGraph>> graphs_;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a rank of one stage of several says to the other stages, from host to host: the residual on
 // its way, and the logits to rank 0.
+#include <utility>
+
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "worker/model/device_transformer.h"
@@ -58,7 +60,7 @@ absl::Status DeviceTransformer::SendResidual(int64_t tokens) {
   const Range own = partition_.Own(ResidualParts(tokens));
   auto* const staged = residual_staging_.as<uint8_t>() + own.begin;
   device_.CopyOut(staged, At<uint8_t>(plan_.workspace.residual) + own.begin, own.count());
-  RETURN_IF_ERROR(Finish());
+  RETURN_IF_ERROR(AwaitAll());
   return group_->Send(staged, own.count(), of.group_rank() + of.size);
 }
 
@@ -72,6 +74,48 @@ absl::Status DeviceTransformer::ReceiveResidual(int64_t tokens) {
     RETURN_IF_ERROR(stage_part_->AllGather({staged, 1, offsets.back(), offsets}));
   }
   device_.CopyIn(At<uint8_t>(plan_.workspace.residual), staged, offsets.back());
+  return absl::OkStatus();
+}
+
+absl::Status DeviceTransformer::ForwardInMicroBatches(const StepBatch& batch,
+                                                      absl::Span<float> logits) {
+  RETURN_IF_ERROR(CheckCommunicator());
+  RETURN_IF_ERROR(Check(batch));
+  int64_t wanting = 0;
+  for (const SequenceSlice& slice : batch.slices) wanting += slice.wants_logits ? 1 : 0;
+  const bool is_first = partition_.of.group_rank() == 0;
+  if (is_first && static_cast<int64_t>(logits.size()) < wanting * config_.vocabulary) {
+    return absl::InvalidArgumentError("the logits have too little room");
+  }
+  QueueCopies(batch);
+  if (batch.slices.empty()) return AwaitAll();
+  float* const all = is_first ? logits.data() : logits_.data();
+  int64_t rows = 0;
+  for (const StepBatch& part : MicroBatches(batch)) {
+    RETURN_IF_ERROR(ComputeMicroBatch(part, all, rows));
+  }
+  return is_staged() ? FinishStages(all, rows) : absl::OkStatus();
+}
+
+absl::Status DeviceTransformer::ComputeMicroBatch(const StepBatch& batch, float* logits,
+                                                  int64_t& first_row) {
+  int64_t tokens = 0;
+  for (const SequenceSlice& slice : batch.slices) {
+    tokens += static_cast<int64_t>(slice.token_ids.size());
+  }
+  const StepShape shape = Stage(batch, /*draws=*/false);
+  const std::vector<Row>& rows = staged().rows;
+  const int64_t first = std::exchange(first_row, first_row + static_cast<int64_t>(rows.size()));
+  if (!partition_.of.is_first_stage()) RETURN_IF_ERROR(ReceiveResidual(tokens));
+  RETURN_IF_ERROR(QueueStaged(shape));
+  if (!partition_.of.is_last_stage()) return SendResidual(tokens);
+  QueueResults(shape);
+  RETURN_IF_ERROR(AwaitAll());
+  if (!reads_logits()) return absl::OkStatus();
+  for (size_t i = 0; i < rows.size(); ++i) {
+    ReadLogits(static_cast<int64_t>(i), shape.wanting,
+               logits + (first + rows[i].wanted) * config_.vocabulary);
+  }
   return absl::OkStatus();
 }
 

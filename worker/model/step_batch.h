@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/types/span.h"
+#include "worker/model/sampling.h"
 
 namespace rempart::worker {
 
@@ -15,6 +16,12 @@ struct SequenceSlice {
   int32_t first_position = 0;             // of token_ids[0] in its sequence
   absl::Span<const int32_t> block_table;  // KV block of position p is block_table[p / block_size]
   bool wants_logits = false;              // of the slice's last token
+  // With wants_logits: a model that can may draw the next token itself, instead of giving logits.
+  const SliceSampling* sampling = nullptr;
+  // Its one token, of which token_ids holds the place alone, is the one that a model which draws
+  // has drawn in the step before for this one of the slices that wanted logits; -1: the host knows
+  // it.
+  int32_t follows = -1;
 };
 
 // One KV block copied to another, in all layers: a fork gets its own copy of a partly filled block

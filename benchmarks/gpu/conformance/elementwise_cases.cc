@@ -323,6 +323,21 @@ absl::Status AdvanceCase(Trial& trial) {
              new_samplings[i].position == samplings[i].position + static_cast<uint64_t>(step);
   }
   trial.Require("300 rows, some of padding", holds);
+  std::vector<int32_t> sources(rows);
+  for (int32_t i = 0; i < rows; ++i) sources[i] = i % 5 == 0 ? -1 : (i * 7) % rows;
+  ASSIGN_OR_RETURN(auto sources_device, DeviceArray<int32_t>::From(trial.device, sources));
+  kernels::AdvanceArgs follow;
+  follow.tokens = tokens_device.data();
+  follow.ids = ids_device.data();
+  follow.num_rows = rows;
+  follow.sources = sources_device.data();
+  trial.device.ops().advance(follow, trial.device.stream());
+  ASSIGN_OR_RETURN(const auto followed, ids_device.Read(trial.device));
+  holds = true;
+  for (int32_t i = 0; i < rows; ++i) {
+    holds &= followed[i] == (sources[i] < 0 ? new_ids[i] : tokens[sources[i]]);
+  }
+  trial.Require("300 rows from others", holds);
   return absl::OkStatus();
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sampling against the plain definition: sort, cut, draw in the order of ids; sums in double.
+// Sampling against the plain definition: sort, cut, draw in the order of ids; sums in double. And
+// against the engine's sampler, bit for bit: who draws must make no difference.
 #include <algorithm>
 #include <map>
 #include <numeric>
@@ -7,16 +8,20 @@
 #include "absl/strings/str_cat.h"
 #include "benchmarks/gpu/conformance/harness.h"
 #include "kernels/cuda/layout.h"
-#include "kernels/cuda/sample_math.h"
+#include "kernels/sample_math.h"
+#include "worker/engine/sampler.h"
 
 namespace rempart::benchmarks {
 namespace {
+
+using kernels::cuda::LogitOffset;
 
 struct RowInput {
   kernels::DeviceSampling params;
   std::map<int32_t, float> bias, counts;
   std::vector<uint32_t> mask;
   std::vector<float> logits;
+  int32_t unlisted = -1;  // generated once more
 };
 
 struct Expected {
@@ -66,7 +71,7 @@ Expected Sampled(const RowInput& row) {
   const auto best =
       static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
   Expected expected;
-  if (!std::isfinite(logits[best])) return expected;
+  if (!std::isfinite(logits[best]) || row.params.keeps_logits) return expected;
   expected.token = best;
   if (row.params.temperature > 0.0f) {
     std::vector<double> weights;
@@ -76,7 +81,7 @@ Expected Sampled(const RowInput& row) {
     const std::vector<int32_t> kept = Kept(logits, row.params, weights);
     double total = 0, walked = 0;
     for (const int32_t id : kept) total += weights[id];
-    const double target = kernels::cuda::UniformOf(row.params.seed, row.params.position) * total;
+    const double target = kernels::UniformOf(row.params.seed, row.params.position) * total;
     for (const int32_t id : kept) {
       walked += weights[id];
       if (weights[id] > 0) expected.token = id;
@@ -99,6 +104,7 @@ std::vector<RowInput> MakeRows(std::mt19937& random, int64_t vocabulary) {
     row.params.min_p = min_p;
     row.params.seed = random();
     row.params.position = rows.size();
+    row.params.wants_logprob = true;
     rows.push_back(std::move(row));
     return rows.back();
   };
@@ -140,83 +146,214 @@ std::vector<RowInput> MakeRows(std::mt19937& random, int64_t vocabulary) {
   all.bias = {{1, 2.0f}, {2, -1.0f}, {all.counts.begin()->first, 0.5f}};
   RowInput& nothing = add(1.0f, 0, 1.0f, 0.0f);  // the mask allows no token
   nothing.mask.assign((vocabulary + 31) / 32, 0);
+  RowInput& kept = add(1.0f, 0, 1.0f, 0.0f);
+  kept.bias = {{3, 1.0f}};
+  kept.params.keeps_logits = true;
   RowInput& broken = add(0.0f, 0, 1.0f, 0.0f);
   broken.logits[vocabulary / 2] = NAN;
   return rows;
 }
 
-absl::Status RunParts(Trial& trial, int64_t vocabulary, int64_t part_size) {
-  std::vector<RowInput> rows = MakeRows(trial.random, vocabulary);
-  const auto count = static_cast<int64_t>(rows.size());
-  const int64_t part_count = (vocabulary + part_size - 1) / part_size;
-  const int64_t part_stride = count * part_size;
-  std::vector<float> parts(part_count * part_stride, 77.0f);
+// Rows of anything: few values and many, zeros of both signs, tokens that are impossible, far
+// outliers.
+std::vector<RowInput> MakeRandomRows(std::mt19937& random, int64_t vocabulary, int count) {
+  const auto one_in = [&](uint32_t n) { return random() % n == 0; };
+  const auto between = [&](float low, float high) {
+    return low + (high - low) * static_cast<float>(random() % 1025) / 1024.0f;
+  };
+  std::vector<RowInput> rows(static_cast<size_t>(count));
+  for (RowInput& row : rows) {
+    row.logits = RandomFloats(random, vocabulary, between(0.1f, 20.0f));
+    const bool is_coarse = one_in(3);
+    for (float& logit : row.logits) {
+      if (is_coarse) logit = std::round(logit);  // -0 too
+      if (one_in(50)) logit = -INFINITY;
+    }
+    if (one_in(4)) row.logits[random() % row.logits.size()] = 60.0f;
+    kernels::DeviceSampling& params = row.params;
+    params.temperature = one_in(5) ? 0.0f : between(0.05f, 2.0f);
+    if (one_in(2)) params.top_k = static_cast<int32_t>(1 + random() % (vocabulary + 10));
+    if (one_in(3)) params.top_k = static_cast<int32_t>(1 + random() % 50);
+    if (one_in(2)) params.top_p = between(0.01f, 1.0f);
+    if (one_in(3)) params.min_p = between(0.0f, 0.3f);
+    params.seed = random();
+    params.position = random();
+    params.wants_logprob = true;
+    for (uint32_t i = one_in(3) ? random() % 30 : 0; i > 0; --i) {
+      row.bias[static_cast<int32_t>(random() % vocabulary)] = between(-20.0f, 20.0f);
+    }
+    if (one_in(2)) continue;
+    for (uint32_t i = random() % 200; i > 0; --i) {
+      row.counts[static_cast<int32_t>(random() % vocabulary)] = static_cast<float>(random() % 4);
+    }
+    params.repetition_penalty = between(0.5f, 2.0f);
+    params.frequency_penalty = between(-2.0f, 2.0f);
+    params.presence_penalty = between(-2.0f, 2.0f);
+    if (one_in(3)) continue;
+    // In the counts, among the biases, anywhere.
+    row.unlisted = static_cast<int32_t>(random() % vocabulary);
+    if (!row.counts.empty() && one_in(2)) row.unlisted = row.counts.begin()->first;
+    if (!row.bias.empty() && one_in(2)) row.unlisted = row.bias.begin()->first;
+    if (one_in(4)) row.logits[row.unlisted] = 40.0f;
+  }
+  return rows;
+}
+
+// What the engine's sampler makes of a row without a mask; -1 where it fails.
+Expected OfTheEngine(const RowInput& row) {
+  worker::SamplingParams params;
+  params.temperature = row.params.temperature;
+  params.top_p = row.params.top_p;
+  params.top_k = row.params.top_k;
+  params.min_p = row.params.min_p;
+  params.frequency_penalty = row.params.frequency_penalty;
+  params.presence_penalty = row.params.presence_penalty;
+  params.repetition_penalty = row.params.repetition_penalty;
+  params.seed = row.params.seed;
+  params.logit_bias.assign(row.bias.begin(), row.bias.end());
+  params.top_logprobs = 0;
+  std::vector<worker::TokenCount> counts;
+  std::map<int32_t, float> occurred = row.counts;
+  if (row.unlisted >= 0) occurred[row.unlisted] += 1;
+  for (const auto& [id, count] : occurred) counts.push_back({id, static_cast<int32_t>(count)});
+  std::vector<float> logits = row.logits;
+  worker::SamplerScratch scratch;
+  const auto sampled =
+      worker::Sample(absl::MakeSpan(logits),
+                     {&params, counts, static_cast<int64_t>(row.params.position)}, scratch);
+  if (!sampled.ok()) return {};
+  return {sampled->token_id, sampled->logprob->chosen.logprob};
+}
+
+enum class Against { kDefinition, kEngine };
+
+struct Inputs {
+  std::vector<float> parts;
   std::vector<kernels::DeviceSampling> params;
   std::vector<int32_t> ids;
   std::vector<float> values;
   std::vector<uint32_t> masks;
-  for (int64_t i = 0; i < count; ++i) {
+  std::vector<int32_t> unlisted;
+};
+
+// Fills in the rows' places in the lists, too.
+Inputs LayOut(std::vector<RowInput>& rows, int64_t vocabulary, int64_t part_size) {
+  const int64_t part_count = (vocabulary + part_size - 1) / part_size;
+  const auto part_stride = static_cast<int64_t>(rows.size()) * part_size;
+  Inputs inputs;
+  inputs.parts.assign(part_count * part_stride, 77.0f);
+  for (size_t i = 0; i < rows.size(); ++i) {
     RowInput& row = rows[i];
     for (int64_t id = 0; id < vocabulary; ++id) {
-      parts[kernels::cuda::LogitOffset(i, id, part_size, part_stride)] = row.logits[id];
+      inputs.parts[LogitOffset(static_cast<int64_t>(i), id, part_size, part_stride)] =
+          row.logits[id];
     }
-    row.params.list_begin = static_cast<int32_t>(ids.size());
-    for (const auto& [id, bias] : row.bias) ids.push_back(id), values.push_back(bias);
-    row.params.bias_end = static_cast<int32_t>(ids.size());
-    for (const auto& [id, times] : row.counts) ids.push_back(id), values.push_back(times);
-    row.params.list_end = static_cast<int32_t>(ids.size());
+    const auto add = [&](const std::map<int32_t, float>& list) {
+      for (const auto& [id, value] : list) {
+        inputs.ids.push_back(id);
+        inputs.values.push_back(value);
+      }
+      return static_cast<int32_t>(inputs.ids.size());
+    };
+    row.params.list_begin = static_cast<int32_t>(inputs.ids.size());
+    row.params.bias_end = add(row.bias);
+    row.params.list_end = add(row.counts);
     if (!row.mask.empty()) {
-      row.params.mask_row = static_cast<int32_t>(masks.size() / row.mask.size());
-      masks.insert(masks.end(), row.mask.begin(), row.mask.end());
+      row.params.mask_row = static_cast<int32_t>(inputs.masks.size() / row.mask.size());
+      inputs.masks.insert(inputs.masks.end(), row.mask.begin(), row.mask.end());
     }
-    params.push_back(row.params);
+    if (row.unlisted >= 0) row.params.unlisted_row = static_cast<int32_t>(inputs.unlisted.size());
+    if (row.unlisted >= 0) inputs.unlisted.push_back(row.unlisted);
+    inputs.params.push_back(row.params);
   }
-  ASSIGN_OR_RETURN(auto parts_device, DeviceArray<float>::From(trial.device, parts));
-  ASSIGN_OR_RETURN(auto params_device,
-                   DeviceArray<kernels::DeviceSampling>::From(trial.device, params));
-  ASSIGN_OR_RETURN(auto ids_device, DeviceArray<int32_t>::From(trial.device, ids));
-  ASSIGN_OR_RETURN(auto values_device, DeviceArray<float>::From(trial.device, values));
+  return inputs;
+}
+
+struct Outputs {
+  std::vector<float> parts;
+  std::vector<int32_t> tokens;
+  std::vector<float> logprobs;
+};
+
+absl::StatusOr<Outputs> SampleOnDevice(worker::Device& device, const Inputs& inputs,
+                                       int64_t vocabulary, int64_t part_size) {
+  const auto count = static_cast<int64_t>(inputs.params.size());
+  ASSIGN_OR_RETURN(auto parts, DeviceArray<float>::From(device, inputs.parts));
+  ASSIGN_OR_RETURN(auto params, DeviceArray<kernels::DeviceSampling>::From(device, inputs.params));
+  ASSIGN_OR_RETURN(auto ids, DeviceArray<int32_t>::From(device, inputs.ids));
+  ASSIGN_OR_RETURN(auto values, DeviceArray<float>::From(device, inputs.values));
   ASSIGN_OR_RETURN(auto originals,
-                   DeviceArray<float>::Make(trial.device, static_cast<int64_t>(ids.size())));
-  ASSIGN_OR_RETURN(auto masks_device, DeviceArray<uint32_t>::From(trial.device, masks));
-  ASSIGN_OR_RETURN(auto tokens, DeviceArray<int32_t>::Make(trial.device, count));
-  ASSIGN_OR_RETURN(auto logprobs, DeviceArray<float>::Make(trial.device, count));
+                   DeviceArray<float>::Make(device, static_cast<int64_t>(inputs.ids.size())));
+  ASSIGN_OR_RETURN(auto masks, DeviceArray<uint32_t>::From(device, inputs.masks));
+  ASSIGN_OR_RETURN(auto unlisted, DeviceArray<int32_t>::From(device, inputs.unlisted));
+  ASSIGN_OR_RETURN(auto tokens, DeviceArray<int32_t>::Make(device, count));
+  ASSIGN_OR_RETURN(auto logprobs, DeviceArray<float>::Make(device, count));
   kernels::SampleArgs args;
-  args.parts = parts_device.data();
+  args.parts = parts.data();
   args.part_size = part_size;
-  args.part_stride = part_stride;
+  args.part_stride = count * part_size;
   args.vocabulary = vocabulary;
-  args.rows = params_device.data();
-  args.list_ids = ids_device.data();
-  args.list_values = values_device.data();
+  args.rows = params.data();
+  args.list_ids = ids.data();
+  args.list_values = values.data();
   args.list_originals = originals.data();
-  args.masks = masks_device.data();
+  args.ids = unlisted.data();
+  args.masks = masks.data();
   args.tokens = tokens.data();
   args.logprobs = logprobs.data();
   args.num_rows = count;
-  trial.device.ops().sample(args, trial.device.stream());
-  ASSIGN_OR_RETURN(const auto actual_tokens, tokens.Read(trial.device));
-  ASSIGN_OR_RETURN(const auto actual_logprobs, logprobs.Read(trial.device));
+  device.ops().sample(args, device.stream());
+  Outputs outputs;
+  ASSIGN_OR_RETURN(outputs.parts, parts.Read(device));
+  ASSIGN_OR_RETURN(outputs.tokens, tokens.Read(device));
+  ASSIGN_OR_RETURN(outputs.logprobs, logprobs.Read(device));
+  return outputs;
+}
+
+absl::Status RunParts(Trial& trial, int64_t vocabulary, int64_t part_size, Against against) {
+  const bool is_random = against == Against::kEngine;
+  std::vector<RowInput> rows =
+      is_random ? MakeRandomRows(trial.random, vocabulary, 60) : MakeRows(trial.random, vocabulary);
+  const auto count = static_cast<int64_t>(rows.size());
+  const Inputs inputs = LayOut(rows, vocabulary, part_size);
+  ASSIGN_OR_RETURN(const Outputs outputs,
+                   SampleOnDevice(trial.device, inputs, vocabulary, part_size));
   std::vector<float> actual, expected;
   for (int64_t i = 0; i < count; ++i) {
+    const RowInput& row = rows[i];
+    const int32_t token = outputs.tokens[i];
+    const float logprob = outputs.logprobs[i];
+    const std::string name = absl::StrCat("row ", i, " of ", vocabulary, " in parts of ", part_size,
+                                          ": token ", token, " of ", logprob);
+    for (int64_t id = 0; row.params.keeps_logits && id < vocabulary; ++id) {
+      trial.Require(
+          absl::StrCat(name, ": the logit of token ", id, " stays"),
+          outputs.parts[LogitOffset(i, id, part_size, count * part_size)] == row.logits[id]);
+    }
+    if (row.mask.empty() && !row.params.keeps_logits) {
+      const Expected engine = OfTheEngine(row);
+      trial.Require(absl::StrCat(name, ", the engine's ", engine.token, " of ", engine.logprob),
+                    token == engine.token && (token < 0 || logprob == engine.logprob));
+    }
+    if (is_random) continue;
     const bool is_broken = i == count - 1;
-    const Expected wanted = is_broken ? Expected{} : Sampled(rows[i]);
-    trial.Require(absl::StrCat("row ", i, " of ", vocabulary, " in parts of ", part_size,
-                               ": token ", actual_tokens[i], ", expected ", wanted.token),
-                  actual_tokens[i] == wanted.token);
+    const Expected wanted = is_broken ? Expected{} : Sampled(row);
+    trial.Require(absl::StrCat(name, ", expected ", wanted.token), token == wanted.token);
     if (wanted.token < 0) continue;
-    actual.push_back(actual_logprobs[i]);
+    actual.push_back(logprob);
     expected.push_back(wanted.logprob);
   }
-  trial.Compare("log-probabilities", actual, expected, 1e-4, 1e-5);
+  if (!is_random) trial.Compare("log-probabilities", actual, expected, 1e-4, 1e-5);
   return absl::OkStatus();
 }
 
 }  // namespace
 
 absl::Status SampleCase(Trial& trial) {
-  RETURN_IF_ERROR(RunParts(trial, 1000, 1000));
-  return RunParts(trial, 4999, 2500);
+  RETURN_IF_ERROR(RunParts(trial, 1000, 1000, Against::kDefinition));
+  RETURN_IF_ERROR(RunParts(trial, 4999, 2500, Against::kDefinition));
+  RETURN_IF_ERROR(RunParts(trial, 331, 331, Against::kEngine));
+  return RunParts(trial, 2503, 640, Against::kEngine);
 }
 
 }  // namespace rempart::benchmarks

@@ -9,7 +9,7 @@
 #include <random>
 
 #include "kernels/blocks.h"
-#include "kernels/cuda/sample_math.h"
+#include "kernels/sample_math.h"
 
 namespace rempart::kernels::cuda {
 namespace {
@@ -108,6 +108,16 @@ TEST(SampleMath, TokenRankOrdersByLogitThenById) {
 
 TEST(SampleMath, WeightsOfTheLargestVocabularyDoNotOverflow) {
   EXPECT_LT(static_cast<double>(FixedWeight(1.0f)) * (1 << 23), 0x1p64);
+}
+
+TEST(SampleMath, LogOfWeightsIsAccurate) {
+  std::mt19937_64 random(3);
+  for (int i = 0; i < 20000; ++i) {
+    const uint64_t sum = FixedWeight(1.0f) + (random() >> (1 + i % 40));
+    const double expected = std::log(static_cast<double>(sum) * 0x1p-40);
+    EXPECT_NEAR(LogOfWeights(sum), expected, 2e-7 * (1 + expected)) << sum;
+  }
+  EXPECT_EQ(LogOfWeights(FixedWeight(1.0f)), 0.0f);
 }
 
 TEST(SampleMath, UniformStaysBelowOne) {

@@ -50,7 +50,7 @@ class LoadModelTest : public testing::Test {
     const std::vector<int32_t> ids = {3}, table = {0};
     StepBatch batch;
     batch.slices.push_back({ids, 0, table, true});
-    EXPECT_TRUE(loaded->ranks[0]->Forward(batch, absl::MakeSpan(logits)).ok());
+    EXPECT_TRUE(loaded->ranks[0]->Forward(batch, absl::MakeSpan(logits), {}).ok());
     later_ = loaded->check_later({});
     return logits;
   }

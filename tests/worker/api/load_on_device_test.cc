@@ -2,7 +2,6 @@
 // Serving with device gpu, from the file to the engine's tokens, over the emulated device: what the
 // CPU answers, and what is refused.
 #include "worker/api/load_on_device.h"
-#include "tests/worker/api/tiny_tokenizer.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -13,11 +12,14 @@
 #include <fstream>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/clock.h"
+#include "tests/worker/api/tiny_tokenizer.h"
+#include "tests/worker/engine/random_traffic.h"
 #include "worker/api/load_model.h"
 #include "worker/api/source_check.h"
 #include "worker/comm/host_collectives.h"
@@ -62,7 +64,14 @@ class FragileDevice : public EmulatedDevice {
   absl::Status Check() override {
     return broken ? absl::InternalError("unspecified launch failure") : absl::OkStatus();
   }
-  absl::Status Finish() override { return Check(); }
+  absl::Status Finish() override {
+    EmulatedDevice::Finish().IgnoreError();
+    return Check();
+  }
+  absl::Status Await(int place) override {
+    EmulatedDevice::Await(place).IgnoreError();
+    return Check();
+  }
   bool broken = false;
 
  private:
@@ -165,6 +174,37 @@ class LoadOnDeviceTest : public testing::Test {
   FragileDevice* device_ = nullptr;  // of the last load
 };
 
+// A rank whose tokens all are drawn on the host.
+class UndrawnRank : public ModelRunner {
+ public:
+  explicit UndrawnRank(RankModel* rank) : rank_(rank) {}
+  int32_t vocabulary_size() const override { return rank_->vocabulary_size(); }
+  absl::Status Forward(const StepBatch& batch, absl::Span<float> logits,
+                       absl::Span<DrawnToken>) override {
+    return rank_->Forward(batch, logits, {});
+  }
+
+ private:
+  RankModel* const rank_;
+};
+
+// How many tokens a rank has drawn.
+class DrawnRank : public ModelRunner {
+ public:
+  explicit DrawnRank(RankModel* rank) : rank_(rank) {}
+  int32_t vocabulary_size() const override { return rank_->vocabulary_size(); }
+  absl::Status Forward(const StepBatch& batch, absl::Span<float> logits,
+                       absl::Span<DrawnToken> drawn) override {
+    const absl::Status status = rank_->Forward(batch, logits, drawn);
+    for (const DrawnToken& each : drawn) ++(each.is_drawn ? drawn_count : left_count);
+    return status;
+  }
+  int drawn_count = 0, left_count = 0;
+
+ private:
+  RankModel* const rank_;
+};
+
 class LoadOnDeviceFamilies : public LoadOnDeviceTest,
                              public testing::WithParamInterface<const char*> {};
 
@@ -205,6 +245,103 @@ INSTANTIATE_TEST_SUITE_P(All, LoadOnDeviceFamilies,
                                          "phi3", "phi3_int8", "qwen2", "qwen2_awq",
                                          "qwen3_fp8_block"),
                          [](const auto& info) { return std::string(info.param); });
+
+// The same steps, bit for bit, whoever draws: requests of every kind that come, are cancelled, and
+// push each other out of a small cache.
+TEST_F(LoadOnDeviceTest, RequestsGetTheSameWhetherTheDeviceOrTheHostDraws) {
+  auto gpu = LoadOnGpu();
+  ASSERT_TRUE(gpu.ok()) << gpu.status();
+  ASSERT_TRUE(gpu->ranks[0]->Begin(nullptr, gpu->engine.blocks_total).ok());
+  EngineOptions options = gpu->engine;
+  options.context_length = 48;
+  options.blocks_total = 4;
+  uint64_t preemptions = 0;
+  const auto serve = [&](ModelRunner* model, uint64_t seed) {
+    Draw draw(seed);
+    ManualClock clock;
+    Answers answers;
+    Engine engine(options, model, gpu->vocabulary.get(), &clock,
+                  [&](const StepResult& result) { Collect(result, answers); });
+    for (uint64_t id = 1; id <= 7; ++id) {
+      SequenceRequest request = RandomRequest(draw, id, {320, 48});
+      request.max_tokens = std::min(request.max_tokens, 10);
+      request.n = std::min(request.n, 2);
+      if (draw.OneIn(3)) request.sampling.logit_bias = {{5, 2.0f}, {300, -4.0f}};
+      engine.Submit(std::move(request));
+      if (draw.OneIn(5)) engine.Cancel(static_cast<uint64_t>(draw(1, static_cast<int>(id))));
+      for (int steps = draw(0, 6); steps > 0; --steps) engine.Step();
+    }
+    while (engine.Step()) {
+    }
+    preemptions += engine.load().preemptions;
+    return answers;
+  };
+  UndrawnRank by_host(gpu->ranks[0].get());
+  DrawnRank by_device(gpu->ranks[0].get());
+  const Answers expected = serve(&by_host, 6), actual = serve(&by_device, 6);
+  ASSERT_EQ(expected.size(), actual.size());
+  for (const auto& [key, received] : expected) {
+    EXPECT_TRUE(received == actual.at(key)) << "request " << key.first << "." << key.second;
+  }
+  EXPECT_GT(by_device.drawn_count, 20);
+  EXPECT_GT(by_device.left_count, 5) << "alternatives and forks";
+  EXPECT_GT(preemptions, 0u);
+}
+
+// Short prompts, which no step cuts, because a GPU's last bits depend on where a prompt is cut. The
+// device has done nothing yet when the host goes on.
+TEST_F(LoadOnDeviceTest, StepsBegunAheadGiveTheSame) {
+  UseFamily("gemma3");
+  settings_.engine.max_step_tokens = 8;
+  auto gpu = LoadOnGpu();
+  ASSERT_TRUE(gpu.ok()) << gpu.status();
+  ASSERT_TRUE(gpu->ranks[0]->Begin(nullptr, gpu->engine.blocks_total).ok());
+  device_->Defer();
+  std::set<uint64_t> cancelled;
+  const auto serve = [&](ModelRunner* model, uint64_t seed) {
+    Draw draw(seed);
+    ManualClock clock;
+    Answers answers;
+    cancelled.clear();
+    Engine engine(gpu->engine, model, gpu->vocabulary.get(), &clock,
+                  [&](const StepResult& result) { Collect(result, answers); });
+    for (uint64_t id = 1; id <= 8; ++id) {
+      SequenceRequest request = RandomRequest(draw, id, {320, 96, !draw.OneIn(6)});
+      request.prompt_ids.resize(2, 7);
+      request.max_tokens = draw(1, 16);
+      request.n = 1;
+      if (draw.OneIn(3)) request.sampling.logit_bias = {{5, 2.0f}, {300, -4.0f}};
+      if (draw.OneIn(3)) request.stop = {"e", "the"};
+      engine.Submit(std::move(request));
+      if (draw.OneIn(6)) {
+        cancelled.insert(static_cast<uint64_t>(draw(1, static_cast<int>(id))));
+        engine.Cancel(*cancelled.rbegin());
+      }
+      for (int steps = draw(0, 9); steps > 0; --steps) engine.Step();
+    }
+    while (engine.Step()) {
+    }
+    EXPECT_EQ(engine.load().blocks_used, 0);
+    return answers;
+  };
+  DrawnRank one_by_one(gpu->ranks[0].get());
+  const Answers expected = serve(&one_by_one, 3), ahead = serve(gpu->ranks[0].get(), 3);
+  ASSERT_EQ(expected.size(), ahead.size());
+  for (const auto& [key, received] : expected) {
+    Received other = ahead.at(key), wanted = received;
+    EXPECT_EQ(other.endings, 1);
+    if (cancelled.contains(key.first)) {  // in one of them a step later
+      const size_t tokens = std::min(wanted.tokens.size(), other.tokens.size());
+      const size_t logprobs = std::min(wanted.logprobs.size(), other.logprobs.size());
+      for (Received* each : {&wanted, &other}) {
+        each->tokens.resize(tokens);
+        each->logprobs.resize(logprobs);
+      }
+    }
+    EXPECT_EQ(wanted.tokens, other.tokens) << "request " << key.first;
+    EXPECT_EQ(wanted.logprobs, other.logprobs) << "request " << key.first;
+  }
+}
 
 TEST_F(LoadOnDeviceTest, SaysWhatItRunsOnAndWhatTheStartWasMadeOf) {
   settings_.first_gpu = 5;
@@ -340,13 +477,14 @@ TEST_F(LoadOnDeviceTest, ABatchThatIsWrongFailsAndADeviceThatBreaksEndsTheProces
   const std::vector<int32_t> ids = {3}, table = {0}, no_table = {-1};
   StepBatch batch;
   batch.slices.push_back({ids, 0, no_table, true});
-  EXPECT_EQ(rank.Forward(batch, absl::MakeSpan(logits)).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(rank.Forward(batch, absl::MakeSpan(logits), {}).code(),
+            absl::StatusCode::kInvalidArgument);
   batch.slices[0].block_table = table;
-  EXPECT_TRUE(rank.Forward(batch, absl::MakeSpan(logits)).ok());
+  EXPECT_TRUE(rank.Forward(batch, absl::MakeSpan(logits), {}).ok());
   EXPECT_EXIT(
       {
         device_->broken = true;
-        (void)rank.Forward(batch, absl::MakeSpan(logits));
+        (void)rank.Forward(batch, absl::MakeSpan(logits), {});
       },
       testing::ExitedWithCode(kExitRuntime), "unspecified launch failure");
 }

@@ -33,8 +33,9 @@ class FakeRank : public RankModel {
  public:
   int32_t vocabulary_size() const override { return model.vocabulary_size(); }
   absl::Status Begin(Communicator*, int32_t) override { return absl::OkStatus(); }
-  absl::Status Forward(const StepBatch& batch, absl::Span<float> logits) override {
-    return model.Forward(batch, logits);
+  absl::Status Forward(const StepBatch& batch, absl::Span<float> logits,
+                       absl::Span<DrawnToken> drawn) override {
+    return model.Forward(batch, logits, drawn);
   }
   FakeModel model{256, 4};
 };

@@ -19,6 +19,7 @@ struct Subject {
   TrafficShape shape;
   int32_t block_size;
   int32_t most_blocks;
+  ModelRunner* alone = nullptr;  // the oracle's model; null: the same
 };
 
 // What has been exercised over all seeds, so that the test cannot pass by doing nothing.
@@ -35,8 +36,8 @@ Answers Alone(const Subject& subject, const SequenceRequest& request) {
   options.prefix_cache = false;
   ManualClock clock;
   Answers answers;
-  Engine engine(options, subject.model, subject.vocabulary, &clock,
-                [&](StepResult result) { Collect(result, answers); });
+  Engine engine(options, subject.alone != nullptr ? subject.alone : subject.model,
+                subject.vocabulary, &clock, [&](StepResult result) { Collect(result, answers); });
   engine.Submit(request);
   while (engine.Step()) {
   }
@@ -50,6 +51,11 @@ void CompareWithAlone(const Subject& subject, const SequenceRequest& request, bo
     const Received& got = together.at({request.request_id, i});
     Received expected = alone.at({request.request_id, i});
     EXPECT_EQ(got.endings, 1);
+    if (!cancelled) {
+      ASSERT_TRUE(got.finish.has_value() && expected.finish.has_value());
+      EXPECT_EQ(got.finish->reason, expected.finish->reason);
+      EXPECT_EQ(got.finish->completion_tokens, expected.finish->completion_tokens);
+    }
     if (cancelled) {  // as far as it came
       ASSERT_LE(got.tokens.size(), expected.tokens.size());
       expected.tokens.resize(got.tokens.size());
@@ -121,6 +127,62 @@ TEST(Determinism, OfTheFakeModelInRandomCompany) {
     RunSeed({&model, &vocabulary, {kFakeEnd, 64}, 4, 40}, seed, 40, totals);
   }
   ExpectHardEnough(totals);
+}
+
+// Now it draws a token itself, now it leaves that to the engine: in company and alone at other
+// times.
+TEST(Determinism, OfTheFakeModelThatDrawsSomeTokensItself) {
+  FakeModel model(40, 4);
+  model.end_logit = 6.0f;
+  FakeVocabulary vocabulary;
+  Draw draw(77);
+  int64_t drawn = 0;
+  model.draws = [&] {
+    const bool yes = !draw.OneIn(3);
+    drawn += yes ? 1 : 0;
+    return yes;
+  };
+  Totals totals;
+  for (uint64_t seed = 101; seed <= 160 && !testing::Test::HasFailure(); ++seed) {
+    RunSeed({&model, &vocabulary, {kFakeEnd, 64}, 4, 40}, seed, 40, totals);
+  }
+  ExpectHardEnough(totals);
+  EXPECT_GT(drawn, 1000);
+}
+
+// Steps are begun before the tokens of the one before are known, as often as that may be: now and
+// then the model leaves a token to the engine, and some requests want alternatives or fork.
+TEST(Determinism, OfStepsThatAreBegunAhead) {
+  FakeModel model(40, 4, /*has_pipeline=*/true), plain(40, 4);
+  model.end_logit = plain.end_logit = 6.0f;
+  Draw draw(78);
+  model.draws = [&] { return !draw.OneIn(30); };
+  FakeVocabulary vocabulary;
+  Totals totals;
+  for (uint64_t seed = 201; seed <= 280 && !testing::Test::HasFailure(); ++seed) {
+    RunSeed({&model, &vocabulary, {kFakeEnd, 64}, 4, 40, &plain}, seed, 40, totals);
+    EXPECT_EQ(model.steps_running(), 0u);
+  }
+  ExpectHardEnough(totals);
+  std::cout << model.ahead_count << " of " << model.forward_count << " steps begun ahead\n";
+  EXPECT_GT(model.ahead_count, model.forward_count / 10);
+}
+
+// The same, with nothing that keeps steps from being begun ahead but memory.
+TEST(Determinism, OfStepsThatNearlyAllAreBegunAhead) {
+  FakeModel model(40, 4, /*has_pipeline=*/true), plain(40, 4);
+  model.end_logit = plain.end_logit = 6.0f;
+  FakeVocabulary vocabulary;
+  Totals totals;
+  for (uint64_t seed = 301; seed <= 360 && !testing::Test::HasFailure(); ++seed) {
+    RunSeed({&model, &vocabulary, {kFakeEnd, 64, /*draws_alone=*/true}, 4, 40, &plain}, seed, 40,
+            totals);
+  }
+  std::cout << model.ahead_count << " of " << model.forward_count << " steps begun ahead\n";
+  EXPECT_GT(model.ahead_count, model.forward_count / 2);
+  EXPECT_GT(totals.preemptions, 50u);
+  EXPECT_GT(totals.hit_tokens, 1000u);
+  EXPECT_GT(totals.evictions, 50u);
 }
 
 TEST(Determinism, OfARealModelInRandomCompany) {

@@ -39,12 +39,13 @@ struct Setup {
   int32_t max_step_tokens = 16;
   int32_t max_waiting = 100;
   bool prefix_cache = true;
+  bool is_pipelined = false;  // the model, which then draws all that it may
 };
 
 class Bench {
  public:
   explicit Bench(Setup setup = {})
-      : model(setup.blocks, 4),
+      : model(setup.blocks, 4, setup.is_pipelined),
         engine({.limits = {.max_step_tokens = setup.max_step_tokens,
                            .max_sequences = setup.max_sequences,
                            .block_size = 4},

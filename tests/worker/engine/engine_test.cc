@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
@@ -254,6 +255,68 @@ TEST(Engine, AFailedPassFailsItsRequestsAndNothingElse) {
   EXPECT_EQ((bench.answers[{2, 0}].tokens), Expected(Ids("second"), 8));
 }
 
+TEST(Engine, OffersTheModelWhatItMayDrawItself) {
+  Bench bench;
+  bench.model.draws = [] { return true; };
+  bench.engine.Submit(Greedy(1, "abc", 6));
+  bench.RunAll();
+  EXPECT_EQ(bench.answers.at({1, 0}).tokens, Expected(Ids("abc"), 6));
+  EXPECT_EQ(bench.model.offered_count, 6);
+  // A log-probability comes with the token; alternatives need the logits, and forks those of the
+  // prompt.
+  SequenceRequest request = Greedy(2, "abd", 6);
+  request.sampling.top_logprobs = 0;
+  bench.engine.Submit(request);
+  bench.RunAll();
+  EXPECT_EQ(bench.model.offered_count, 12);
+  EXPECT_EQ(bench.answers.at({2, 0}).logprobs.size(), 6u);
+  request.request_id = 3;
+  request.sampling.top_logprobs = 1;
+  bench.engine.Submit(request);
+  bench.RunAll();
+  EXPECT_EQ(bench.model.offered_count, 12);
+  for (size_t i = 0; i < 6; ++i) {
+    const SampledLogprob& drawn = bench.answers.at({2, 0}).logprobs[i];
+    const SampledLogprob& sampled = bench.answers.at({3, 0}).logprobs[i];
+    EXPECT_EQ(drawn.chosen.token_id, sampled.chosen.token_id);
+    EXPECT_EQ(drawn.chosen.logprob, sampled.chosen.logprob);
+    EXPECT_TRUE(drawn.top.empty());
+  }
+  request = Greedy(4, "abe", 6);
+  request.n = 3;
+  bench.engine.Submit(request);
+  bench.RunAll();
+  EXPECT_EQ(bench.model.offered_count, 12 + 3 * 5);
+}
+
+TEST(Engine, LogitsThatAreNotNumbersFailTheirRequestWhoeverDraws) {
+  for (const bool draws : {false, true}) {
+    Bench bench;
+    bench.model.draws = [draws] { return draws; };
+    bench.model.script = [](const std::vector<int32_t>& context, float* logits) {
+      if (context[0] == 'x') logits[5] = std::numeric_limits<float>::quiet_NaN();
+    };
+    bench.engine.Submit(Greedy(1, "xyz", 4));
+    bench.engine.Submit(Greedy(2, "abc", 4));
+    bench.RunAll();
+    ASSERT_TRUE(bench.answers.at({1, 0}).failure.has_value());
+    EXPECT_EQ(bench.answers.at({1, 0}).failure->code, FailureCode::kInternal);
+    EXPECT_EQ(bench.answers.at({2, 0}).tokens, Expected(Ids("abc"), 4));
+  }
+}
+
+TEST(Engine, SeveralBiasesOfOneTokenAddUp) {
+  for (const bool draws : {false, true}) {
+    Bench bench;
+    bench.model.draws = [draws] { return draws; };
+    SequenceRequest request = Greedy(1, "abc", 3);
+    request.sampling.logit_bias = {{65, 60.0f}, {66, 100.0f}, {65, 60.0f}};
+    bench.engine.Submit(request);
+    bench.RunAll();
+    EXPECT_EQ(bench.answers.at({1, 0}).text, "AAA");
+  }
+}
+
 TEST(Engine, TellsTheSinkOncePerStep) {
   Bench bench;
   for (uint64_t id = 1; id <= 4; ++id) bench.engine.Submit(Greedy(id, "p", 4));
@@ -268,6 +331,125 @@ TEST(Engine, LoadCountsSubmissionsThatItsFiguresInclude) {
   bench.engine.Step();
   EXPECT_EQ(bench.engine.load().submissions_seen, 1u);
   EXPECT_EQ(bench.engine.load().running, 1);
+}
+
+TEST(EngineAhead, BeginsAStepBeforeTheTokensOfTheOneBeforeAreKnown) {
+  Bench bench({.is_pipelined = true});
+  bench.engine.Submit(Greedy(1, "abc", 6));
+  bench.engine.Submit(Greedy(2, "xyz", 9));
+  bench.engine.Step();
+  EXPECT_EQ(bench.model.steps_running(), 1u);
+  EXPECT_EQ((bench.answers[{1, 0}].tokens.size()), 1u);
+  bench.RunAll();
+  EXPECT_EQ((bench.answers[{1, 0}].tokens), Expected(Ids("abc"), 6));
+  EXPECT_EQ((bench.answers[{2, 0}].tokens), Expected(Ids("xyz"), 9));
+  EXPECT_EQ(bench.model.ahead_count, 8);
+  EXPECT_EQ(bench.model.forward_count, 9) << "nothing is computed beyond the last token";
+  EXPECT_EQ(bench.engine.load().steps, 9u);
+  EXPECT_EQ(bench.sink_calls, 9);
+}
+
+TEST(EngineAhead, WhatIsComputedBeyondTheEndIsThrownAway) {
+  Bench bench({.is_pipelined = true});
+  Recite(bench.model, 4, "stop it");
+  SequenceRequest request = Greedy(1, "talk", 50);
+  bench.engine.Submit(request);
+  request.request_id = 2;
+  request.stop = {"op"};
+  bench.engine.Submit(request);
+  bench.RunAll();
+  EXPECT_EQ((bench.answers[{1, 0}].text), "stop it");
+  EXPECT_EQ((bench.answers[{1, 0}].finish->reason), FinishReason::kStop);
+  EXPECT_EQ((bench.answers[{1, 0}].finish->completion_tokens), 8);
+  EXPECT_EQ((bench.answers[{2, 0}].text), "st");
+  EXPECT_EQ((bench.answers[{2, 0}].finish->matched_stop), "op");
+  EXPECT_EQ((bench.answers[{2, 0}].tokens.size()), 4u);
+  EXPECT_EQ(bench.engine.load().generated_tokens, 8u + 4u);
+  EXPECT_EQ(bench.model.forward_count, 9) << "one step beyond the end of text";
+  EXPECT_EQ(bench.model.steps_running(), 0u);
+}
+
+TEST(EngineAhead, ACancelledRequestHoldsNoBlockAfterTheNextStepThoughItsStepRuns) {
+  Bench bench({.blocks = 40, .is_pipelined = true});
+  bench.engine.Submit(Greedy(1, "prompt", 100));
+  bench.engine.Submit(Greedy(2, "other", 12));
+  for (int i = 0; i < 4; ++i) bench.engine.Step();
+  EXPECT_EQ(bench.model.steps_running(), 1u);
+  const size_t received = bench.answers[{1, 0}].tokens.size();
+  bench.engine.Cancel(1);
+  bench.engine.Step();
+  EXPECT_EQ((bench.answers[{1, 0}].finish->reason), FinishReason::kCancelled);
+  EXPECT_EQ((bench.answers[{1, 0}].tokens.size()), received);
+  EXPECT_EQ(bench.engine.load().running, 1);
+  // Its blocks may be another's at once.
+  bench.engine.Submit(Greedy(3, "a new one that is long enough to need them", 20));
+  bench.RunAll();
+  EXPECT_EQ((bench.answers[{2, 0}].tokens), Expected(Ids("other"), 12));
+  EXPECT_EQ((bench.answers[{3, 0}].tokens),
+            Expected(Ids("a new one that is long enough to need them"), 20));
+}
+
+TEST(EngineAhead, AlternativesWaitForTheTokens) {
+  Bench bench({.is_pipelined = true});
+  SequenceRequest request = Greedy(1, "abd", 6);
+  request.sampling.top_logprobs = 2;
+  bench.engine.Submit(request);
+  bench.RunAll();
+  EXPECT_EQ(bench.model.ahead_count, 0);
+  EXPECT_EQ((bench.answers[{1, 0}].tokens), Expected(Ids("abd"), 6));
+}
+
+TEST(EngineAhead, PenaltiesCountTheTokenThatIsNotKnownYet) {
+  for (const bool is_pipelined : {false, true}) {
+    Bench bench({.is_pipelined = is_pipelined});
+    // "b" again and again, but for the penalty; then what is next best.
+    bench.model.script = [](const std::vector<int32_t>&, float* logits) {
+      for (int32_t i = 0; i < 6; ++i) logits['b' + i] = 100.0f - static_cast<float>(i);
+    };
+    SequenceRequest request = Greedy(1, "abc", 6);
+    request.sampling.presence_penalty = 2.0f;
+    request.sampling.frequency_penalty = 0.6f;
+    bench.engine.Submit(request);
+    bench.RunAll();
+    EXPECT_EQ((bench.answers[{1, 0}].text), "bcdbeb");
+    EXPECT_EQ(bench.model.ahead_count, is_pipelined ? 5 : 0);
+  }
+}
+
+TEST(EngineAhead, AStepThatFailsFailsItsRequestsOnce) {
+  Bench bench({.is_pipelined = true});
+  bench.engine.Submit(Greedy(1, "first", 8));
+  bench.engine.Step();
+  bench.model.next_finish = absl::InternalError("device lost");
+  bench.engine.Step();
+  EXPECT_EQ((bench.answers[{1, 0}].failure->code), FailureCode::kInternal);
+  bench.engine.Submit(Greedy(2, "second", 8));
+  bench.RunAll();
+  EXPECT_EQ((bench.answers[{2, 0}].tokens), Expected(Ids("second"), 8));
+  // One that cannot be begun, while another one runs.
+  bench.engine.Submit(Greedy(3, "third", 8));
+  bench.engine.Step();
+  bench.model.next_status = absl::InvalidArgumentError("no such block");
+  bench.RunAll();
+  EXPECT_EQ((bench.answers[{3, 0}].failure->code), FailureCode::kInternal);
+  EXPECT_EQ((bench.answers[{3, 0}].endings), 1);
+  EXPECT_EQ(bench.engine.load().requests_failed, 2u);
+}
+
+TEST(EngineAhead, AnEngineThatGoesWaitsForItsStep) {
+  FakeModel model(64, 4, /*has_pipeline=*/true);
+  FakeVocabulary vocabulary;
+  ManualClock clock;
+  {
+    Engine engine({.limits = {.max_step_tokens = 16, .max_sequences = 8, .block_size = 4},
+                   .context_length = 128,
+                   .blocks_total = 64},
+                  &model, &vocabulary, &clock, [](const StepResult&) {});
+    engine.Submit(Greedy(1, "abc", 6));
+    engine.Step();
+    EXPECT_EQ(model.steps_running(), 1u);
+  }
+  EXPECT_EQ(model.steps_running(), 0u);
 }
 
 TEST(EngineThread, AnswersFromItsOwnThreadAndStops) {

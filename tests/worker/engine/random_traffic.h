@@ -59,6 +59,8 @@ class Draw {
 struct TrafficShape {
   int32_t vocabulary = 0;
   int32_t context = 0;  // of prompt and completion
+  // Nothing that a model which draws needs the engine for: no alternatives and no forks.
+  bool draws_alone = false;
 };
 
 // Prompts of three families that share their starts; every way of sampling; several continuations.
@@ -85,6 +87,10 @@ inline SequenceRequest RandomRequest(Draw& draw, uint64_t id, const TrafficShape
   if (draw.OneIn(4)) sampling.repetition_penalty = 1.2f;
   if (draw.OneIn(2)) sampling.top_logprobs = draw(0, 5);
   sampling.ignore_eos = draw.OneIn(3);
+  if (shape.draws_alone) {
+    request.n = 1;
+    sampling.top_logprobs = std::min(sampling.top_logprobs, 0);
+  }
   return request;
 }
 

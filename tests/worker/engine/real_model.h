@@ -18,7 +18,8 @@ class RealModel : public ModelRunner {
   RealModel() : model_(kStoriesModel, kernels::BestOps(), /*exact=*/false) {}
   bool ok() const { return model_.ok(); }
   int32_t vocabulary_size() const override { return static_cast<int32_t>(model_.vocabulary()); }
-  absl::Status Forward(const StepBatch& batch, absl::Span<float> logits) override {
+  absl::Status Forward(const StepBatch& batch, absl::Span<float> logits,
+                       absl::Span<DrawnToken>) override {
     return model_.transformer().Forward(batch, logits);
   }
 

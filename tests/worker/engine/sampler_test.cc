@@ -8,6 +8,8 @@
 #include <map>
 #include <set>
 
+#include "kernels/sample_math.h"
+
 namespace rempart::worker {
 namespace {
 
@@ -18,7 +20,7 @@ std::map<int32_t, int> DrawMany(const std::vector<float>& logits, const Sampling
   SamplerScratch scratch;
   for (int position = 0; position < count; ++position) {
     std::vector<float> copy = logits;
-    auto sampled = Sample(absl::MakeSpan(copy), params, {}, position, scratch);
+    auto sampled = Sample(absl::MakeSpan(copy), {&params, {}, position}, scratch);
     EXPECT_TRUE(sampled.ok());
     ++drawn[sampled->token_id];
   }
@@ -84,12 +86,12 @@ TEST(Sampler, BiasForbidsAndForces) {
 TEST(Sampler, PenaltiesFollowTheirFormulas) {
   SamplerScratch scratch;
   TokenCounts counts;
-  counts.generated[0] = 3;
-  counts.seen[0] = counts.seen[1] = true;
+  counts.AddPrompt(1);
+  for (int i = 0; i < 3; ++i) counts.AddGenerated(0);
   const auto adjusted = [&](SamplingParams params) {
     std::vector<float> logits = {2.0f, -1.0f, 0.5f};
     params.temperature = 0;
-    EXPECT_TRUE(Sample(absl::MakeSpan(logits), params, counts, 0, scratch).ok());
+    EXPECT_TRUE(Sample(absl::MakeSpan(logits), {&params, counts.tokens(), 0}, scratch).ok());
     return logits;
   };
   EXPECT_EQ(adjusted({.frequency_penalty = 0.5f}), (std::vector<float>{0.5f, -1.0f, 0.5f}));
@@ -102,7 +104,7 @@ TEST(Sampler, LogprobsAreThoseOfTheUnmodifiedModel) {
   SamplerScratch scratch;
   SamplingParams params{.temperature = 0, .top_logprobs = 2};
   params.logit_bias = {{0, 50.0f}};
-  const auto sampled = Sample(absl::MakeSpan(logits), params, {}, 0, scratch);
+  const auto sampled = Sample(absl::MakeSpan(logits), {&params, {}, 0}, scratch);
   EXPECT_EQ(sampled->token_id, 0);
   EXPECT_NEAR(sampled->logprob->chosen.logprob, std::log(0.1), 1e-5);
   ASSERT_EQ(sampled->logprob->top.size(), 2u);
@@ -111,12 +113,12 @@ TEST(Sampler, LogprobsAreThoseOfTheUnmodifiedModel) {
 }
 
 TEST(Sampler, TheSameSeedAndPositionGiveTheSameNumberAndOthersDoNot) {
-  EXPECT_EQ(CounterUniform(1, 2), CounterUniform(1, 2));
+  EXPECT_EQ(kernels::UniformOf(1, 2), kernels::UniformOf(1, 2));
   std::set<double> seen;
   double sum = 0;
   for (uint64_t seed = 0; seed < 100; ++seed) {
     for (uint64_t position = 0; position < 100; ++position) {
-      const double u = CounterUniform(seed, position);
+      const double u = kernels::UniformOf(seed, position);
       EXPECT_GE(u, 0.0);
       EXPECT_LT(u, 1.0);
       seen.insert(u);
@@ -136,19 +138,20 @@ TEST(Sampler, TheBestTokenIsTheFirstOfTheLargestWhereverItIs) {
       std::vector<float> logits(size, -5.0f);
       logits[best] = -1.0f;
       logits[size - 1] = -1.0f;
-      const auto sampled = Sample(absl::MakeSpan(logits), greedy, {}, 0, scratch);
+      const auto sampled = Sample(absl::MakeSpan(logits), {&greedy, {}, 0}, scratch);
       ASSERT_TRUE(sampled.ok()) << sampled.status();
       EXPECT_EQ(sampled->token_id, static_cast<int32_t>(best));
       logits[best] = std::numeric_limits<float>::quiet_NaN();
-      EXPECT_FALSE(Sample(absl::MakeSpan(logits), greedy, {}, 0, scratch).ok());
+      EXPECT_FALSE(Sample(absl::MakeSpan(logits), {&greedy, {}, 0}, scratch).ok());
     }
   }
 }
 
 TEST(Sampler, RefusesLogitsThatAreNotNumbers) {
   SamplerScratch scratch;
+  const SamplingParams params;
   std::vector<float> logits = {1.0f, std::numeric_limits<float>::quiet_NaN(), 0.0f};
-  EXPECT_EQ(Sample(absl::MakeSpan(logits), {}, {}, 0, scratch).status().code(),
+  EXPECT_EQ(Sample(absl::MakeSpan(logits), {&params, {}, 0}, scratch).status().code(),
             absl::StatusCode::kInternal);
 }
 

@@ -42,6 +42,7 @@ struct Case {
   const char* plan;
   std::vector<int64_t> client_service = {0, 0};
   int prefill_beside_decodes = 1000;
+  std::vector<uint64_t> labels_in_flight = {};
 };
 
 // The blocks of a line: the shared ones by their numbers, the others by new ones.
@@ -57,6 +58,7 @@ EngineState StateOf(const Case& c, std::vector<std::vector<int32_t>>& tables,
   state.limits = {c.max_step_tokens, c.max_sequences, /*block_size=*/4, /*aging_steps=*/100};
   state.blocks_available = c.blocks_free;
   state.client_service = c.client_service;
+  state.labels_in_flight = c.labels_in_flight;
   state.prefill_tokens_beside_decodes = c.prefill_beside_decodes;
   references.assign(100, 0);
   int32_t next_block = 10;
@@ -280,6 +282,17 @@ const Case kCases[] = {
       {'b', 0, "waiting", 0, 5, 0, 0, {}, -1, 0, 7},
       {'c', 0, "waiting", 0, 3, 0, 0, {}, -1, 0, 8}},
      "a:5+2 c:3+1"},
+    {"a block that the running step fills is waited for",
+     8,
+     4,
+     10,
+     {{'a', 0, "running", 4, 9, 3, 0, {}, -1, 0, 9},
+      {'b', 0, "waiting", 0, 5, 0, 0, {}, -1, 0, 7},
+      {'c', 0, "waiting", 0, 3, 0, 0, {}, -1, 0, 8}},
+     "a:5 c:3+1",
+     {0, 0},
+     1000,
+     {7}},
     {"of equal priorities the client that had less goes first",
      8,
      1,

@@ -49,7 +49,8 @@ class NotingRank : public RankModel {
     transformer_->SetCommunicator(communicator);
     return absl::OkStatus();
   }
-  absl::Status Forward(const StepBatch& batch, absl::Span<float> logits) override {
+  absl::Status Forward(const StepBatch& batch, absl::Span<float> logits,
+                       absl::Span<DrawnToken>) override {
     cuts.push_back(batch.micro_batch_tokens);
     return transformer_->Forward(batch, logits);
   }
@@ -108,7 +109,7 @@ TEST_F(PipelineOfThree, EveryStageCutsAStepAsTheLeaderDoes) {
   std::vector<float> expected(80), logits(80);
   ASSERT_TRUE(alone.transformer->Forward(batch, absl::MakeSpan(expected)).ok());
   for (int step = 0; step < 20; ++step) {
-    ASSERT_TRUE(runner_->Forward(batch, absl::MakeSpan(logits)).ok());
+    ASSERT_TRUE(runner_->Forward(batch, absl::MakeSpan(logits), {}).ok());
     ASSERT_EQ(logits, expected);
   }
   for (const auto& rank : ranks_) EXPECT_THAT(rank->cuts, Each(32));
@@ -119,27 +120,27 @@ TEST_F(PipelineOfThree, StepsThatWantNothingDoNotRunAhead) {
   const std::vector<int32_t> ids = {5}, table = {1};
   StepBatch batch = BatchOfTokens(ids, table);
   batch.slices[0].wants_logits = false;
-  for (int step = 0; step < 200; ++step) ASSERT_TRUE(runner_->Forward(batch, {}).ok());
+  for (int step = 0; step < 200; ++step) ASSERT_TRUE(runner_->Forward(batch, {}, {}).ok());
   EXPECT_FALSE(fate_.end().has_value());
 }
 
 TEST_F(PipelineOfThree, AnImpossibleBatchIsTheStepsAlone) {
   const std::vector<int32_t> wrong = {80}, right = {5}, table = {1};
   std::vector<float> logits(80);
-  EXPECT_EQ(runner_->Forward(BatchOfTokens(wrong, table), absl::MakeSpan(logits)).code(),
+  EXPECT_EQ(runner_->Forward(BatchOfTokens(wrong, table), absl::MakeSpan(logits), {}).code(),
             absl::StatusCode::kInvalidArgument);
-  EXPECT_TRUE(runner_->Forward(BatchOfTokens(right, table), absl::MakeSpan(logits)).ok());
+  EXPECT_TRUE(runner_->Forward(BatchOfTokens(right, table), absl::MakeSpan(logits), {}).ok());
   EXPECT_FALSE(fate_.end().has_value());
 }
 
 TEST_F(PipelineOfThree, AStageThatIsLostEndsTheEpoch) {
   const std::vector<int32_t> ids = {5}, table = {1};
   std::vector<float> logits(80);
-  ASSERT_TRUE(runner_->Forward(BatchOfTokens(ids, table), absl::MakeSpan(logits)).ok());
+  ASSERT_TRUE(runner_->Forward(BatchOfTokens(ids, table), absl::MakeSpan(logits), {}).ok());
   communicators_[2]->Abort(absl::UnavailableError("its node is gone"), 2);
-  EXPECT_FALSE(runner_->Forward(BatchOfTokens(ids, table), absl::MakeSpan(logits)).ok());
+  EXPECT_FALSE(runner_->Forward(BatchOfTokens(ids, table), absl::MakeSpan(logits), {}).ok());
   EXPECT_TRUE(fate_.end().has_value());
-  EXPECT_FALSE(runner_->Forward(BatchOfTokens(ids, table), absl::MakeSpan(logits)).ok());
+  EXPECT_FALSE(runner_->Forward(BatchOfTokens(ids, table), absl::MakeSpan(logits), {}).ok());
 }
 
 }  // namespace

@@ -64,7 +64,9 @@ TEST(DeviceMemory, WorkspacesDoNotOverlapAndAreAligned) {
       {space.gate_up, 2048 * 28672 * 2},
       {space.activated, 2048 * 14336 * 2},
       {space.last, 128 * 4096 * 2},
-      {space.partial, int64_t{128} * 32 * space.max_splits * 130 * 4}};
+      {space.partial, int64_t{128} * 32 * space.max_splits * 130 * 4},
+      {space.lists, int64_t{128} * 1024 * 3 * 4},
+      {space.sampled, 128 * 8}};
   int64_t end = 0;
   for (const auto& [offset, bytes] : arrays) {
     EXPECT_EQ(offset % 256, 0);
@@ -130,6 +132,15 @@ TEST(DeviceMemory, SplitsCoverTheContextAndDoNotDependOnTheBatch) {
     options.max_step_tokens = 64;
     EXPECT_EQ(LayOutWorkspace(Llama8B(), options).split_tokens, space.split_tokens);
   }
+}
+
+TEST(DeviceMemory, OneRowMayListAllTokensOfItsContext) {
+  DeviceModelOptions options;
+  options.max_sequences = 1;
+  options.context_length = 100000;
+  EXPECT_EQ(LayOutWorkspace(Llama8B(), options).listed, 100000 + 1024);
+  options.context_length = 1000000;
+  EXPECT_EQ(LayOutWorkspace(Llama8B(), options).listed, 128256 + 1024) << "the whole vocabulary";
 }
 
 TEST(DeviceMemory, RefusesWithTheNumbers) {

@@ -69,6 +69,7 @@ struct Outcome {
   std::vector<float> logits;       // of every row that was wanted, of given tokens; rank 0 alone
   std::vector<int32_t> on_device;  // [kSampled, 2]
   std::vector<int32_t> by_host;    // the same from logits, after the tokens of on_device; rank 0
+  std::vector<int32_t> drawn;      // the same, drawn in a step of its own; rank 0
 };
 
 void Forward(DeviceTransformer& transformer, const StepBatch& batch, bool is_first,
@@ -128,6 +129,15 @@ Outcome Compute(DeviceTransformer& transformer, bool is_first) {
     std::vector<float> logits;
     Forward(transformer, batch, is_first, logits);
     for (const int32_t best : Best(logits, vocabulary)) outcome.by_host.push_back(best);
+    const SamplingParams greedy{.temperature = 0};
+    const SliceSampling sampling = {&greedy, {}, 0};
+    for (SequenceSlice& slice : batch.slices) slice.sampling = &sampling;
+    std::vector<DrawnToken> drawn(is_first ? 2 : 0);
+    EXPECT_TRUE(transformer.Forward(batch, absl::MakeSpan(logits), absl::MakeSpan(drawn)).ok());
+    for (const DrawnToken& each : drawn) {
+      EXPECT_TRUE(each.is_drawn);
+      outcome.drawn.push_back(each.token_id);
+    }
     last = {outcome.on_device[2 * step], outcome.on_device[2 * step + 1]};
   }
   return outcome;
@@ -248,6 +258,7 @@ void ExpectTheTokensOfOne(const Case& chosen, CollectiveLibrary& library) {
   // What is sampled on the devices is the same on all, and what the host takes from the logits.
   ASSERT_EQ(together[0].on_device.size(), 2u * kSampled);
   EXPECT_EQ(together[0].by_host, together[0].on_device);
+  EXPECT_EQ(together[0].drawn, together[0].by_host);
   for (const Outcome& outcome : together) EXPECT_EQ(outcome.on_device, together[0].on_device);
 }
 
@@ -279,6 +290,7 @@ TEST(DeviceRanksTest, NcclGivesWhatTheHostsCollectivesGive) {
   const std::vector<Outcome> actual = ComputeTogether(model, 2, **nccl);
   EXPECT_EQ(actual[0].logits, expected[0].logits);
   EXPECT_EQ(actual[0].by_host, expected[0].by_host);
+  EXPECT_EQ(actual[0].drawn, actual[0].by_host);
   EXPECT_EQ(actual[1].on_device, expected[1].on_device);
 }
 
@@ -295,6 +307,7 @@ TEST(DeviceRanksTest, SumsInOneShotGiveTheSameBits) {
   const std::vector<Outcome> actual = ComputeTogether(model, 2, one_shot);
   EXPECT_EQ(actual[0].logits, expected[0].logits);
   EXPECT_EQ(actual[0].by_host, expected[0].by_host);
+  EXPECT_EQ(actual[0].drawn, actual[0].by_host);
   EXPECT_EQ(actual[1].on_device, expected[1].on_device);
 }
 
