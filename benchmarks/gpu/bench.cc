@@ -203,8 +203,9 @@ void AddLoads(const Bench& bench, std::vector<Part>& parts) {
       "Tokens per second of the engine and its scheduler over a model of Llama-3.1-8B's shape with "
       "seeded random weights, as many sequences at once as have room, more waiting. load_P_N: "
       "prompts of P tokens, N new ones. Beside it what TensorRT-LLM 1.0 publishes for FP8 on an "
-      "H200. in_model: of the time, spent in the model, copies of logits included; the rest is "
-      "the engine and its sampling.";
+      "H200. in_model: of the time, what the engine spends starting steps and waiting for them. "
+      "begun_ahead: steps that were begun while the one before ran. host_gap: how long the GPU had "
+      "nothing to do between two steps, on the average: of those begun ahead that is 0.";
   worker::DeviceModelOptions options = bench.work.load_options;
   parts.push_back({"load_bf16", load, absl::Seconds(150),
                    [&bench, options] { return RunLoad(bench, options); }});

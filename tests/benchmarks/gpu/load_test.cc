@@ -77,6 +77,9 @@ TEST(MeasureLoad, GivesTheRateOfASteadyLoad) {
     EXPECT_GT(figures[name + "step"], 0) << name;
     EXPECT_GT(figures[name + "in_model"], 10) << name;
     EXPECT_LE(figures[name + "in_model"], 100.001) << name;
+    EXPECT_GT(figures[name + "begun_ahead"], 80) << name;
+    EXPECT_LE(figures[name + "begun_ahead"], 100) << name;
+    EXPECT_GE(figures[name + "host_gap"], 0) << name;
   }
 }
 
