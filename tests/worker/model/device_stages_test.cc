@@ -21,8 +21,6 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
-constexpr int64_t kBlocks = 32;
-
 struct Shape {
   int tensor = 1;
   int stages = 1;
