@@ -217,7 +217,7 @@ TEST(AllReduce, ARoundNumberThatWrapsAroundIsNoDifference) {
 }
 
 TEST(AllReduce, ARankThatDoesNotComeIsWaitedForUntilTheDeadlineOnceAndNamed) {
-  Group group(3, 200'000'000);
+  Group group(3, 1'000'000'000);
   // Rank 2 has come, rank 1 has not.
   const PeerGroup peers = group.Of(0);
   *PeerFlag(peers.slabs[0], 0, 2) = RoundFlag(1, 1);
@@ -227,8 +227,8 @@ TEST(AllReduce, ARankThatDoesNotComeIsWaitedForUntilTheDeadlineOnceAndNamed) {
   EXPECT_EQ(value, 5) << "no result";
   const auto begin = std::chrono::steady_clock::now();
   for (int i = 0; i < 5; ++i) AllReduce({peers, &value, DType::kF32, 1}, nullptr);
-  // Of a second, were it waited for each time.
-  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::milliseconds(600));
+  // Of five seconds, were it waited for each time.
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(3));
 }
 
 TEST(AllReduce, AnAbortEndsAWaitAndTheNextEpochStartsAfresh) {
