@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/model/weight_stream.h"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -301,9 +302,13 @@ absl::Status ReadMappedFile(const MappedFile& file, int64_t offset, absl::Span<u
           file.path(), ": cannot read: ", std::strerror(errno), "; check the volume it is on"));
     }
     if (count == 0) {
+      // The read may have begun behind the end, which the file itself knows.
+      struct stat now = {};
+      const int64_t read_to = offset + static_cast<int64_t>(done);
+      const int64_t end =
+          fstat(file.descriptor(), &now) == 0 ? std::min<int64_t>(now.st_size, read_to) : read_to;
       return absl::DataLossError(
-          absl::StrCat(file.path(), ": ends at byte ", offset + static_cast<int64_t>(done),
-                       ", and had ", file.bytes().size(),
+          absl::StrCat(file.path(), ": ends at byte ", end, ", and had ", file.bytes().size(),
                        " when it was opened: it was changed while it was read; put the whole file "
                        "there before the model starts"));
     }

@@ -227,6 +227,18 @@ TEST_F(WeightStreamTest, AFileThatWasCutShortIsNamed) {
   }
 }
 
+TEST_F(WeightStreamTest, AReadBehindTheEndNamesTheEnd) {
+  AddAll();
+  std::filesystem::resize_file(files_[0].path(), 41'000);
+  std::vector<uint8_t> to(100);
+  for (const int64_t offset : {40'950, 41'000, 50'000}) {
+    const absl::Status status = ReadMappedFile(files_[0], offset, absl::MakeSpan(to));
+    EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss) << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(": ends at byte 41000, and had 60000"))
+        << offset;
+  }
+}
+
 TEST_F(WeightStreamTest, AReadThatFailsHalfWayEndsIt) {
   AddAll();
   for (const bool hash : {false, true}) {
