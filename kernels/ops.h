@@ -73,6 +73,13 @@ struct alignas(64) ActivationBlock {
 static_assert(sizeof(ActivationBlock) == 64);
 inline constexpr int64_t kActivationGroup = 32;
 
+// Elements between tokens whose activations are rounded to BF16. A row is followed by zeros to the
+// next multiple of 32, and is no multiple of 2 KiB long: neighbours would share sets of the cache.
+constexpr int64_t RoundedStride(int64_t cols) {
+  const int64_t stride = (cols + 31) / 32 * 32;
+  return stride % 1024 == 0 ? stride + 32 : stride;
+}
+
 // Row ranges of a matmul begin at a multiple of this, and end at one or at the last row.
 inline constexpr int64_t kRowAlign = 16;
 
@@ -83,9 +90,12 @@ struct MatmulArgs {
   int64_t x_stride = 0;                 // elements between tokens
   const ActivationBlock* xq = nullptr;  // [num_tokens, cols / 32], read by matmul_fast
   int64_t xq_stride = 0;                // blocks between tokens
-  const float* bias = nullptr;          // [rows] or null
-  float* y = nullptr;                   // [num_tokens, rows]
-  int64_t y_stride = 0;                 // elements between tokens
+  // [num_tokens, cols]: x as `round` wrote it, for matmul_fast over BF16 weights; null: it rounds.
+  const uint16_t* x_rounded = nullptr;
+  int64_t x_rounded_stride = 0;  // RoundedStride(cols)
+  const float* bias = nullptr;   // [rows] or null
+  float* y = nullptr;            // [num_tokens, rows]
+  int64_t y_stride = 0;          // elements between tokens
   int64_t num_tokens = 0;
 };
 
@@ -166,6 +176,10 @@ struct Ops {
   // xq[t, b] = int8 of x[t, 32b .. 32b+31] for tokens [begin, end); cols is a multiple of 32.
   void (*quantize)(const float* x, int64_t x_stride, int64_t cols, ActivationBlock* xq,
                    int64_t xq_stride, int64_t begin, int64_t end);
+  // to[t, :] = x[t, :] rounded to BF16 as matmul_fast would for BF16 weights, for tokens [begin,
+  // end); to_stride is RoundedStride(cols). Null: matmul_fast reads x itself.
+  void (*round)(const float* x, int64_t x_stride, int64_t cols, uint16_t* to, int64_t to_stride,
+                int64_t begin, int64_t end);
   // Bytes of the layout that matmul_fast reads for w (0: it reads w itself), 64-byte aligned.
   int64_t (*packed_bytes)(const WeightView& w);
   // Writes rows [begin, end) of w into `packed`; ranges as for matmul.

@@ -163,17 +163,25 @@ class Bench {
     }
     const std::vector<float> x(tokens * m.cols, 0.5f);
     std::vector<ActivationBlock> xq(tokens * m.cols / 32);
+    const int64_t rounded_stride = RoundedStride(m.cols);
+    std::vector<uint16_t> rounded(tokens * rounded_stride);
+    const bool rounds = m.type == DType::kBF16 && ops_.round != nullptr && tokens > 1;
     std::vector<float> y(tokens * m.rows);
     ops_.quantize(x.data(), m.cols, m.cols, xq.data(), m.cols / 32, 0, tokens);
     const double seconds = Seconds([&] {
       for (const AlignedBytes& layer : packed) {
         const void* rows = packed_bytes > 0 ? w.data : layer.data.get();
+        if (rounds) {
+          ops_.round(x.data(), m.cols, m.cols, rounded.data(), rounded_stride, 0, tokens);
+        }
         const MatmulArgs args = {.w = {rows, m.type, m.rows, m.cols},
                                  .packed = layer.data.get(),
                                  .x = x.data(),
                                  .x_stride = m.cols,
                                  .xq = xq.data(),
                                  .xq_stride = m.cols / 32,
+                                 .x_rounded = rounds ? rounded.data() : nullptr,
+                                 .x_rounded_stride = rounded_stride,
                                  .y = y.data(),
                                  .y_stride = m.rows,
                                  .num_tokens = tokens};

@@ -7,6 +7,7 @@
 //   widened: weights to F32 (a shift, or F16C), fused multiply-add with F32 activations;
 //   paired:  BF16 weights and activations rounded to BF16, two columns to a lane: vdpbf16ps.
 //            Tiers without it multiply the same rounded activations the widened way.
+//            Where the caller has rounded them already (Ops::round), not each panel does it again.
 // Bytes: the weights once per panel of rows, activations once per panel. Bound: memory for a few
 // tokens, multiplications for many; a tile of 4 rows by 6 tokens loads 10 vectors for 24 products.
 #pragma once
@@ -68,6 +69,18 @@ struct PlainMatmul {
     F sums[kPanelRows / kRows][kTokens][kRows];
   };
 
+  // kRows rows against some tokens, over some columns of both.
+  struct Part {
+    const Weight* rows[kRows];
+    const Input* x;
+    int64_t x_stride;
+    int64_t cols;
+    int64_t ahead;  // elements further lie the rows that come next
+    bool is_first;  // of the parts that make a sum
+    bool is_last;
+    int64_t row, num_rows, token;  // of the result
+  };
+
   // Columns [col, col + cols) of kTokens or fewer tokens as the products read them, zeros up to a
   // whole vector behind them.
   static void LoadTile(const MatmulArgs& args, int64_t token, int64_t tokens, int64_t col,
@@ -88,10 +101,11 @@ struct PlainMatmul {
 
   // One vector of columns of kT tokens and kRows rows onto their sums.
   template <int kT>
-  static void Step(const Weight* const* rows, int64_t c, const Input* x, F (*acc)[kRows]) {
+  static void Step(const Weight* const* rows, int64_t c, const Input* x, int64_t x_stride,
+                   F (*acc)[kRows]) {
     typename Terms::Vector in[kT];
 #pragma GCC unroll 8
-    for (int t = 0; t < kT; ++t) in[t] = Terms::LoadInput(x + t * kColBlock);
+    for (int t = 0; t < kT; ++t) in[t] = Terms::LoadInput(x + t * x_stride);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       const typename Terms::Vector w = Terms::LoadWeights(rows[r] + c);
@@ -100,49 +114,56 @@ struct PlainMatmul {
     }
   }
 
-  // `cols` columns from rows[r] on. `ahead` elements further lie the rows that come next: the
-  // hardware's own look-ahead ends with the page, and rows are about as long as one.
+  // The hardware's own look-ahead ends with the page, and rows are about as long as one: so the
+  // rows that come next are asked for.
   template <int kT>
-  static void Accumulate(const Weight* const* rows, int64_t cols, int64_t ahead, const Input* x,
-                         F (*sums)[kRows]) {
+  static void Accumulate(const MatmulArgs& args, const Part& part, F (*sums)[kRows]) {
     F acc[kT][kRows];
 #pragma GCC unroll 8
     for (int t = 0; t < kT; ++t) {
 #pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) acc[t][r] = sums[t][r];
+      for (int r = 0; r < kRows; ++r) acc[t][r] = part.is_first ? V::Zero() : sums[t][r];
     }
     int64_t c = 0;
-    for (; c + kStep <= cols; c += kStep) {
-      for (int r = 0; r < kRows; ++r) V::Prefetch(rows[r] + c + ahead);
-      Step<kT>(rows, c, x + c, acc);
+    for (; c + kStep <= part.cols; c += kStep) {
+      for (int r = 0; r < kRows; ++r) V::Prefetch(part.rows[r] + c + part.ahead);
+      Step<kT>(part.rows, c, part.x + c, part.x_stride, acc);
     }
-    if (c < cols) {
+    if (c < part.cols) {
       Weight last[kRows][kStep] = {};
       const Weight* from[kRows];
       for (int r = 0; r < kRows; ++r) {
-        std::memcpy(last[r], rows[r] + c, static_cast<size_t>(cols - c) * sizeof(Weight));
+        std::memcpy(last[r], part.rows[r] + c, static_cast<size_t>(part.cols - c) * sizeof(Weight));
         from[r] = last[r];
       }
-      Step<kT>(from, 0, x + c, acc);
+      Step<kT>(from, 0, part.x + c, part.x_stride, acc);
     }
 #pragma GCC unroll 8
     for (int t = 0; t < kT; ++t) {
+      if (part.is_last) {
+        Put(args, acc[t], part.token + t, part.row, part.num_rows);
+      } else {
 #pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) sums[t][r] = acc[t][r];
+        for (int r = 0; r < kRows; ++r) sums[t][r] = acc[t][r];
+      }
     }
   }
 
   template <int kT>
-  static void AccumulateTokens(int64_t tokens, const Weight* const* rows, int64_t cols,
-                               int64_t ahead, const Input* x, F (*sums)[kRows]) {
-    if (tokens == kT) return Accumulate<kT>(rows, cols, ahead, x, sums);
-    if constexpr (kT > 1) AccumulateTokens<kT - 1>(tokens, rows, cols, ahead, x, sums);
+  static void AccumulateTokens(const MatmulArgs& args, int64_t tokens, const Part& part,
+                               F (*sums)[kRows]) {
+    if (tokens == kT) return Accumulate<kT>(args, part, sums);
+    if constexpr (kT > 1) AccumulateTokens<kT - 1>(args, tokens, part, sums);
   }
 
   static void Put(const MatmulArgs& args, const F* sums, int64_t token, int64_t row, int64_t rows) {
     float values[kRows];
     V::Sum4(sums, values);
     float* y = args.y + token * args.y_stride + row;
+    if (rows == kRows && args.bias == nullptr) {
+      std::memcpy(y, values, sizeof(values));
+      return;
+    }
     for (int64_t r = 0; r < rows; ++r) {
       y[r] = args.bias != nullptr ? values[r] + args.bias[row + r] : values[r];
     }
@@ -152,29 +173,33 @@ struct PlainMatmul {
   static void Block(const MatmulArgs& args, int64_t begin, int64_t end, int64_t token,
                     int64_t tokens, Tile* tile) {
     const auto* w = static_cast<const Weight*>(args.w.data);
-    for (auto& row_sums : tile->sums) {
-      for (auto& token_sums : row_sums) {
-        for (F& sum : token_sums) sum = V::Zero();
-      }
-    }
     const int64_t block = tokens == 1 ? kColBlock : kColsOfSeveral;
+    Part part;
+    part.token = token;
+    part.ahead = kRows * args.w.cols;
     for (int64_t col = 0; col < args.w.cols; col += block) {
-      const int64_t cols = args.w.cols - col < block ? args.w.cols - col : block;
-      LoadTile(args, token, tokens, col, cols, tile);
+      part.cols = args.w.cols - col < block ? args.w.cols - col : block;
+      part.is_first = col == 0;
+      part.is_last = col + part.cols == args.w.cols;
+      part.x = tile->x[0];
+      part.x_stride = kColBlock;
+      bool is_rounded = false;
+      if constexpr (sizeof(Input) == 2) {
+        is_rounded = args.x_rounded != nullptr;
+        if (is_rounded) {
+          part.x = args.x_rounded + token * args.x_rounded_stride + col;
+          part.x_stride = args.x_rounded_stride;
+        }
+      }
+      if (!is_rounded) LoadTile(args, token, tokens, col, part.cols, tile);
       for (int64_t row = begin; row < end; row += kRows) {
-        const Weight* rows[kRows];
+        part.row = row;
+        part.num_rows = end - row < kRows ? end - row : kRows;
         for (int64_t r = 0; r < kRows; ++r) {
           // Rows beyond the last are computed from it, and not stored.
-          rows[r] = w + (row + r < end ? row + r : end - 1) * args.w.cols + col;
+          part.rows[r] = w + (row + r < end ? row + r : end - 1) * args.w.cols + col;
         }
-        AccumulateTokens<kTokens>(tokens, rows, cols, kRows * args.w.cols, tile->x[0],
-                                  tile->sums[(row - begin) / kRows]);
-      }
-    }
-    for (int64_t row = begin; row < end; row += kRows) {
-      const int64_t rows = end - row < kRows ? end - row : kRows;
-      for (int64_t t = 0; t < tokens; ++t) {
-        Put(args, tile->sums[(row - begin) / kRows][t], token + t, row, rows);
+        AccumulateTokens<kTokens>(args, tokens, part, tile->sums[(row - begin) / kRows]);
       }
     }
   }
@@ -194,6 +219,20 @@ struct PlainMatmul {
   }
 };
 
+// Whether matmul_fast over BF16 weights reads activations that RoundTokens has rounded.
+template <class V>
+inline constexpr bool kReadsRounded = V::kHasDotBFloat16 && !V::kHasBFloat16Tiles;
+
+template <class V>
+void RoundTokens(const float* x, int64_t x_stride, int64_t cols, uint16_t* to, int64_t to_stride,
+                 int64_t begin, int64_t end) {
+  for (int64_t t = begin; t < end; ++t) {
+    uint16_t* row = to + t * to_stride;
+    V::RoundToBFloat16(x + t * x_stride, cols, row);
+    for (int64_t c = cols; c % PairedTerms<V>::kStep != 0; ++c) row[c] = 0;
+  }
+}
+
 // For weights that are not quantised. kRounds: activations that meet BF16 weights are rounded to
 // BF16.
 template <class V, bool kRounds>
@@ -204,7 +243,7 @@ void MatmulPlain(const MatmulArgs& args, int64_t begin, int64_t end) {
     PlainMatmul<V, WidenedTerms<V, DType::kF16>, false>::Run(args, begin, end);
   } else if constexpr (kRounds && V::kHasBFloat16Tiles) {
     PlainTileMatmul<V>::Run(args, begin, end);
-  } else if constexpr (kRounds && V::kHasDotBFloat16) {
+  } else if constexpr (kRounds && kReadsRounded<V>) {
     PlainMatmul<V, PairedTerms<V>, true>::Run(args, begin, end);
   } else {
     PlainMatmul<V, WidenedTerms<V, DType::kBF16>, kRounds>::Run(args, begin, end);

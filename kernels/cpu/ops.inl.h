@@ -13,6 +13,15 @@
 namespace rempart::kernels {
 
 template <class V>
+constexpr auto RoundOf() -> decltype(Ops::round) {
+  if constexpr (kReadsRounded<V>) {
+    return RoundTokens<V>;
+  } else {
+    return nullptr;
+  }
+}
+
+template <class V>
 constexpr Ops MakeOps(const char* name, const char* description) {
   return {
       .name = name,
@@ -20,6 +29,7 @@ constexpr Ops MakeOps(const char* name, const char* description) {
       .embed = Dequantizer<V>::Embed,
       .dequantize = Dequantizer<V>::Rows,
       .quantize = Elementwise<V>::Quantize,
+      .round = RoundOf<V>(),
       .packed_bytes = PackedBytes<V>,
       .pack_rows = PackRows<V>,
       .matmul_exact = ExactMatmul<V>::Run,

@@ -325,6 +325,7 @@ const Ops& ReferenceOps() {
       .embed = Embed,
       .dequantize = Dequantize,
       .quantize = Quantize,
+      .round = nullptr,
       .packed_bytes = PackedBytes,
       .pack_rows = PackRows,
       .matmul_exact = MatmulExact,

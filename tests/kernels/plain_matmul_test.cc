@@ -123,6 +123,46 @@ TEST_P(PlainMatmulTest, DoesNotDependOnTheBatchOrTheSplit) {
   }
 }
 
+// The caller may round the activations once for all rows: the same bits.
+TEST_P(PlainMatmulTest, TakesActivationsThatAreRoundedAlready) {
+  if (ops().round == nullptr) {
+    // The table says that its kernels read x itself; then there is nothing that could go unread.
+    EXPECT_FALSE(std::string_view(ops().name).starts_with("avx512bf16"));
+    return;
+  }
+  for (const Shape& shape : kShapes) {
+    const Case c(random_, DType::kBF16, shape);
+    std::vector<float> whole, rounded;
+    ops().matmul_fast(c.Args(&whole), 0, shape.rows);
+    MatmulArgs args = c.Args(&rounded);
+    args.x_rounded_stride = RoundedStride(shape.cols);
+    // The memory ends with the last token's zeros.
+    const int64_t row = (shape.cols + 31) / 32 * 32;
+    std::vector<uint16_t> x((shape.tokens - 1) * args.x_rounded_stride + row, 0x7fc0);
+    ops().round(c.x.data(), c.x_stride, shape.cols, x.data(), args.x_rounded_stride, 0,
+                shape.tokens);
+    args.x_rounded = x.data();
+    args.x = nullptr;
+    ops().matmul_fast(args, 0, shape.rows);
+    EXPECT_EQ(rounded, whole) << What("matmul_fast", DType::kBF16, shape);
+    for (int64_t t = 0; t < shape.tokens; ++t) {
+      for (int64_t i = 0; i < row; ++i) {
+        const uint16_t expected =
+            i < shape.cols ? FloatToBFloat16(c.x[t * c.x_stride + i]) : uint16_t{0};
+        ASSERT_EQ(x[t * args.x_rounded_stride + i], expected) << "token " << t << " column " << i;
+      }
+    }
+  }
+}
+
+TEST(RoundedStride, HasRoomForZerosAndNeverEndsWhereItBeganInTheCache) {
+  EXPECT_EQ(RoundedStride(1), 32);
+  EXPECT_EQ(RoundedStride(576), 576);
+  EXPECT_EQ(RoundedStride(577), 608);
+  EXPECT_EQ(RoundedStride(1024), 1056);
+  EXPECT_EQ(RoundedStride(2040), 2080);
+}
+
 // What `fast` may do to BF16 weights, and to nothing else: round activations once.
 TEST_P(PlainMatmulTest, RoundsActivationsOfBFloat16WeightsToNearestEven) {
   for (const DType type : kPlainTypes) {

@@ -50,7 +50,10 @@ int64_t WorkspaceBytes(const ModelConfig& config, const TransformerOptions& opti
       options.max_step_logits * (config.hidden + config.vocabulary);
   const int64_t groups = (widest + kernels::kActivationGroup - 1) / kernels::kActivationGroup;
   const int64_t rows = std::max(options.max_step_tokens, options.max_step_logits);
-  return floats * 4 + rows * groups * static_cast<int64_t>(sizeof(kernels::ActivationBlock));
+  // In blocks of int8, and rounded to BF16: a file may have matrices that read the one or the
+  // other.
+  return floats * 4 + rows * (groups * static_cast<int64_t>(sizeof(kernels::ActivationBlock)) +
+                              2 * kernels::RoundedStride(widest));
 }
 
 absl::StatusOr<int64_t> PlanKvBlocks(const HostMemoryNeeds& needs, const MemoryUse& use) {

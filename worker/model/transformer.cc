@@ -49,7 +49,19 @@ Transformer::Transformer(const ModelConfig& config, const Weights& weights, cons
       partition_(weights.partition),
       heads_(partition_.heads.count()),
       kv_heads_(partition_.kv_heads.count()),
-      ffn_(partition_.Own(partition_.ffn).count()) {}
+      ffn_(partition_.Own(partition_.ffn).count()) {
+  const auto look = [this](const Matrix& matrix) {
+    has_quantized_ |= kernels::IsQuantized(matrix.view.type);
+    has_rounding_ |= ReadsRounded(matrix);
+  };
+  look(weights.head);
+  for (const LayerWeights& layer : weights.layers) {
+    for (const Matrix* matrix : {&layer.query, &layer.key, &layer.value, &layer.output, &layer.gate,
+                                 &layer.up, &layer.down}) {
+      look(*matrix);
+    }
+  }
+}
 
 absl::Status Transformer::Allocate() {
   const int64_t bytes =
@@ -82,8 +94,12 @@ absl::Status Transformer::Allocate() {
   gate_up_.resize(tokens * 2 * ffn_);
   RETURN_IF_ERROR(AllocateForOthers());
   last_.resize(options_.max_step_logits * config_.hidden);
-  quantized_.resize(std::max(tokens, options_.max_step_logits) *
-                    ((widest + kernels::kActivationGroup - 1) / kernels::kActivationGroup));
+  const int64_t rows = std::max(tokens, options_.max_step_logits);
+  if (has_quantized_) {
+    quantized_.resize(rows *
+                      ((widest + kernels::kActivationGroup - 1) / kernels::kActivationGroup));
+  }
+  if (has_rounding_) rounded_.resize(rows * kernels::RoundedStride(widest));
   int64_t angles = 0;
   for (const RopeSpec& rope : config_.ropes) angles += HalfDim(rope);
   cos_.resize(tokens * angles);
@@ -238,8 +254,12 @@ absl::Status Transformer::Enter(const StepBatch& batch) {
   return absl::OkStatus();
 }
 
-bool Transformer::ReadsBlocks(int64_t cols) const {
+bool Transformer::IsFast(int64_t cols) const {
   return !options_.exact && cols % kernels::kActivationGroup == 0;
+}
+
+bool Transformer::ReadsRounded(const Matrix& matrix) const {
+  return ops_.round != nullptr && matrix.view.type == kernels::DType::kBF16;
 }
 
 void Transformer::NormTokens(const std::vector<float>& weight, int64_t begin, int64_t end) {
@@ -306,10 +326,21 @@ void Transformer::Multiply(const Input& input, int64_t num_tokens,
   const float* x = input.x;
   const int64_t cols = input.cols;
   const int64_t groups = cols / kernels::kActivationGroup;
-  const bool fast = input.is_quantized || ReadsBlocks(cols);
-  if (fast && !input.is_quantized) {
+  const bool fast = input.is_quantized || IsFast(cols);
+  if (fast && !input.is_quantized && has_quantized_) {
     pool_.ParallelFor(num_tokens, kTokensPerChunk, [&](int64_t begin, int64_t end) {
       ops_.quantize(x, cols, cols, quantized_.data(), groups, begin, end);
+    });
+  }
+  // One token's are rounded as fast by those who read them as they are handed on.
+  const bool rounds = fast && x != nullptr && num_tokens > 1 &&
+                      std::any_of(products.begin(), products.end(), [&](const Product& product) {
+                        return ReadsRounded(*product.matrix);
+                      });
+  const int64_t stride = kernels::RoundedStride(cols);
+  if (rounds) {
+    pool_.ParallelFor(num_tokens, kTokensPerChunk, [&](int64_t begin, int64_t end) {
+      ops_.round(x, cols, cols, rounded_.data(), stride, begin, end);
     });
   }
   int64_t chunks = 0;
@@ -331,6 +362,8 @@ void Transformer::Multiply(const Input& input, int64_t num_tokens,
     args.x_stride = cols;
     args.xq = quantized_.data();
     args.xq_stride = groups;
+    args.x_rounded = rounds ? rounded_.data() : nullptr;
+    args.x_rounded_stride = stride;
     args.y = product->y;
     args.y_stride = product->y_stride;
     args.num_tokens = num_tokens;

@@ -119,7 +119,10 @@ class Transformer {
   void NormTokens(const std::vector<float>& weight, int64_t begin, int64_t end);
   // What NormTokens has made of all tokens.
   Input Normed() const;
-  bool ReadsBlocks(int64_t cols) const;
+  // Whether products with so many columns are approximate (Ops::matmul_fast).
+  bool IsFast(int64_t cols) const;
+  bool ReadsRounded(const Matrix& matrix) const;
+  bool ReadsBlocks(int64_t cols) const { return has_quantized_ && IsFast(cols); }
   // residual += branch, normalised first where the family does; then the norm of what comes next,
   // null after the last layer.
   void AddBranch(const std::vector<float>& post_norm, const std::vector<float>* next_norm);
@@ -155,7 +158,10 @@ class Transformer {
   std::vector<int64_t> share_offsets_;
   std::vector<int64_t> group_vocabulary_;  // rows of the head, by rank of the group
   std::vector<float> cos_, sin_;           // [ropes][max_step_tokens, half]
+  // Whether this rank has matrices that read activations in blocks of int8, or rounded to BF16.
+  bool has_quantized_ = false, has_rounding_ = false;
   HugeVector<kernels::ActivationBlock> quantized_;
+  HugeVector<uint16_t> rounded_;
   std::vector<AttentionWork> work_;
   std::vector<int64_t> slice_firsts_;  // row of each slice's first token
 };
