@@ -12,9 +12,17 @@
 #define REMPART_HD inline
 #endif
 
+// The same for what the CPU's tiers call too: a shared definition could leak instructions that the
+// machine lacks from one tier into another, so on the host each file has its own.
+#if defined(__CUDACC__)
+#define REMPART_HD_OWN REMPART_HD
+#else
+#define REMPART_HD_OWN static inline
+#endif
+
 namespace rempart::kernels {
 
-REMPART_HD uint32_t FloatBits(float value) {
+REMPART_HD_OWN uint32_t FloatBits(float value) {
 #if defined(__CUDA_ARCH__)
   return __float_as_uint(value);
 #else
@@ -24,7 +32,7 @@ REMPART_HD uint32_t FloatBits(float value) {
 #endif
 }
 
-REMPART_HD float BitsFloat(uint32_t bits) {
+REMPART_HD_OWN float BitsFloat(uint32_t bits) {
 #if defined(__CUDA_ARCH__)
   return __uint_as_float(bits);
 #else

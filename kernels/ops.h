@@ -217,8 +217,11 @@ struct Ops {
 
   // x[0..n) becomes its softmax, in place. Returns log(sum(exp(x))).
   float (*softmax)(float* x, int64_t n);
-  // Index of the largest of x[0..n), the lowest on ties; n > 0.
+  // Index of the largest of x[0..n), the lowest on ties; -1 when one is not a number; n > 0.
   int64_t (*argmax)(const float* x, int64_t n);
+  // weights[i] = ExpOfNegative((logits[i] - max) / temperature) of kernels/sample_math.h, to the
+  // bit on every tier; `max` is the largest. Returns the sum of their FixedWeight.
+  uint64_t (*weigh)(const float* logits, int64_t n, float max, float temperature, float* weights);
 };
 
 // The definition of every op in plain C++: slow, obvious, and the oracle of the tests.

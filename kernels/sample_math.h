@@ -9,14 +9,14 @@
 
 namespace rempart::kernels {
 
-REMPART_HD float Times(float a, float b) {
+REMPART_HD_OWN float Times(float a, float b) {
 #if defined(__CUDA_ARCH__)
   return __fmul_rn(a, b);
 #else
   return a * b;
 #endif
 }
-REMPART_HD float Plus(float a, float b) {
+REMPART_HD_OWN float Plus(float a, float b) {
 #if defined(__CUDA_ARCH__)
   return __fadd_rn(a, b);
 #else
@@ -33,7 +33,7 @@ REMPART_HD uint64_t TokenRank(float logit, int64_t id) {
 
 // e^x for x <= 0, to 3 ulp. Cody and Waite's reduction and the polynomial of Cephes' expf. Without
 // calls or branches: a loop over it becomes vectors.
-REMPART_HD float ExpOfNegative(float x) {
+REMPART_HD_OWN float ExpOfNegative(float x) {
   const float in_range = x > -87.0f ? x : -87.0f;
   // 1.5 * 2^23: what is added to it is rounded to whole numbers.
   const float shifted = Plus(Times(in_range, 1.44269504f), 12582912.0f);
@@ -53,7 +53,7 @@ REMPART_HD float ExpOfNegative(float x) {
 
 // 2^40 for the best token: 2^23 tokens cannot overflow the sum.
 inline constexpr int kWeightBits = 40;
-REMPART_HD uint64_t FixedWeight(float weight) {
+REMPART_HD_OWN uint64_t FixedWeight(float weight) {
   return static_cast<uint64_t>(static_cast<int64_t>(Times(weight, 1099511627776.0f)));
 }
 

@@ -143,14 +143,6 @@ struct Elementwise {
     Scale(x, static_cast<float>(1.0 / sum), 0, n);
     return static_cast<float>(static_cast<double>(largest) + std::log(sum));
   }
-
-  static int64_t Argmax(const float* x, int64_t n) {
-    const float largest = Largest(x, n);
-    for (int64_t i = 0; i < n; ++i) {
-      if (x[i] == largest) return i;
-    }
-    return 0;
-  }
 };
 
 }  // namespace rempart::kernels

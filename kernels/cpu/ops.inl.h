@@ -9,6 +9,7 @@
 #include "kernels/cpu/matmul_fast.inl.h"
 #include "kernels/cpu/packed.inl.h"
 #include "kernels/cpu/rope.inl.h"
+#include "kernels/cpu/sampling.inl.h"
 
 namespace rempart::kernels {
 
@@ -45,7 +46,8 @@ constexpr Ops MakeOps(const char* name, const char* description) {
       .scale = Elementwise<V>::Scale,
       .softcap = Elementwise<V>::Softcap,
       .softmax = Elementwise<V>::Softmax,
-      .argmax = Elementwise<V>::Argmax,
+      .argmax = Sampling<V>::Argmax,
+      .weigh = Sampling<V>::Weigh,
   };
 }
 

@@ -10,6 +10,7 @@
 #include "kernels/blocks.h"
 #include "kernels/ops.h"
 #include "kernels/reference/dequantize.h"
+#include "kernels/sample_math.h"
 
 namespace rempart::kernels {
 namespace {
@@ -314,7 +315,19 @@ float Softmax(float* x, int64_t n) {
   return static_cast<float>(largest + std::log(sum));
 }
 
-int64_t Argmax(const float* x, int64_t n) { return std::max_element(x, x + n) - x; }
+int64_t Argmax(const float* x, int64_t n) {
+  if (std::any_of(x, x + n, [](float value) { return std::isnan(value); })) return -1;
+  return std::max_element(x, x + n) - x;
+}
+
+uint64_t Weigh(const float* logits, int64_t n, float max, float temperature, float* weights) {
+  uint64_t sum = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    weights[i] = ExpOfNegative((logits[i] - max) / temperature);
+    sum += FixedWeight(weights[i]);
+  }
+  return sum;
+}
 
 }  // namespace
 
@@ -342,6 +355,7 @@ const Ops& ReferenceOps() {
       .softcap = Softcap,
       .softmax = Softmax,
       .argmax = Argmax,
+      .weigh = Weigh,
   };
   return kOps;
 }

@@ -131,8 +131,30 @@ TEST_P(ElementwiseTest, ArgmaxTakesTheFirstOfEquals) {
       y[at] = y[n - 1] = 10.0f;
       EXPECT_EQ(ops().argmax(y.data(), n), at);
     }
+    for (int64_t at = 0; at < n; at += n / 7 + 1) {
+      std::vector<float> y = x;
+      y[at] = std::numeric_limits<float>::quiet_NaN();
+      EXPECT_EQ(ops().argmax(y.data(), n), -1);
+    }
     std::fill(x.begin(), x.end(), -std::numeric_limits<float>::infinity());
     EXPECT_EQ(ops().argmax(x.data(), n), 0);
+  }
+}
+
+// To the bit: a token that is drawn depends on it.
+TEST_P(ElementwiseTest, WeighsLikeTheReference) {
+  for (int64_t n : {1, 2, 15, 16, 17, 1000, 49152}) {
+    for (const float temperature : {1e-30f, 0.1f, 0.7f, 1.0f, 3.0f}) {
+      std::vector<float> x = RandomFloats(random_, n, 20.0f);
+      for (float& logit : x) logit = std::min(logit, 50.0f);
+      x[static_cast<size_t>(n) / 2] = -std::numeric_limits<float>::infinity();
+      x[0] = 50.0f;
+      std::vector<float> expected(n), actual(n);
+      const uint64_t sum = ReferenceOps().weigh(x.data(), n, 50.0f, temperature, expected.data());
+      EXPECT_EQ(ops().weigh(x.data(), n, 50.0f, temperature, actual.data()), sum);
+      EXPECT_EQ(actual, expected) << n << " logits, temperature " << temperature;
+      EXPECT_EQ(actual[0], 1.0f);
+    }
   }
 }
 

@@ -51,6 +51,9 @@ MAY = {
     "worker/engine/": May(("worker/engine/", "worker/cache/", "worker/model/step_batch.h",
                            "worker/model/sampling.h", "kernels/sample_math.h", "common/"),
                           ("abseil",)),
+    # Rows of logits are long: the sampler looks at them with the CPU's kernels.
+    "worker/engine/sampler.": May(("worker/engine/", "worker/model/sampling.h", "kernels/ops.h",
+                                   "kernels/sample_math.h", "common/"), ("abseil",)),
     "worker/engine/scheduler.": May(("worker/engine/scheduler.h", "worker/engine/sequence.h",
                                      "worker/engine/step_plan.h", "worker/cache/",
                                      "common/check.h"), ("abseil",), pure=True),

@@ -2,10 +2,9 @@
 #include "worker/engine/sampler.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
+#include <functional>
 #include <limits>
-#include <numeric>
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
@@ -17,69 +16,91 @@ namespace {
 using kernels::FixedWeight;
 using kernels::TokenRank;
 
-// So many at a time, which the compiler turns into vectors.
-constexpr size_t kLanes = 16;
-
-// NaN when one of them is.
-float MaxOrNan(absl::Span<const float> logits) {
-  std::array<float, kLanes> max;
-  std::array<int32_t, kLanes> has_nan = {};
-  max.fill(-std::numeric_limits<float>::infinity());
-  const size_t whole = logits.size() / kLanes * kLanes;
-  for (size_t i = 0; i < whole; i += kLanes) {
-    for (size_t lane = 0; lane < kLanes; ++lane) {
-      const float x = logits[i + lane];
-      max[lane] = x > max[lane] ? x : max[lane];
-      has_nan[lane] |= x != x ? 1 : 0;
-    }
-  }
-  bool found_nan = std::any_of(has_nan.begin(), has_nan.end(), [](int32_t n) { return n != 0; });
-  float best = *std::max_element(max.begin(), max.end());
-  for (const float x : logits.subspan(whole)) {
-    found_nan |= std::isnan(x);
-    best = std::max(best, x);
-  }
-  return found_nan ? std::numeric_limits<float>::quiet_NaN() : best;
-}
+// Sums of weights are kept for so many tokens at a time.
+constexpr size_t kStretch = 2048;
+// Of a pass that skips tokens: so many are looked at together.
+constexpr size_t kLanes = 64;
+// Top-p is looked for among so many of the best tokens first.
+constexpr size_t kFirstGuess = 64;
+// Then in buckets of logits, a thirty-second of the temperature wide. Behind the last one weights
+// are zero.
+constexpr size_t kBuckets = 1024;
+constexpr float kBucketsPerTemperature = 32.0f;
 
 absl::Status NotNumbers() {
   return absl::InternalError("the model computed logits that are not numbers");
 }
 
-absl::StatusOr<int32_t> ArgMax(absl::Span<const float> logits) {
-  const float max = MaxOrNan(logits);
-  if (!std::isfinite(max)) return NotNumbers();
-  return static_cast<int32_t>(std::find(logits.begin(), logits.end(), max) - logits.begin());
+absl::StatusOr<int32_t> ArgMax(absl::Span<const float> logits, const kernels::Ops& ops) {
+  const int64_t best = ops.argmax(logits.data(), static_cast<int64_t>(logits.size()));
+  if (best < 0 || !std::isfinite(logits[static_cast<size_t>(best)])) return NotNumbers();
+  return static_cast<int32_t>(best);
 }
 
-// weights[id] = e^((logits[id] - max) / temperature).
-void Weigh(absl::Span<const float> logits, float max, float temperature,
-           std::vector<float>& weights) {
-  weights.resize(logits.size());
-  for (size_t i = 0; i < logits.size(); i += kLanes) {
-    const size_t count = std::min(kLanes, logits.size() - i);
-    std::array<float, kLanes> lanes = {};
-    std::copy_n(logits.data() + i, count, lanes.begin());
-    for (float& lane : lanes) lane = kernels::ExpOfNegative((lane - max) / temperature);
-    std::copy_n(lanes.begin(), count, weights.data() + i);
+float WeightOf(float logit, float max, float temperature) {
+  return kernels::ExpOfNegative((logit - max) / temperature);
+}
+
+// Fills scratch.weights, and scratch.sums with those of each stretch. Returns the sum of all.
+uint64_t Weigh(absl::Span<const float> logits, float max, float temperature,
+               SamplerScratch& scratch) {
+  scratch.weights.resize(logits.size());
+  scratch.sums.clear();
+  uint64_t total = 0;
+  for (size_t begin = 0; begin < logits.size(); begin += kStretch) {
+    const size_t count = std::min(kStretch, logits.size() - begin);
+    scratch.sums.push_back(scratch.ops->weigh(logits.data() + begin, static_cast<int64_t>(count),
+                                              max, temperature, scratch.weights.data() + begin));
+    total += scratch.sums.back();
+  }
+  return total;
+}
+
+// Calls visit(i) for every value that is at least `least()`, in order; most are passed by quickly.
+template <class Least, class Visit>
+void ForEachFrom(absl::Span<const float> values, size_t begin, const Least& least,
+                 const Visit& visit) {
+  for (; begin < values.size(); begin += kLanes) {
+    const size_t count = std::min(kLanes, values.size() - begin);
+    const float bound = least();
+    if (count == kLanes) {
+      int32_t found = 0;
+      for (size_t lane = 0; lane < kLanes; ++lane) found |= values[begin + lane] >= bound ? 1 : 0;
+      if (found == 0) continue;
+    }
+    for (size_t i = begin; i < begin + count; ++i) {
+      if (values[i] >= least()) visit(i);
+    }
   }
 }
 
-uint64_t SumOf(absl::Span<const float> weights) {
-  uint64_t sum = 0;
-  for (const float weight : weights) sum += FixedWeight(weight);
-  return sum;
+int32_t IdOf(uint64_t rank) {
+  return static_cast<int32_t>(0xffffffffu - static_cast<uint32_t>(rank));
 }
 
-// Fills scratch.order with all ids, the best `count` of them sorted at the front.
-void SortBest(absl::Span<const float> logits, size_t count, SamplerScratch& scratch) {
-  scratch.order.resize(logits.size());
-  std::iota(scratch.order.begin(), scratch.order.end(), 0);
+// Fills scratch.ranks with those of the `count` best tokens, the best first.
+void FindBest(absl::Span<const float> logits, size_t count, SamplerScratch& scratch) {
+  std::vector<uint64_t>& ranks = scratch.ranks;
+  ranks.clear();
   count = std::min(count, logits.size());
-  std::partial_sort(scratch.order.begin(), scratch.order.begin() + static_cast<int64_t>(count),
-                    scratch.order.end(), [logits](int32_t a, int32_t b) {
-                      return TokenRank(logits[a], a) > TokenRank(logits[b], b);
-                    });
+  if (count == 0) return;
+  for (size_t id = 0; id < count; ++id) {
+    ranks.push_back(TokenRank(logits[id], static_cast<int64_t>(id)));
+  }
+  // The worst of them is in front.
+  std::make_heap(ranks.begin(), ranks.end(), std::greater<>());
+  float worst = logits[IdOf(ranks.front())];
+  ForEachFrom(
+      logits, count, [&] { return worst; },
+      [&](size_t id) {
+        const uint64_t rank = TokenRank(logits[id], static_cast<int64_t>(id));
+        if (rank < ranks.front()) return;
+        std::pop_heap(ranks.begin(), ranks.end(), std::greater<>());
+        ranks.back() = rank;
+        std::push_heap(ranks.begin(), ranks.end(), std::greater<>());
+        worst = logits[IdOf(ranks.front())];
+      });
+  std::sort_heap(ranks.begin(), ranks.end(), std::greater<>());
 }
 
 void Penalise(absl::Span<float> logits, const SamplingParams& params,
@@ -91,56 +112,140 @@ void Penalise(absl::Span<float> logits, const SamplingParams& params,
   }
 }
 
-// The rank of the worst of the best tokens that reach top_p of `total` together. Looks at few first
-// and at four times more until they suffice.
-uint64_t WorstOfNucleus(absl::Span<const float> logits, uint64_t total, float top_p,
-                        SamplerScratch& scratch) {
-  const uint64_t wanted = kernels::NucleusWeight(top_p, total);
-  for (size_t count = std::min<size_t>(logits.size(), 64);;
-       count = std::min(logits.size(), count * 4)) {
-    SortBest(logits, count, scratch);
-    uint64_t sum = 0;
-    for (size_t i = 0; i < count; ++i) {
-      const int32_t id = scratch.order[i];
-      sum += FixedWeight(scratch.weights[id]);
-      if (sum >= wanted) return TokenRank(logits[id], id);
-    }
-    if (count == logits.size()) return 0;
+// scratch.kept becomes the tokens of scratch.ranks, by their ids.
+void KeepRanks(absl::Span<const float> logits, float max, float temperature,
+               SamplerScratch& scratch) {
+  scratch.kept.clear();
+  for (const uint64_t rank : scratch.ranks) {
+    const int32_t id = IdOf(rank);
+    scratch.kept.push_back({id, WeightOf(logits[id], max, temperature)});
   }
+  std::sort(scratch.kept.begin(), scratch.kept.end(),
+            [](const KeptToken& a, const KeptToken& b) { return a.id < b.id; });
 }
 
-void DropBelow(uint64_t worst, absl::Span<const float> logits, std::vector<float>& weights) {
+// Cuts scratch.ranks, the best first, behind the one with which their weights reach `wanted`. False
+// when all of them do not.
+bool CutAt(uint64_t wanted, absl::Span<const float> logits, float max, float temperature,
+           SamplerScratch& scratch) {
+  uint64_t sum = 0;
+  for (size_t i = 0; i < scratch.ranks.size(); ++i) {
+    sum += FixedWeight(WeightOf(logits[IdOf(scratch.ranks[i])], max, temperature));
+    if (sum < wanted) continue;
+    scratch.ranks.resize(i + 1);
+    return true;
+  }
+  return false;
+}
+
+// The rank of the token with which the weights of the best ones reach `wanted`, which all together
+// do. From logits to buckets no order is lost.
+uint64_t WorstOfNucleus(absl::Span<const float> logits, uint64_t wanted, float max,
+                        float temperature, SamplerScratch& scratch) {
+  const float scale =
+      std::min(kBucketsPerTemperature / temperature, std::numeric_limits<float>::max());
+  const auto bucket_of = [&](float logit) {
+    return static_cast<size_t>(std::min((max - logit) * scale, static_cast<float>(kBuckets - 1)));
+  };
+  scratch.sums.assign(kBuckets, 0);
   for (size_t id = 0; id < logits.size(); ++id) {
-    if (TokenRank(logits[id], static_cast<int64_t>(id)) < worst) weights[id] = 0;
+    scratch.sums[bucket_of(logits[id])] += FixedWeight(scratch.weights[id]);
   }
+  size_t bucket = 0;
+  uint64_t before = 0;
+  for (; before + scratch.sums[bucket] < wanted; ++bucket) before += scratch.sums[bucket];
+  scratch.ranks.clear();
+  for (size_t id = 0; id < logits.size(); ++id) {
+    if (bucket_of(logits[id]) == bucket) {
+      scratch.ranks.push_back(TokenRank(logits[id], static_cast<int64_t>(id)));
+    }
+  }
+  std::sort(scratch.ranks.begin(), scratch.ranks.end(), std::greater<>());
+  CutAt(wanted - before, logits, max, temperature, scratch);
+  return scratch.ranks.back();
 }
 
-// Leaves in scratch.weights those of the tokens that top-k, top-p and min-p keep.
-void Filter(absl::Span<const float> logits, float max, const SamplingParams& params,
-            SamplerScratch& scratch) {
-  std::vector<float>& weights = scratch.weights;
-  Weigh(logits, max, params.temperature, weights);
-  const auto top_k = static_cast<size_t>(std::max(params.top_k, 0));
-  if (top_k > 0 && top_k < logits.size()) {
-    SortBest(logits, top_k, scratch);
-    const int32_t worst = scratch.order[top_k - 1];
-    DropBelow(TokenRank(logits[worst], worst), logits, weights);
+void KeepNucleus(absl::Span<const float> logits, float max, const SamplingParams& params,
+                 SamplerScratch& scratch) {
+  const uint64_t total = Weigh(logits, max, params.temperature, scratch);
+  const uint64_t wanted = kernels::NucleusWeight(params.top_p, total);
+  FindBest(logits, kFirstGuess, scratch);
+  if (CutAt(wanted, logits, max, params.temperature, scratch)) {
+    return KeepRanks(logits, max, params.temperature, scratch);
   }
+  const uint64_t worst = WorstOfNucleus(logits, wanted, max, params.temperature, scratch);
+  const float least = logits[IdOf(worst)];
+  scratch.kept.clear();
+  ForEachFrom(
+      logits, 0, [&] { return least; },
+      [&](size_t id) {
+        if (TokenRank(logits[id], static_cast<int64_t>(id)) < worst) return;
+        scratch.kept.push_back({static_cast<int32_t>(id), scratch.weights[id]});
+      });
+}
+
+void KeepBest(absl::Span<const float> logits, float max, const SamplingParams& params,
+              SamplerScratch& scratch) {
+  FindBest(logits, static_cast<size_t>(params.top_k), scratch);
   if (params.top_p < 1.0f) {
-    DropBelow(WorstOfNucleus(logits, SumOf(weights), params.top_p, scratch), logits, weights);
+    uint64_t total = 0;
+    for (const uint64_t rank : scratch.ranks) {
+      total += FixedWeight(WeightOf(logits[IdOf(rank)], max, params.temperature));
+    }
+    CutAt(kernels::NucleusWeight(params.top_p, total), logits, max, params.temperature, scratch);
+  }
+  KeepRanks(logits, max, params.temperature, scratch);
+}
+
+uint64_t TargetOf(const SliceSampling& sampling, uint64_t total) {
+  return kernels::DrawTarget(sampling.params->seed, static_cast<uint64_t>(sampling.position),
+                             total);
+}
+
+int32_t DrawKept(const SliceSampling& sampling, absl::Span<const KeptToken> kept) {
+  uint64_t total = 0;
+  for (const KeptToken& token : kept) total += FixedWeight(token.weight);
+  const uint64_t target = TargetOf(sampling, total);
+  uint64_t sum = 0;
+  size_t i = 0;
+  while ((sum += FixedWeight(kept[i].weight)) <= target) ++i;
+  return kept[i].id;
+}
+
+// Of all tokens.
+int32_t DrawAny(const SliceSampling& sampling, uint64_t total, const SamplerScratch& scratch) {
+  const uint64_t target = TargetOf(sampling, total);
+  uint64_t sum = 0;
+  size_t stretch = 0;
+  while (sum + scratch.sums[stretch] <= target) sum += scratch.sums[stretch++];
+  size_t id = stretch * kStretch;
+  while ((sum += FixedWeight(scratch.weights[id])) <= target) ++id;
+  return static_cast<int32_t>(id);
+}
+
+int32_t DrawToken(absl::Span<const float> logits, float max, const SliceSampling& sampling,
+                  SamplerScratch& scratch) {
+  const SamplingParams& params = *sampling.params;
+  if (params.top_k > 0 && static_cast<size_t>(params.top_k) < logits.size()) {
+    KeepBest(logits, max, params, scratch);
+  } else if (params.top_p < 1.0f) {
+    KeepNucleus(logits, max, params, scratch);
+  } else {
+    const uint64_t total = Weigh(logits, max, params.temperature, scratch);
+    if (params.min_p <= 0.0f) return DrawAny(sampling, total, scratch);
+    scratch.kept.clear();
+    ForEachFrom(
+        scratch.weights, 0, [&] { return params.min_p; },
+        [&](size_t id) {
+          scratch.kept.push_back({static_cast<int32_t>(id), scratch.weights[id]});
+        });
+    return DrawKept(sampling, scratch.kept);
   }
   if (params.min_p > 0.0f) {
-    for (float& weight : weights) weight = weight < params.min_p ? 0 : weight;
+    std::erase_if(scratch.kept,
+                  [&](const KeptToken& token) { return token.weight < params.min_p; });
   }
-}
-
-int32_t Draw(absl::Span<const float> weights, const SliceSampling& sampling) {
-  const uint64_t target = kernels::DrawTarget(
-      sampling.params->seed, static_cast<uint64_t>(sampling.position), SumOf(weights));
-  uint64_t sum = 0;
-  size_t id = 0;
-  while ((sum += FixedWeight(weights[id])) <= target) ++id;
-  return static_cast<int32_t>(id);
+  return DrawKept(sampling, scratch.kept);
 }
 
 }  // namespace
@@ -163,7 +268,7 @@ void MergeBiases(SamplingParams& params) {
 absl::StatusOr<Sampled> Sample(absl::Span<float> logits, const SliceSampling& sampling,
                                SamplerScratch& scratch) {
   const SamplingParams& params = *sampling.params;
-  ASSIGN_OR_RETURN(int32_t best, ArgMax(logits));
+  ASSIGN_OR_RETURN(int32_t best, ArgMax(logits, *scratch.ops));
   const float original_max = logits[best];
   const bool is_modified = !params.logit_bias.empty() || params.has_penalties();
   Sampled sampled;
@@ -172,26 +277,22 @@ absl::StatusOr<Sampled> Sample(absl::Span<float> logits, const SliceSampling& sa
     return TokenLogprob{id, kernels::LogProbability(logit, original_max, original_sum)};
   };
   if (params.top_logprobs >= 0) {
-    Weigh(logits, original_max, 1.0f, scratch.weights);
-    original_sum = SumOf(scratch.weights);
+    original_sum = Weigh(logits, original_max, 1.0f, scratch);
     sampled.logprob.emplace();
-    const size_t top = std::min<size_t>(params.top_logprobs, logits.size());
-    if (top > 0) SortBest(logits, top, scratch);
-    for (size_t i = 0; i < top; ++i) {
-      const int32_t id = scratch.order[i];
-      sampled.logprob->top.push_back(logprob(id, logits[id]));
+    FindBest(logits, static_cast<size_t>(params.top_logprobs), scratch);
+    for (const uint64_t rank : scratch.ranks) {
+      sampled.logprob->top.push_back(logprob(IdOf(rank), logits[IdOf(rank)]));
     }
     if (is_modified) scratch.unmodified.assign(logits.begin(), logits.end());
   }
   if (is_modified) {
     for (const auto& [id, bias] : params.logit_bias) logits[id] += bias;
     if (params.has_penalties()) Penalise(logits, params, sampling.counts);
-    ASSIGN_OR_RETURN(best, ArgMax(logits));
+    ASSIGN_OR_RETURN(best, ArgMax(logits, *scratch.ops));
   }
   sampled.token_id = best;
   if (params.temperature != 0.0f) {
-    Filter(logits, logits[best], params, scratch);
-    sampled.token_id = Draw(scratch.weights, sampling);
+    sampled.token_id = DrawToken(logits, logits[best], sampling, scratch);
   }
   if (sampled.logprob) {
     const float logit =

@@ -13,6 +13,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "kernels/ops.h"
 #include "worker/engine/sequence.h"
 #include "worker/model/sampling.h"
 
@@ -44,10 +45,19 @@ struct Sampled {
 // Each token once, with the sum of its biases.
 void MergeBiases(SamplingParams& params);
 
+struct KeptToken {
+  int32_t id = 0;
+  float weight = 0;  // of the best token's 1
+};
+
 // Reused between calls, so that sampling does not allocate in the steady state.
 struct SamplerScratch {
-  std::vector<int32_t> order;
+  // Which one decides about speed alone.
+  const kernels::Ops* ops = &kernels::BestOps();
+  std::vector<uint64_t> ranks;
+  std::vector<KeptToken> kept;
   std::vector<float> weights;
+  std::vector<uint64_t> sums;
   std::vector<float> unmodified;
 };
 

@@ -3,9 +3,12 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <map>
+#include <numeric>
+#include <random>
 #include <set>
 
 #include "kernels/sample_math.h"
@@ -127,6 +130,98 @@ TEST(Sampler, TheSameSeedAndPositionGiveTheSameNumberAndOthersDoNot) {
   }
   EXPECT_EQ(seen.size(), 10'000u);
   EXPECT_NEAR(sum / 10'000, 0.5, 0.015);
+}
+
+// The definition, one step after the other over all tokens.
+int32_t DrawByDefinition(std::vector<float> logits, const SamplingParams& params,
+                         int64_t position) {
+  std::vector<int32_t> order(logits.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int32_t a, int32_t b) { return logits[a] > logits[b]; });
+  const float max = logits[order[0]];
+  const auto weight = [&](int32_t id) {
+    return kernels::ExpOfNegative((logits[id] - max) / params.temperature);
+  };
+  if (params.top_k > 0 && static_cast<size_t>(params.top_k) < order.size()) {
+    order.resize(static_cast<size_t>(params.top_k));
+  }
+  if (params.top_p < 1.0f) {
+    uint64_t total = 0, sum = 0;
+    for (const int32_t id : order) total += kernels::FixedWeight(weight(id));
+    size_t kept = 0;
+    while (sum < kernels::NucleusWeight(params.top_p, total)) {
+      sum += kernels::FixedWeight(weight(order[kept++]));
+    }
+    order.resize(kept);
+  }
+  std::erase_if(order, [&](int32_t id) { return weight(id) < params.min_p; });
+  std::sort(order.begin(), order.end());
+  uint64_t total = 0, sum = 0;
+  for (const int32_t id : order) total += kernels::FixedWeight(weight(id));
+  const uint64_t target = kernels::DrawTarget(params.seed, static_cast<uint64_t>(position), total);
+  for (const int32_t id : order) {
+    if ((sum += kernels::FixedWeight(weight(id))) > target) return id;
+  }
+  return -1;
+}
+
+// Peaked, flat and full of ties, with tokens that are forbidden, over more than one stretch and
+// less than one vector.
+TEST(Sampler, DrawsWhatTheDefinitionSays) {
+  std::mt19937 random(5);
+  SamplerScratch scratch;
+  for (const size_t size : {1, 5, 63, 64, 65, 300, 2048, 5001}) {
+    for (const float deviation : {0.0f, 0.01f, 1.0f, 4.0f, 40.0f}) {
+      std::normal_distribution<float> normal(0.0f, deviation + 1e-9f);
+      std::vector<float> logits(size);
+      for (float& logit : logits) {
+        // Many are equal; there is one zero alone.
+        logit = std::round(normal(random) * 64) / 64 + 0.0f;
+        if (random() % 16 == 0) logit = -std::numeric_limits<float>::infinity();
+      }
+      logits[random() % size] = 3.0f;
+      for (int trial = 0; trial < 60; ++trial) {
+        SamplingParams params;
+        params.seed = static_cast<uint64_t>(trial);
+        const float temperatures[] = {1e-30f, 1e-3f, 0.7f, 1.0f, 2.0f, 1e30f};
+        const float top_ps[] = {1.0f, 1e-6f, 0.5f, 0.9f, 0.999f, 0.9999999f};
+        const int32_t top_ks[] = {0, 0, 1, 40, 200, 1'000'000};
+        const float min_ps[] = {0.0f, 0.0f, 1e-4f, 0.1f, 1.0f};
+        params.temperature = temperatures[random() % 6];
+        params.top_p = top_ps[random() % 6];
+        params.top_k = top_ks[random() % 6];
+        params.min_p = min_ps[random() % 5];
+        std::vector<float> copy = logits;
+        const auto sampled = Sample(absl::MakeSpan(copy), {&params, {}, trial}, scratch);
+        ASSERT_TRUE(sampled.ok()) << sampled.status();
+        ASSERT_EQ(sampled->token_id, DrawByDefinition(logits, params, trial))
+            << size << " tokens, deviation " << deviation << ", temperature " << params.temperature
+            << ", top-p " << params.top_p << ", top-k " << params.top_k << ", min-p "
+            << params.min_p;
+      }
+    }
+  }
+}
+
+TEST(Sampler, AlternativesAreTheBestTokensInTheirOrder) {
+  std::mt19937 random(6);
+  SamplerScratch scratch;
+  for (const size_t size : {1, 3, 64, 130, 3000}) {
+    std::vector<float> logits(size);
+    for (float& logit : logits) logit = static_cast<float>(random() % 50);
+    std::vector<int32_t> order(size);
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int32_t a, int32_t b) { return logits[a] > logits[b]; });
+    const SamplingParams params{.temperature = 0, .top_logprobs = 20};
+    const auto sampled = Sample(absl::MakeSpan(logits), {&params, {}, 0}, scratch);
+    ASSERT_TRUE(sampled.ok());
+    ASSERT_EQ(sampled->logprob->top.size(), std::min<size_t>(size, 20));
+    for (size_t i = 0; i < sampled->logprob->top.size(); ++i) {
+      EXPECT_EQ(sampled->logprob->top[i].token_id, order[i]) << "place " << i << " of " << size;
+    }
+  }
 }
 
 // Vocabularies that are, and are not, whole vectors; the best and what is not a number anywhere.
