@@ -2,8 +2,9 @@
 // Attention over paged KV with a running maximum (online softmax), in chunks of 128 keys that begin
 // at multiples of 128: every query adds its keys in the same order however its prompt was cut into
 // steps. Decode: one tile of the queries that share a KV head reads the cache as it is. Prefill: a
-// chunk is converted to F32 once for up to eight tiles. Bytes: K and V of the context once per
-// call; bound: multiplications in prefill, memory in decode.
+// chunk is converted to F32 once for up to eight tiles. Blocks lie anywhere, so decode asks for
+// what comes next while it computes: values under scores, the next keys under values. Bytes: K and
+// V of the context once per call; bound: multiplications in prefill, memory in decode.
 #pragma once
 
 #include "kernels/cpu/attention_tile.inl.h"
@@ -56,16 +57,16 @@ struct AttentionKernel {
     return out;
   }
 
-  template <class Kv>
+  template <class Kv, bool kFetches>
   static void RunTile(const AttentionArgs& args, const KvChunk<typename Kv::Element>& chunk,
-                      Tile* tile) {
+                      const KvChunk<typename Kv::Element>& next, Tile* tile) {
     using Step = AttentionChunk<V, Kv>;
-    if (tile->count == 1) return Step::template Run<1>(args, chunk, tile);
-    if (tile->count == 2) return Step::template Run<2>(args, chunk, tile);
+    if (tile->count == 1) return Step::template Run<1, kFetches>(args, chunk, next, tile);
+    if (tile->count == 2) return Step::template Run<2, kFetches>(args, chunk, next, tile);
     if constexpr (Tile::kMax == 8) {
-      if (tile->count > 4) return Step::template Run<8>(args, chunk, tile);
+      if (tile->count > 4) return Step::template Run<8, kFetches>(args, chunk, next, tile);
     }
-    Step::template Run<4>(args, chunk, tile);
+    Step::template Run<4, kFetches>(args, chunk, next, tile);
   }
 
   static void RunTiles(const AttentionArgs& args, int64_t kv_head, Tile* tiles, int count) {
@@ -77,17 +78,20 @@ struct AttentionKernel {
       tiles[i].FillTo(size <= 2 ? size : (size <= 4 ? 4 : Tile::kMax), args.kv.head_dim);
     }
     Converted converted;
-    for (int64_t base = first / kAttentionChunk * kAttentionChunk; base <= last;
-         base += kAttentionChunk) {
-      const KvChunk<Element> chunk = ChunkAt(args, kv_head, base, first, last);
+    KvChunk<Element> next =
+        ChunkAt(args, kv_head, first / kAttentionChunk * kAttentionChunk, first, last);
+    while (next.base <= last) {
+      const KvChunk<Element> chunk = next;
+      const int64_t base = chunk.base;
+      next = ChunkAt(args, kv_head, base + kAttentionChunk, first, last);
       if (count == 1) {
-        RunTile<K>(args, chunk, tiles);
+        RunTile<K, true>(args, chunk, next, tiles);
         continue;
       }
       const KvChunk<float> floats = Convert(args, chunk, &converted);
       for (int i = 0; i < count; ++i) {
         if (tiles[i].last < base || tiles[i].first >= base + kAttentionChunk) continue;
-        RunTile<Float>(args, floats, tiles + i);
+        RunTile<Float, false>(args, floats, floats, tiles + i);
       }
     }
     for (int i = 0; i < count; ++i) tiles[i].Finish(args.kv.head_dim);

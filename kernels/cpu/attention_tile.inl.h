@@ -87,7 +87,8 @@ struct AttentionChunk {
   static constexpr int kKeyVectors = static_cast<int>(kKvBlockTokens) / kL;
 
   // Scores of kBlocks blocks from `block` on: as many keys at once as registers hold sums.
-  template <int kN, int kBlocks>
+  // kFetches: of a cache that is read once, the values of the same keys are asked for meanwhile.
+  template <int kN, int kBlocks, bool kFetches>
   static void Scores(const AttentionArgs& args, const Chunk& chunk, int64_t block, Tile* tile) {
     constexpr int kVectors = kBlocks * kKeyVectors;
     F acc[kN][kVectors];
@@ -97,8 +98,9 @@ struct AttentionChunk {
     for (int64_t d = 0; d < args.kv.head_dim; ++d) {
       F key[kVectors];
       for (int v = 0; v < kVectors; ++v) {
-        key[v] = K::Load(chunk.blocks[block + v / kKeyVectors].keys + d * kKvBlockTokens +
-                         v % kKeyVectors * kL);
+        const int64_t at = d * kKvBlockTokens + v % kKeyVectors * kL;
+        key[v] = K::Load(chunk.blocks[block + v / kKeyVectors].keys + at);
+        if constexpr (kFetches) V::Prefetch(chunk.blocks[block + v / kKeyVectors].values + at);
       }
 #pragma GCC unroll 8
       for (int n = 0; n < kN; ++n) {
@@ -185,10 +187,10 @@ struct AttentionChunk {
   }
 
   // acc[n][d..] += sum of weights * values for keys [low, high) of the chunk, kVectors vectors
-  // wide.
-  template <int kN, int kVectors>
-  static void AddValues(const AttentionArgs& args, const Chunk& chunk, const float* factors,
-                        int64_t low, int64_t high, int64_t d, Tile* tile) {
+  // wide. kFetches: the keys of `next_chunk` are asked for meanwhile, where it has such blocks.
+  template <int kN, int kVectors, bool kFetches>
+  static void AddValues(const AttentionArgs& args, const Chunk& chunk, const Chunk& next_chunk,
+                        const float* factors, int64_t low, int64_t high, int64_t d, Tile* tile) {
     F acc[kN][kVectors];
     for (int n = 0; n < kN; ++n) {
       for (int v = 0; v < kVectors; ++v) {
@@ -198,16 +200,25 @@ struct AttentionChunk {
     for (int64_t i = low; i < high;) {
       const int64_t block = i / kKvBlockTokens;
       const int64_t next = (block + 1) * kKvBlockTokens;
-      const auto* value = chunk.blocks[block].values + i % kKvBlockTokens * args.kv.head_dim + d;
+      const int64_t at = i % kKvBlockTokens * args.kv.head_dim + d;
+      const auto* value = chunk.blocks[block].values + at;
+      const auto* ahead = value;  // which is there already
+      if (kFetches && next_chunk.blocks[block].keys != nullptr) {
+        ahead = next_chunk.blocks[block].keys + at;
+      }
       for (const int64_t end = next < high ? next : high; i < end; ++i) {
         F in[kVectors];
-        for (int v = 0; v < kVectors; ++v) in[v] = K::Load(value + v * kL);
+        for (int v = 0; v < kVectors; ++v) {
+          in[v] = K::Load(value + v * kL);
+          if constexpr (kFetches) V::Prefetch(ahead + v * kL);
+        }
 #pragma GCC unroll 8
         for (int n = 0; n < kN; ++n) {
           const F weight = V::Set1(tile->p[n][i]);
           for (int v = 0; v < kVectors; ++v) acc[n][v] = V::Fma(weight, in[v], acc[n][v]);
         }
         value += args.kv.head_dim;
+        ahead += args.kv.head_dim;
       }
     }
     for (int n = 0; n < kN; ++n) {
@@ -215,18 +226,18 @@ struct AttentionChunk {
     }
   }
 
-  template <int kN>
-  static void AllValues(const AttentionArgs& args, const Chunk& chunk, const float* factors,
-                        int64_t low, int64_t high, Tile* tile) {
+  template <int kN, bool kFetches>
+  static void AllValues(const AttentionArgs& args, const Chunk& chunk, const Chunk& next,
+                        const float* factors, int64_t low, int64_t high, Tile* tile) {
     // As many accumulators as registers hold.
     constexpr int kWide = kL == 16 && kN <= 4 ? 4 : 2;
     const int64_t head_dim = args.kv.head_dim;
     int64_t d = 0;
     for (; d + kWide * kL <= head_dim; d += kWide * kL) {
-      AddValues<kN, kWide>(args, chunk, factors, low, high, d, tile);
+      AddValues<kN, kWide, kFetches>(args, chunk, next, factors, low, high, d, tile);
     }
     for (; d + kL <= head_dim; d += kL) {
-      AddValues<kN, 1>(args, chunk, factors, low, high, d, tile);
+      AddValues<kN, 1, kFetches>(args, chunk, next, factors, low, high, d, tile);
     }
     for (; d < head_dim; ++d) {
       for (int n = 0; n < kN; ++n) {
@@ -240,8 +251,9 @@ struct AttentionChunk {
     }
   }
 
-  template <int kN>
-  static void Run(const AttentionArgs& args, const Chunk& chunk, Tile* tile) {
+  // `next`: the chunk that comes next, to fetch from while this one is computed.
+  template <int kN, bool kFetches>
+  static void Run(const AttentionArgs& args, const Chunk& chunk, const Chunk& next, Tile* tile) {
     constexpr int kBlocks = kL != 16 ? 1 : (kN >= 8 ? 2 : (kN >= 4 ? 4 : 8));
     const int64_t base = chunk.base;
     const int64_t end =
@@ -250,13 +262,15 @@ struct AttentionChunk {
     const int64_t first_block = (begin - base) / kKvBlockTokens;
     const int64_t blocks = (end - base + kKvBlockTokens - 1) / kKvBlockTokens;
     int64_t b = first_block;
-    for (; b + kBlocks <= blocks; b += kBlocks) Scores<kN, kBlocks>(args, chunk, b, tile);
-    for (; b < blocks; ++b) Scores<kN, 1>(args, chunk, b, tile);
+    for (; b + kBlocks <= blocks; b += kBlocks) {
+      Scores<kN, kBlocks, kFetches>(args, chunk, b, tile);
+    }
+    for (; b < blocks; ++b) Scores<kN, 1, kFetches>(args, chunk, b, tile);
     float factors[kN];
     for (int n = 0; n < kN; ++n) {
       factors[n] = Weigh(args, chunk, n, first_block, blocks * kKvBlockTokens, tile);
     }
-    AllValues<kN>(args, chunk, factors, begin - base, end - base, tile);
+    AllValues<kN, kFetches>(args, chunk, next, factors, begin - base, end - base, tile);
   }
 };
 
