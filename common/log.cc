@@ -7,9 +7,13 @@
 #include "absl/strings/escaping.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "common/printable.h"
 
 namespace rempart {
 namespace {
+
+// Of a message, or of one field.
+constexpr size_t kMaxTextBytes = 8192;
 
 std::atomic<LogLevel> minimum_level{LogLevel::kInfo};
 
@@ -28,8 +32,10 @@ const char* LevelName(LogLevel level) {
 }
 
 std::string Quoted(const std::string& value) {
-  if (!value.empty() && value.find_first_of(" \"\n\t=") == std::string::npos) return value;
-  return absl::StrCat("\"", absl::CEscape(value), "\"");
+  if (!value.empty() && value.find_first_of(" \"\n\t=") == std::string::npos) {
+    return Printable(value, kMaxTextBytes);
+  }
+  return absl::StrCat("\"", Printable(absl::CEscape(value), kMaxTextBytes), "\"");
 }
 
 }  // namespace
@@ -41,7 +47,7 @@ void Log(LogLevel level, absl::string_view component, absl::string_view message,
   if (level < minimum_level.load(std::memory_order_relaxed)) return;
   std::string line =
       absl::StrCat(absl::FormatTime("%Y-%m-%dT%H:%M:%E3SZ", absl::Now(), absl::UTCTimeZone()), " ",
-                   LevelName(level), " ", component, ": ", message);
+                   LevelName(level), " ", component, ": ", Printable(message, kMaxTextBytes));
   for (const LogField& field : fields)
     absl::StrAppend(&line, " ", field.key, "=", Quoted(field.value));
   line.push_back('\n');

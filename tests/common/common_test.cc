@@ -6,7 +6,9 @@
 #include "absl/time/clock.h"
 #include "common/check.h"
 #include "common/clock.h"
+#include "common/log.h"
 #include "common/mutex.h"
+#include "common/printable.h"
 #include "common/status_macros.h"
 
 namespace rempart {
@@ -21,6 +23,38 @@ absl::StatusOr<int> Quarter(int value) {
   ASSIGN_OR_RETURN(int half, Half(value));
   ASSIGN_OR_RETURN(int quarter, Half(half));
   return quarter;
+}
+
+TEST(Printable, KeepsTextAndShowsWhatIsNone) {
+  EXPECT_EQ(Printable("a key: \"Größe\", 日本, 🙂"), "a key: \"Größe\", 日本, 🙂");
+  EXPECT_EQ(Printable("one\ntwo\t\x1b[2J\x7f"), "one\\ntwo\\t\\x1b[2J\\x7f");
+  EXPECT_EQ(Printable(absl::string_view("\0x", 2)), "\\x00x");
+  EXPECT_EQ(Printable("\xc2\x9b\xe2\x80\xa8"), "\\xc2\\x9b\\xe2\\x80\\xa8");  // CSI, a new line
+  EXPECT_EQ(Printable("\xe0 \xc0\xaf \xed\xa0\x80 \xf4\x90\x80\x80 \xe2\x82"),
+            "\\xe0 \\xc0\\xaf \\xed\\xa0\\x80 \\xf4\\x90\\x80\\x80 \\xe2\\x82");
+  EXPECT_EQ(Printable(""), "");
+}
+
+TEST(Printable, CutsWhatIsTooLongInTheMiddle) {
+  const std::string text = "architecture \"" + std::string(100'000, 'x') + "\" is not served";
+  const std::string cut = Printable(text, 90);
+  EXPECT_LT(cut.size(), 120u);
+  EXPECT_EQ(cut.substr(0, 15), "architecture \"x");
+  EXPECT_NE(cut.find("x [99"), std::string::npos) << cut;
+  EXPECT_NE(cut.find("x\" is not served"), std::string::npos) << cut;
+  const std::string whole =
+      Printable(std::string(50, 'x') + "日本日本日本日本日本日本日本日本", 62);
+  EXPECT_EQ(Printable(whole), whole) << "no half characters";
+  EXPECT_EQ(Printable("short", 5), "short");
+}
+
+TEST(Log, IsOneLineWhateverItQuotes) {
+  testing::internal::CaptureStderr();
+  LogError("worker", "metadata a\n2026 INFO worker: ready", {{"key", "\x1b]0;"}, {"b", "x\ny"}});
+  const std::string line = testing::internal::GetCapturedStderr();
+  EXPECT_EQ(line.find('\n'), line.size() - 1) << line;
+  EXPECT_EQ(line.find('\x1b'), std::string::npos);
+  EXPECT_NE(line.find("metadata a\\n2026 INFO"), std::string::npos) << line;
 }
 
 TEST(StatusMacros, AssignOrReturnPassesValueAndError) {

@@ -13,9 +13,12 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/types/span.h"
+#include "common/printable.h"
 #include "common/status_macros.h"
 #include "worker/api/load_model.h"
 #include "worker/api/model_text.h"
+#include "worker/api/worker_status.h"
+#include "worker/device/cpu_count.h"
 #include "worker/device/thread_pool.h"
 #include "worker/model/model_source.h"
 #include "worker/model/rope.h"
@@ -305,7 +308,8 @@ int RunPerplexity(const std::vector<std::string>& words) {
         std::fprintf(stderr, "[%d] %.4f\n", so_far.chunks, so_far.value);
       });
   if (!result.ok()) {
-    std::fprintf(stderr, "perplexity: %s\n", std::string(result.status().message()).c_str());
+    std::fprintf(stderr, "perplexity: %s\n",
+                 Printable(result.status().message(), WorkerStatus::kMaxMessageBytes).c_str());
     return ExitCodeOf(result.status());
   }
   std::printf("%s\n", Line(*result).c_str());

@@ -299,7 +299,7 @@ class WorkerProcess {
         settings_.pipeline_parallel > known.layers;
     if (known.layers > 0 && cannot_be_cut) kind = {"InvalidParallelism", kExitConfig};
     LogError("worker", why.message(), {{"reason", kind.reason}});
-    status_.Fail(kind.reason, std::string(why.message()));
+    status_.Fail(kind.reason, why.message());
     if (join_ != nullptr) join_->Flush(kFlushTimeout);
     return kind.exit_code;
   }

@@ -3,14 +3,17 @@
 // tell it. Any thread.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "common/mutex.h"
+#include "common/printable.h"
 #include "worker/comm/device_communicator.h"
 #include "worker/group/epoch_fate.h"
 #include "worker/group/fabric.h"
@@ -66,6 +69,9 @@ struct StatusSnapshot {
 // kFailed is the last phase: the process is about to end, whatever its other threads still do.
 class WorkerStatus {
  public:
+  // Of what Fail keeps: a condition of Kubernetes holds 4096 characters.
+  static constexpr size_t kMaxMessageBytes = 2048;
+
   void SetPhase(Phase phase) {
     MutexLock lock(&mu_);
     GoTo(phase);
@@ -125,11 +131,12 @@ class WorkerStatus {
     MutexLock lock(&mu_);
     snapshot_.one_shot = std::move(one_shot);
   }
-  void Fail(std::string reason, std::string message) {
+  // `message` may quote a file that nobody vouches for.
+  void Fail(std::string reason, absl::string_view message) {
     MutexLock lock(&mu_);
     snapshot_.phase = Phase::kFailed;
     snapshot_.reason = std::move(reason);
-    snapshot_.message = std::move(message);
+    snapshot_.message = Printable(message, kMaxMessageBytes);
   }
   // Returns when the phase is another one, or after `timeout`.
   void AwaitPhaseAfter(Phase last, absl::Duration timeout) const {

@@ -134,9 +134,9 @@ TEST(JoinClient, TellsItsProgressSurvivesABreakAndHearsDrain) {
     MutexLock lock(&mu);
     EXPECT_TRUE(mu.AwaitWithTimeout(absl::Condition(&drained), absl::Seconds(20)));
   }
-  status.Fail("InvalidModelFile", "truncated");
+  status.Fail("InvalidModelFile", "metadata a\xe0 is cut");  // bytes of a file, not UTF-8
   (*client)->Flush(absl::Seconds(20));
-  EXPECT_TRUE(recorder.Wait([&] { return recorder.last.reason() == "InvalidModelFile"; }));
+  EXPECT_TRUE(recorder.Wait([&] { return recorder.last.message() == "metadata a\\xe0 is cut"; }));
   client->reset();
   server->Shutdown();
 }
