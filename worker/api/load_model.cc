@@ -119,6 +119,7 @@ class SharedEncoder : public PromptEncoder {
                                                   bool add_generation_prompt) const override {
     return text_->EncodeChat(messages_json, variables_json, add_generation_prompt);
   }
+  SamplingParams default_sampling() const override { return text_->default_sampling(); }
   absl::StatusOr<std::vector<int32_t>> EncodeText(absl::string_view text) const override {
     return text_->EncodeText(text);
   }

@@ -30,6 +30,8 @@ class ModelText : public Vocabulary, public PromptEncoder {
   // config.json of a folder in Hugging Face layout; only the first and the last must be there.
   // Without tokenizer.json, from Mistral's tekken.json or SentencePiece's tokenizer.model, with
   // <s> and </s> where nothing names BOS and EOS, and BOS in front unless add_bos_token is false.
+  // generation_config.json also names the sampling of requests that say nothing: temperature,
+  // top_p, top_k, min_p and repetition_penalty; its other fields but eos_token_id are inert.
   // `vocabulary`: rows of the model's embedding; tokens beyond them cannot be used. InvalidArgument
   // names the file at fault.
   static absl::StatusOr<std::unique_ptr<ModelText>> FromFolder(const std::string& folder,
@@ -44,6 +46,7 @@ class ModelText : public Vocabulary, public PromptEncoder {
   absl::StatusOr<std::vector<int32_t>> EncodeChat(absl::string_view messages_json,
                                                   absl::string_view variables_json,
                                                   bool add_generation_prompt) const override;
+  SamplingParams default_sampling() const override { return default_sampling_; }
   absl::StatusOr<std::vector<int32_t>> EncodeText(absl::string_view text) const override;
   // The same, but control tokens that the text spells are text.
   absl::StatusOr<std::vector<int32_t>> EncodePlainText(absl::string_view text) const;
@@ -67,6 +70,7 @@ class ModelText : public Vocabulary, public PromptEncoder {
   int32_t end_id_ = -1;
   bool add_begin_ = false;
   absl::flat_hash_set<int32_t> ends_;
+  SamplingParams default_sampling_;
 };
 
 }  // namespace rempart::worker

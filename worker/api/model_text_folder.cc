@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <limits>
 #include <optional>
 #include <string>
 #include <system_error>
@@ -107,6 +108,38 @@ absl::StatusOr<std::vector<int32_t>> TokenIds(const std::string& where,
     ids.push_back(static_cast<int32_t>(id));
   }
   return ids;
+}
+
+// A number from `low` to `high`; `fallback` where the file does not name it.
+absl::StatusOr<double> NumberOf(const std::string& path, const JsonFile& file, const char* key,
+                                double fallback, double low, double high) {
+  const std::optional<element> given = file.Find(key);
+  if (!given.has_value()) return fallback;
+  double value = 0;
+  if (given->get(value) == simdjson::SUCCESS && value >= low && value <= high) return value;
+  return absl::InvalidArgumentError(absl::StrCat(
+      path, ": ", key, " is ", std::string(simdjson::minify(*given)),
+      ", which must be a number from ", low, " to ", high, "; mend it, or take it out"));
+}
+
+// The sampling that generation_config.json names. As vLLM has it, do_sample changes nothing: who
+// wants the likeliest token asks for the temperature 0.
+absl::StatusOr<SamplingParams> DefaultSampling(const std::string& path, const JsonFile& file) {
+  SamplingParams sampling;
+  ASSIGN_OR_RETURN(const double temperature,
+                   NumberOf(path, file, "temperature", sampling.temperature, 0, 2));
+  ASSIGN_OR_RETURN(const double top_p, NumberOf(path, file, "top_p", sampling.top_p, 1e-6, 1));
+  ASSIGN_OR_RETURN(const double top_k, NumberOf(path, file, "top_k", sampling.top_k, -1,
+                                                std::numeric_limits<int32_t>::max()));
+  ASSIGN_OR_RETURN(const double min_p, NumberOf(path, file, "min_p", sampling.min_p, 0, 1));
+  ASSIGN_OR_RETURN(const double penalty, NumberOf(path, file, "repetition_penalty",
+                                                  sampling.repetition_penalty, 0.01, 100));
+  sampling.temperature = static_cast<float>(temperature);
+  sampling.top_p = static_cast<float>(top_p);
+  sampling.top_k = std::max(0, static_cast<int32_t>(top_k));
+  sampling.min_p = static_cast<float>(min_p);
+  sampling.repetition_penalty = static_cast<float>(penalty);
+  return sampling;
 }
 
 // Whether the post-processor puts a special token in front of a text.
@@ -226,6 +259,8 @@ absl::Status ModelText::ReadFolderTokens(const std::string& folder) {
                    JsonFile::Read(folder + "/tokenizer.json", kMaxTokenizerBytes));
   ASSIGN_OR_RETURN(const JsonFile tokenizer_config,
                    JsonFile::Read(folder + "/tokenizer_config.json", kMaxConfigBytes));
+  ASSIGN_OR_RETURN(default_sampling_,
+                   DefaultSampling(folder + "/generation_config.json", generation));
   const std::optional<std::string> begin = Spelling(tokenizer_config.Find("bos_token"));
   const std::optional<std::string> end = Spelling(tokenizer_config.Find("eos_token"));
   for (int32_t id = 0; id < vocabulary_; ++id) {

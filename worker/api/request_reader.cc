@@ -220,6 +220,7 @@ absl::variant<SequenceRequest, Failure> ReadStart(const v1::Start& start,
                                                   const Vocabulary& vocabulary, absl::Time now,
                                                   uint64_t drawn_seed) {
   SequenceRequest request;
+  request.sampling = encoder.default_sampling();
   if (auto bad = Read(start, encoder, vocabulary, request)) return *std::move(bad);
   request.seed_was_drawn = !start.sampling().has_seed();
   request.sampling.seed =

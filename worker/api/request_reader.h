@@ -14,6 +14,7 @@
 #include "proto/worker/v1/worker.pb.h"
 #include "worker/engine/model_runner.h"
 #include "worker/engine/sequence.h"
+#include "worker/model/sampling.h"
 
 namespace rempart::worker {
 
@@ -27,6 +28,8 @@ class PromptEncoder {
   virtual absl::StatusOr<std::vector<int32_t>> EncodeChat(absl::string_view messages_json,
                                                           absl::string_view variables_json,
                                                           bool add_generation_prompt) const = 0;
+  // What holds where a request says nothing: the model's own, where its files name any.
+  virtual SamplingParams default_sampling() const { return {}; }
   // Raw text, with the special tokens that the model puts in front.
   virtual absl::StatusOr<std::vector<int32_t>> EncodeText(absl::string_view text) const = 0;
 };

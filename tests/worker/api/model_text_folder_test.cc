@@ -105,6 +105,25 @@ TEST_F(TextFolder, GenerationConfigAddsEndings) {
   EXPECT_FALSE(text->EndsGeneration(7));
 }
 
+TEST_F(TextFolder, GenerationConfigSaysHowToSampleWhereARequestDoesNot) {
+  const SamplingParams plain = Open()->default_sampling();
+  EXPECT_EQ(plain.temperature, 1.0f);
+  EXPECT_EQ(plain.top_k, 0);
+  Write("generation_config.json",
+        R"({"do_sample": true, "temperature": 0.6, "top_p": 0.9, "top_k": 64, "min_p": 0.05,
+            "repetition_penalty": 1.1})");
+  const SamplingParams own = Open()->default_sampling();
+  EXPECT_EQ(own.temperature, 0.6f);
+  EXPECT_EQ(own.top_p, 0.9f);
+  EXPECT_EQ(own.top_k, 64);
+  EXPECT_EQ(own.min_p, 0.05f);
+  EXPECT_EQ(own.repetition_penalty, 1.1f);
+  EXPECT_EQ(own.frequency_penalty, 0.0f);
+  Write("generation_config.json", R"({"top_k": -1, "temperature": null, "top_p": 1})");
+  EXPECT_EQ(Open()->default_sampling().top_k, 0);
+  EXPECT_EQ(Open()->default_sampling().temperature, 1.0f);
+}
+
 TEST_F(TextFolder, TakesTheChatTemplateFromWhereItIs) {
   constexpr char kMessages[] = R"([{"role": "u", "content": "hi"}])";
   Write("tokenizer_config.json", std::string(R"({"chat_template": ")") + kTemplate + "\"}");
@@ -136,6 +155,12 @@ TEST_F(TextFolder, RefusesTokensThatTheEmbeddingLacks) {
 TEST_F(TextFolder, NamesTheFileAtFault) {
   Write("generation_config.json", R"({"eos_token_id": 77})");
   EXPECT_THAT(Refusal(), HasSubstr("generation_config.json: eos_token_id has 77"));
+  Write("generation_config.json", R"({"temperature": "hot"})");
+  EXPECT_THAT(Refusal(),
+              HasSubstr("generation_config.json: temperature is \"hot\", which must be a "
+                        "number from 0 to 2; mend it, or take it out"));
+  Write("generation_config.json", R"({"top_k": 2.5e9})");
+  EXPECT_THAT(Refusal(), HasSubstr("top_k is 2500000000"));
   Write("generation_config.json", "[");
   EXPECT_THAT(Refusal(), HasSubstr("generation_config.json is not a JSON object"));
   Write("generation_config.json", "{}");

@@ -58,6 +58,26 @@ TEST(ReadStart, TakesWhatTheClientSays) {
   EXPECT_EQ(request.sampling.temperature, 0.0f);
 }
 
+class EncoderWithDefaults : public FakeEncoder {
+ public:
+  SamplingParams default_sampling() const override {
+    SamplingParams sampling;
+    sampling.temperature = 0.6f;
+    sampling.top_k = 64;
+    return sampling;
+  }
+};
+
+TEST(ReadStart, WhatTheClientLeftOutIsTheModelsOwn) {
+  v1::Start start = Valid();
+  start.mutable_sampling()->set_top_k(0);
+  const auto read = ReadStart(start, EncoderWithDefaults(), FakeVocabulary(), kNow, 77);
+  const auto request = absl::get<SequenceRequest>(read);
+  EXPECT_EQ(request.sampling.temperature, 0.6f);
+  EXPECT_EQ(request.sampling.top_k, 0) << "it said so";
+  EXPECT_EQ(request.sampling.seed, 77u);
+}
+
 TEST(ReadStart, NamesTheFieldAtFault) {
   struct Case {
     const char* field;
