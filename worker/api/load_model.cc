@@ -395,7 +395,11 @@ absl::Status OpenParts(const WorkerSettings& settings, const GpuOpener& open_gpu
                        const CollectiveLoader& load_collectives, ModelFile& model,
                        LoadedModel& loaded, WorkerStatus& status) {
   ASSIGN_OR_RETURN(model.ops, ChooseOps("engine.kernel_tier", settings.engine.kernel_tier));
-  int threads = settings.engine.threads > 0 ? settings.engine.threads : UsableCpuCount();
+  int threads = ThreadsFor(settings.engine.threads);
+  if (threads < settings.engine.threads) {
+    LogWarning("worker", "engine.threads is more than the CPUs that this process may use",
+               {{"threads", settings.engine.threads}, {"used", threads}});
+  }
   if (settings.device == DeviceKind::kGpu) {
     const absl::Time begin = SteadyNow();
     ASSIGN_OR_RETURN(model.gpus, OpenGpus(settings, open_gpu));
@@ -484,6 +488,7 @@ absl::StatusOr<LoadedModel> LoadModelFile(const WorkerSettings& settings, const 
   }
   loaded.kernel_tier = model->gpus.empty() ? model->ops->name : model->gpus[0].device->ops().name;
   for (size_t part = 0; part < model->parts.size(); ++part) {
+    loaded.threads += model->parts[part]->pool.threads();
     loaded.ranks.push_back(model->gpus.empty()
                                ? std::make_unique<RankOfFile>(model, part)
                                : MakeRankOnDevice(std::move(model->gpus[part]), &status));

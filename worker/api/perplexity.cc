@@ -106,7 +106,7 @@ class Scorer {
   }
 
  private:
-  explicit Scorer(int threads) : pool_({.threads = threads}) {}
+  explicit Scorer(int threads) : pool_({.threads = ThreadsFor(threads)}) {}
 
   ThreadPool pool_;
   const kernels::Ops* ops_ = nullptr;

@@ -431,6 +431,7 @@ class WorkerProcess {
              {"kv_blocks", model_->engine.blocks_total},
              {"kernels", model_->kernel_tier},
              {"start", StartText()}});
+             {"threads", model_->threads},
   }
 
   // Holds for the epoch that serves; a group that is not replaced serves again in the next.

@@ -48,6 +48,7 @@ struct LoadedModel {
   std::unique_ptr<PromptEncoder> encoder;
   EngineOptions engine;
   std::string kernel_tier;
+  int32_t threads = 0;  // that compute, of all ranks
   // What remains to be checked of the model's files while it serves; an error ends the process.
   // Cancelled when asked to stop. May be empty.
   std::function<absl::Status(std::stop_token stop)> check_later;

@@ -85,4 +85,9 @@ int UsableCpuCount() {
   return std::max(count, 1);
 }
 
+int ThreadsFor(int wanted) {
+  const int usable = UsableCpuCount();
+  return wanted > 0 ? std::min(wanted, usable) : usable;
+}
+
 }  // namespace rempart::worker

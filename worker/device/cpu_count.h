@@ -15,4 +15,7 @@ std::optional<double> CgroupCpuQuota(const std::string& root);
 // quota would be throttled together, which stalls every step.
 int UsableCpuCount();
 
+// Threads for a wish of `wanted`: never more than UsableCpuCount(), which 0 stands for.
+int ThreadsFor(int wanted);
+
 }  // namespace rempart::worker

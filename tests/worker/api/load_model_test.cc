@@ -13,6 +13,7 @@
 #include "tests/worker/api/tiny_tokenizer.h"
 #include "tests/worker/model/tiny_gguf.h"
 #include "worker/api/source_check.h"
+#include "worker/device/cpu_count.h"
 
 namespace rempart::worker {
 namespace {
@@ -74,6 +75,14 @@ TEST_F(LoadModelTest, SaysWhatTheStartWasMadeOf) {
   EXPECT_THAT(Parts(), Not(Contains("hash"))) << "not before the model serves";
   EXPECT_THAT(status_->snapshot().digest, HasSubstr("sha256:")) << "but after";
   EXPECT_TRUE(later_.ok()) << later_;
+}
+
+TEST_F(LoadModelTest, MoreThreadsThanCpusAreNotStarted) {
+  settings_.engine.threads = 1000;
+  WorkerStatus status;
+  const auto loaded = LoadModelFile(settings_, OpenGpu, nullptr, status);
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  EXPECT_EQ(loaded->threads, UsableCpuCount());
 }
 
 TEST_F(LoadModelTest, TheSecondStartMapsWhatTheFirstRepacked) {

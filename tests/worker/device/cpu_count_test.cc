@@ -59,5 +59,12 @@ TEST_F(CgroupCpuQuotaTest, V1WithoutAQuota) {
 
 TEST(UsableCpuCount, IsAtLeastOne) { EXPECT_GE(UsableCpuCount(), 1); }
 
+TEST(ThreadsFor, AreNeverMoreThanTheCpus) {
+  const int usable = UsableCpuCount();
+  EXPECT_EQ(ThreadsFor(0), usable);
+  EXPECT_EQ(ThreadsFor(1), 1);
+  EXPECT_EQ(ThreadsFor(usable + 1), usable);
+}
+
 }  // namespace
 }  // namespace rempart::worker
