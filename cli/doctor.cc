@@ -5,15 +5,17 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <cstdint>
 #include <cstdio>
-#include <fstream>
+#include <cstdlib>
+#include <optional>
 #include <string>
 
-#include "absl/strings/match.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
+#include "kernels/chosen_kernels.h"
 #include "kernels/ops.h"
+#include "worker/device/cpu_count.h"
+#include "worker/device/memory_limit.h"
 
 namespace rempart::cli {
 namespace {
@@ -30,17 +32,27 @@ void Print(Verdict verdict, const std::string& what) {
   std::printf("%s  %s\n", mark, what.c_str());
 }
 
-// The first line of a /proc file that begins with `key`, after its colon.
-std::string ProcLine(const std::string& path, const std::string& key) {
-  std::ifstream file(path);
-  for (std::string line; std::getline(file, line);) {
-    if (absl::StartsWith(line, key)) return line.substr(line.find(':') + 1);
+void PrintKernels(const kernels::Ops& ops) {
+  std::printf("      %s:\n", ops.name);
+  for (const kernels::ChosenKernel& chosen : kernels::ChosenKernels(ops)) {
+    std::printf("        %-13s %-40s %s\n", chosen.op.c_str(), chosen.when.c_str(),
+                chosen.kernel.c_str());
   }
-  return "";
 }
 
-bool CheckProcessor() {
-  const long cores = sysconf(_SC_NPROCESSORS_ONLN);
+// "2 CPUs", and who says so where that is fewer than there are.
+std::string CpusText() {
+  const int usable = worker::UsableCpuCount();
+  const long online = sysconf(_SC_NPROCESSORS_ONLN);
+  const std::string cpus = absl::StrCat(usable, usable == 1 ? " CPU" : " CPUs");
+  if (usable >= online) return cpus;
+  const std::optional<double> quota = worker::CgroupCpuQuota("");
+  return absl::StrCat(cpus, " of ", online, " (",
+                      quota.has_value() ? absl::StrCat("cgroup quota ", *quota) : "affinity mask",
+                      ")");
+}
+
+bool CheckProcessor(const std::string& kernel_tier) {
   const kernels::Ops& best = kernels::BestOps();
   std::string others;
   for (const kernels::OpsTier& tier : kernels::AllOps()) {
@@ -49,23 +61,23 @@ bool CheckProcessor() {
   }
   const bool is_fast = std::string(best.name) != "baseline";
   Print(is_fast ? Verdict::kGood : Verdict::kNote,
-        absl::StrCat("processor: ", cores, " cores; kernels ", best.name, " (", best.description,
+        absl::StrCat("processor: ", CpusText(), "; kernels ", best.name, " (", best.description,
                      "); also ", others,
                      is_fast ? "" : ": models run, slowly; use a machine with AVX2 for real work"));
+  PrintKernels(kernel_tier.empty() ? best : *kernels::FindOps(kernel_tier));
   return true;
 }
 
 bool CheckMemory() {
-  int64_t kib = 0;
-  const std::string line = ProcLine("/proc/meminfo", "MemAvailable");
-  for (const auto word : absl::StrSplit(line, ' ', absl::SkipEmpty())) {
-    if (absl::SimpleAtoi(word, &kib)) break;
-  }
-  const int64_t mib = kib / 1024;
+  const worker::MemoryUse use = worker::ReadMemoryUse("");
+  const int64_t mib = use.left_bytes() >> 20;
   const bool enough = mib >= kLittleMemoryMib;
   Print(enough ? Verdict::kGood : Verdict::kNote,
-        absl::StrCat("memory: ", mib, " MiB available",
-                     enough ? "" : ": only the smallest models fit; stop other programs"));
+        absl::StrCat("memory: ", mib, " MiB available of ", use.limit_bytes >> 20, " MiB (",
+                     use.limit_of, ")",
+                     enough ? ""
+                            : ": only the smallest models fit; stop other programs, or raise "
+                              "that limit"));
   return true;
 }
 
@@ -108,8 +120,8 @@ void CheckContainers() {
 
 }  // namespace
 
-int RunDoctor() {
-  bool usable = CheckProcessor();
+int RunDoctor(const std::string& kernel_tier) {
+  bool usable = CheckProcessor(kernel_tier);
   usable = CheckMemory() && usable;
   usable = CheckPort() && usable;
   usable = CheckFolder() && usable;

@@ -2,9 +2,13 @@
 // `rempart doctor`: what this machine has and lacks for Rempart, and what to do about it.
 #pragma once
 
+#include <string>
+
 namespace rempart::cli {
 
-// Prints a line per check; the exit status is 1 when `rempart serve` cannot work here.
-int RunDoctor();
+// Prints a line per check, and what the kernels of `kernel_tier` compute ("": of the best that this
+// machine has; one that kernels::FindOps knows). The exit status is 1 when `rempart serve` cannot
+// work here.
+int RunDoctor(const std::string& kernel_tier);
 
 }  // namespace rempart::cli

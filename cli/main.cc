@@ -23,6 +23,7 @@
 #include "cli/manifest.h"
 #include "cli/serve.h"
 #include "common/signals.h"
+#include "kernels/ops.h"
 
 namespace rempart::cli {
 namespace {
@@ -31,14 +32,16 @@ constexpr char kUsage[] =
     "rempart serves language models of a manifest on this machine, without Kubernetes; on a\n"
     "cluster it breaks groups to show what that costs.\n\n"
     "  rempart serve -f MODEL.yaml [--port 8000] [--host 127.0.0.1] [--dev | --api-keys FILE]\n"
-    "                [--cache DIR]\n"
+    "                [--cache DIR] [--kernel-tier NAME] [--metrics PORT]\n"
     "  rempart plan -f MODEL.yaml     show what serve would start\n"
     "  rempart perplexity MODEL FILE [--context 512] [--chunks N] [--threads N]\n"
-    "                [--exact | --divergence]\n"
+    "                [--kernel-tier NAME] [--exact | --divergence]\n"
     "                                 how well a model file or folder predicts a text, counted as\n"
     "                                 llama-perplexity does; --divergence: and how far what is\n"
     "                                 served is from F32 arithmetic (--exact)\n"
-    "  rempart doctor                 show what this machine has and lacks\n"
+    "  rempart doctor [--kernel-tier NAME]\n"
+    "                                 show what this machine has and lacks, and which kernel\n"
+    "                                 computes which op and shape\n"
     "  rempart version\n\n"
     "  -f FILE          manifest, the same as for kubectl apply; source.uri is file:///path.\n"
     "                   \"-\" reads standard input\n"
@@ -47,7 +50,11 @@ constexpr char kUsage[] =
     "                   --dev, a key is drawn for this run and shown once\n"
     "  --cache DIR      where workers keep repacked weights, so that the next start only maps\n"
     "                   them; nobody else may write there. Default: ~/.cache/rempart/repacked\n"
-    "                   ($XDG_CACHE_HOME); \"none\": nowhere\n\n"
+    "                   ($XDG_CACHE_HOME); \"none\": nowhere\n"
+    "  --kernel-tier NAME  compute with these kernels instead of the best of this machine, such\n"
+    "                   as avx2; `rempart doctor` names them. Of device: cpu\n"
+    "  --metrics PORT   serve Prometheus metrics of the router on 127.0.0.1:PORT/metrics, those\n"
+    "                   of the workers on the ports after it\n\n"
     "Exit status: 0 stopped, 1 failed, 2 a wrong flag or manifest, 3 a model file is missing or\n"
     "not valid, 4 not enough memory, 5 the address is in use or not permitted.\n";
 
@@ -71,6 +78,34 @@ std::string DefaultCacheFolder() {
 }
 
 // The problem, or nothing.
+std::string ReadPort(const std::string& flag, const std::string& value, int& port) {
+  if (absl::SimpleAtoi(value, &port) && port >= 1 && port <= 65535) return "";
+  return absl::StrCat(flag, " ", value, " must be from 1 to 65535");
+}
+
+std::string ReadKernelTier(const std::string& value, std::string& tier) {
+  tier = value;
+  if (kernels::FindOps(value) != nullptr) return "";
+  std::string known;
+  for (const kernels::OpsTier& each : kernels::AllOps()) {
+    if (each.is_supported && !each.is_twin) absl::StrAppend(&known, " ", each.ops->name);
+  }
+  return absl::StrCat("--kernel-tier ", value, " is not one that this CPU has:", known);
+}
+
+// The problem, or nothing.
+std::string ReadFlag(const std::string& flag, const std::string& value, ServeOptions& options) {
+  if (flag == "-f") options.manifest_path = value;
+  if (flag == "--host") options.host = value;
+  if (flag == "--api-keys") options.api_keys_file = value;
+  if (flag == "--cache") options.cache_folder = value == "none" ? "" : value;
+  if (flag == "--kernel-tier") return ReadKernelTier(value, options.kernel_tier);
+  if (flag == "--metrics") return ReadPort(flag, value, options.metrics_port);
+  if (flag == "--port") return ReadPort(flag, value, options.port);
+  return "";
+}
+
+// The problem, or nothing.
 std::string ParseFlags(const std::vector<std::string>& arguments, ServeOptions& options) {
   for (size_t i = 0; i < arguments.size(); ++i) {
     const std::string& flag = arguments[i];
@@ -79,18 +114,12 @@ std::string ParseFlags(const std::vector<std::string>& arguments, ServeOptions& 
       continue;
     }
     const bool takes_value = flag == "-f" || flag == "--port" || flag == "--host" ||
-                             flag == "--api-keys" || flag == "--cache";
+                             flag == "--api-keys" || flag == "--cache" || flag == "--kernel-tier" ||
+                             flag == "--metrics";
     if (!takes_value) return absl::StrCat("unknown argument ", flag);
     if (i + 1 == arguments.size()) return absl::StrCat(flag, " needs a value");
-    const std::string& value = arguments[++i];
-    if (flag == "-f") options.manifest_path = value;
-    if (flag == "--host") options.host = value;
-    if (flag == "--api-keys") options.api_keys_file = value;
-    if (flag == "--cache") options.cache_folder = value == "none" ? "" : value;
-    if (flag == "--port" &&
-        (!absl::SimpleAtoi(value, &options.port) || options.port < 1 || options.port > 65535)) {
-      return absl::StrCat("--port ", value, " must be from 1 to 65535");
-    }
+    const std::string problem = ReadFlag(flag, arguments[++i], options);
+    if (!problem.empty()) return problem;
   }
   if (options.manifest_path.empty()) return "-f MODEL.yaml is missing";
   if (options.dev && !options.api_keys_file.empty()) {
@@ -107,6 +136,16 @@ int RunServe(const std::vector<std::string>& arguments) {
   options.cache_folder = DefaultCacheFolder();
   const std::string problem = ParseFlags(arguments, options);
   return problem.empty() ? Serve(options) : UsageError(problem);
+}
+
+int RunDoctorCommand(const std::vector<std::string>& arguments) {
+  std::string tier;
+  if (arguments.empty()) return RunDoctor(tier);
+  if (arguments.size() != 2 || arguments[0] != "--kernel-tier") {
+    return UsageError("doctor takes --kernel-tier NAME, or nothing");
+  }
+  const std::string problem = ReadKernelTier(arguments[1], tier);
+  return problem.empty() ? RunDoctor(tier) : UsageError(problem);
 }
 
 int RunPlan(const std::vector<std::string>& arguments) {
@@ -167,7 +206,7 @@ int Main(const std::vector<std::string>& arguments) {
   if (command == "plan") return RunPlan(rest);
   if (command == "drill") return RunDrillCommand(rest);
   if (command == "perplexity") return RunPerplexity(rest);
-  if (command == "doctor") return RunDoctor();
+  if (command == "doctor") return RunDoctorCommand(rest);
   if (command == "version" || command == "--version") {
     std::printf("rempart %s\n", REMPART_VERSION);
     return kExitOk;

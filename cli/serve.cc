@@ -9,13 +9,14 @@
 #include <cstdio>
 #include <map>
 #include <memory>
-#include <thread>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "cli/child.h"
 #include "cli/manifest.h"
@@ -28,6 +29,7 @@
 #include "operator/streams/join_service.h"
 #include "operator/streams/topology_service.h"
 #include "proto/router/v1/config.pb.h"
+#include "worker/device/cpu_count.h"
 
 namespace rempart::cli {
 namespace {
@@ -38,6 +40,7 @@ constexpr absl::Duration kLook = absl::Milliseconds(100);
 constexpr absl::Duration kLongestHang = absl::Seconds(3);
 constexpr absl::Duration kStopTime = absl::Seconds(15);
 constexpr int32_t kRouterDrainMs = 8000;
+constexpr int kLastPort = 65535;
 constexpr char kRouterLog[] = "router.log";
 
 template <typename... Args>
@@ -56,6 +59,18 @@ absl::StatusOr<std::string> ToJson(const google::protobuf::Message& message) {
   const auto status = google::protobuf::util::MessageToJsonString(message, &json);
   if (status.ok()) return json;
   return absl::InternalError(std::string(status.message()));
+}
+
+// " (open 3 ms, repack 40 ms, total 120 ms)": what a worker's start spent its time on; parts
+// overlap.
+std::string StartText(const op::StartReport& start) {
+  if (start.empty()) return "";
+  return absl::StrCat(" (",
+                      absl::StrJoin(start, ", ",
+                                    [](std::string* out, const auto& part) {
+                                      absl::StrAppend(out, part.first, " ", part.second, " ms");
+                                    }),
+                      ")");
 }
 
 // One worker group and what was last said about it.
@@ -92,12 +107,12 @@ class Server {
     ASSIGN_OR_RETURN(std::vector<op::Plan> plans, PlanLocally(models));
     ASSIGN_OR_RETURN(folder_, RunFolder::Create());
     RETURN_IF_ERROR(OpenControl());
+    RETURN_IF_ERROR(PrepareRouter());
     for (size_t i = 0; i < plans.size(); ++i) {
       for (op::GroupPlan& plan : plans[i].groups) {
         RETURN_IF_ERROR(AddGroup(models[i], std::move(plan)));
       }
     }
-    RETURN_IF_ERROR(PrepareRouter());
     PublishTopology();
     return absl::OkStatus();
   }
@@ -140,13 +155,14 @@ class Server {
     const std::string number = absl::StrCat("worker-", groups_.size());
     plan.config.set_control_address(absl::StrCat("unix:", folder_->Path("control.sock")));
     plan.config.set_repack_cache_folder(options_.cache_folder);
+    plan.config.mutable_engine()->set_kernel_tier(options_.kernel_tier);
+    WarnOfThreads(plan.config);
     const int32_t pods = std::max(1, plan.pod_count);
     if (pods > 1) {
       plan.config.set_data_address("127.0.0.1:0");
       // The processes of a group share the processors; they would wait for each other otherwise.
       auto& engine = *plan.config.mutable_engine();
-      const int32_t processors = static_cast<int32_t>(std::thread::hardware_concurrency());
-      if (engine.threads() == 0) engine.set_threads(std::max(1, processors / pods));
+      if (engine.threads() == 0) engine.set_threads(std::max(1, worker::UsableCpuCount() / pods));
     }
     auto group = std::make_unique<Group>();
     for (int32_t pod = 0; pod < pods; ++pod) {
@@ -166,13 +182,38 @@ class Server {
     return absl::OkStatus();
   }
 
+  // The worker takes them down; its own warning is in a log that nobody may ever read.
+  static void WarnOfThreads(const worker::v1::WorkerConfig& config) {
+    const int32_t wanted = config.engine().threads();
+    const int32_t used = worker::ThreadsFor(wanted);
+    if (wanted <= used || config.device() == "gpu") return;
+    Say(config.group_name(), ": engine.threads is ", wanted, ", but this process may use ", used,
+        " CPUs: ", used, " threads compute");
+  }
+
+  // Where a further process shows its metrics: one port after the other.
+  absl::StatusOr<std::string> NextMetricsAddress(const std::string& name) {
+    const int port = options_.metrics_port + static_cast<int>(metrics_.size());
+    if (port > kLastPort) {
+      return absl::InvalidArgumentError(absl::StrCat("--metrics ", options_.metrics_port,
+                                                     ": there is no port for ", name,
+                                                     ": give a lower one"));
+    }
+    std::string address = absl::StrCat("127.0.0.1:", port);
+    metrics_.push_back({name, address});
+    return address;
+  }
+
   absl::Status AddPod(const std::string& file, int32_t pod, worker::v1::WorkerConfig config,
                       Group& group) {
     config.set_listen_address(absl::StrCat("unix:", folder_->Path(file + ".sock")));
-    ASSIGN_OR_RETURN(const std::string json, ToJson(config));
-    RETURN_IF_ERROR(folder_->Write(file + ".json", json));
     const std::string name =
         pod == 0 ? config.group_name() : absl::StrCat(config.group_name(), " pod ", pod);
+    if (options_.metrics_port > 0) {
+      ASSIGN_OR_RETURN(*config.mutable_health_address(), NextMetricsAddress(name));
+    }
+    ASSIGN_OR_RETURN(const std::string json, ToJson(config));
+    RETURN_IF_ERROR(folder_->Write(file + ".json", json));
     group.pods.push_back(
         std::make_unique<Child>(name,
                                 std::vector<std::string>{options_.binaries + "/rempart-worker",
@@ -186,7 +227,11 @@ class Server {
   absl::Status PrepareRouter() {
     router::v1::RouterConfig config;
     config.set_http_address(absl::StrCat(options_.host, ":", options_.port));
-    config.set_health_address("off");
+    std::string metrics = "off";
+    if (options_.metrics_port > 0) {
+      ASSIGN_OR_RETURN(metrics, NextMetricsAddress("the router"));
+    }
+    config.set_health_address(metrics);
     config.set_topology_address(absl::StrCat("unix:", folder_->Path("control.sock")));
     config.set_dev(options_.dev);
     config.set_router_id("local");
@@ -314,7 +359,7 @@ class Server {
     group.phase = said.phase;
     if (said.phase == WorkerPhase::kWarmingUp) Say(group.name(), ": warming up", after);
     if (said.phase != WorkerPhase::kReady) return;
-    Say(group.name(), ": ready", after);
+    Say(group.name(), ": ready", after, StartText(report.start));
     group.was_ready = true;
     group.percent = -1;
   }
@@ -348,6 +393,9 @@ class Server {
                      : absl::StrCat(" -H 'Authorization: Bearer ",
                                     drawn_key_.empty() ? "YOUR_KEY" : drawn_key_, "'");
     if (!drawn_key_.empty()) Say("API key of this run (shown once): ", drawn_key_);
+    for (const auto& [name, address] : metrics_) {
+      Say("metrics of ", name, ": http://", address, "/metrics");
+    }
     if (groups_.empty()) return;
     Say("try: curl ", url, "/chat/completions", header, " -d '{\"model\": \"",
         groups_[0]->served_names[0],
@@ -387,6 +435,7 @@ class Server {
   std::vector<std::unique_ptr<Group>> groups_;
   std::unique_ptr<Child> router_;
   int32_t gpus_taken_ = 0;
+  std::vector<std::pair<std::string, std::string>> metrics_;  // who shows them, and where
   std::string drawn_key_;
   absl::Time begun_ = SteadyNow();
   bool told_ = false;

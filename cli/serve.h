@@ -18,6 +18,10 @@ struct ServeOptions {
   std::string api_keys_file;
   // Where workers keep repacked weights for the next start; empty: nowhere.
   std::string cache_folder;
+  // Forces the workers' kernels; empty: the best of this machine.
+  std::string kernel_tier;
+  // Port of 127.0.0.1 for the router's /metrics; those of the workers follow it. 0: none.
+  int metrics_port = 0;
   // Folder of rempart-worker and rempart-router.
   std::string binaries;
 };

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """`rempart serve` as a process: what it starts, what it says, what it leaves behind."""
+import contextlib
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
+import urllib.request
 
 import openai
 import pytest
@@ -134,13 +137,61 @@ def test_wrong_flags():
     assert run("serve").returncode == 2
     assert run("serve", "-f", "/nowhere.yaml").returncode == 2
     assert run("serve", "-f", "-", "--port", "0").returncode == 2
+    none_left = run("serve", "-f", "-", "--dev", "--metrics", "65535", stdin=manifest())
+    assert none_left.returncode == 2 and "--metrics 65535: there is no port for default/smollm2-0" in none_left.stderr
     assert run("dance").returncode == 2
     everywhere = run("serve", "-f", "-", "--dev", "--host", "0.0.0.0", "--port", str(free_port()), stdin=manifest())
     assert everywhere.returncode == 2 and "API keys" in everywhere.stderr
 
 
+def test_kernels_that_this_processor_lacks_are_refused_with_those_it_has():
+    for command in (("serve", "-f", "-", "--dev"), ("doctor",)):
+        done = run(*command, "--kernel-tier", "sse9", stdin=manifest())
+        assert done.returncode == 2
+        assert "--kernel-tier sse9 is not one that this CPU has: reference baseline" in done.stderr
+
+
+def free_pair() -> int:
+    """A port that is free, as the one after it."""
+    while True:
+        port = free_port()
+        with contextlib.suppress(OSError, OverflowError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port + 1))
+            return port
+
+
+def metrics(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
+        return answer.read().decode()
+
+
+def test_a_start_is_broken_down_and_measured(tmp_path):
+    port = free_pair()
+    more_threads = manifest().replace("arithmetic: exact", "threads: 1024")
+    served = Served(tmp_path, more_threads, "--dev", "--kernel-tier", "baseline", "--metrics", str(port))
+    try:
+        said = served.log.read_text()
+        assert re.search(r"smollm2-0: ready after .* \(open \d+ ms, .*total \d+ ms\)", said), said
+        cpus = int(re.search(r"engine.threads is 1024, but this process may use (\d+) CPUs", said).group(1))
+        assert cpus <= len(os.sched_getaffinity(0))
+        assert f"metrics of the router: http://127.0.0.1:{port}/metrics" in said
+        ask = {"model": "smollm2", "prompt": "one " * 100, "max_tokens": 1}
+        for _ in range(2):
+            served.client().completions.create(**ask)
+        assert "rempart_router_" in metrics(port)
+        text = metrics(port + 1)
+        assert 'kernels="baseline"' in text
+        assert 'rempart_worker_kernel_info{model="default/smollm2",op="matmul_fast",when="quantised weights, 1 to 3 tokens"' in text
+        assert f'rempart_worker_threads{{model="default/smollm2"}} {cpus}\n' in text
+        assert 'rempart_worker_prefix_cache_hit_tokens_total{model="default/smollm2"} 96\n' in text
+    finally:
+        assert served.stop() == 0
+
+
 def test_plan_doctor_version_help():
     assert "smollm2-135m" in run("plan", "-f", "-", stdin=manifest()).stdout
-    assert "processor" in run("doctor").stdout
+    doctor = run("doctor", "--kernel-tier", "baseline").stdout
+    assert "processor" in doctor
+    assert re.search(r"baseline:\n +matmul_fast +quantised weights, 1 to 3 tokens +codes from memory to registers", doctor)
     assert run("version").stdout.startswith("rempart ")
     assert "serve" in run("help").stdout

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <set>
+#include <utility>
 
+#include "kernels/chosen_kernels.h"
 #include "tests/kernels/conformance.h"
 
 namespace rempart::kernels {
@@ -33,6 +35,52 @@ TEST(Dispatch, EveryTierOfTheArchitectureHasATwin) {
     if (tier.is_twin || name == "reference" || name == "baseline") continue;
     EXPECT_NE(FindOps(name + "-twin"), nullptr) << name;
   }
+}
+
+using Place = std::pair<std::string, std::string>;  // op and shape
+
+std::set<Place> PlacesOf(const Ops& ops) {
+  std::set<Place> places;
+  for (const ChosenKernel& chosen : ChosenKernels(ops)) {
+    EXPECT_TRUE(places.insert({chosen.op, chosen.when}).second) << ops.name << ": " << chosen.when;
+    EXPECT_FALSE(chosen.kernel.empty());
+  }
+  return places;
+}
+
+// A tier and its twin run the same algorithms for the same shapes.
+TEST(Dispatch, EveryTableSaysWhatItTakesForWhichShape) {
+  for (const OpsTier& tier : AllOps()) {
+    const std::set<Place> places = PlacesOf(*tier.ops);
+    EXPECT_FALSE(places.empty()) << tier.ops->name;
+    const Ops* const twin = FindOps(std::string(tier.ops->name) + "-twin");
+    if (twin == nullptr) continue;
+    EXPECT_EQ(places, PlacesOf(*twin)) << tier.ops->name;
+  }
+  Ops other = BestOps();
+  other.name = "no-such-tier";
+  EXPECT_TRUE(ChosenKernels(other).empty());
+}
+
+std::string KernelOf(const char* tier, const std::string& op, const std::string& when) {
+  for (const ChosenKernel& chosen : ChosenKernels(*FindOps(tier))) {
+    if (chosen.op == op && chosen.when == when) return chosen.kernel;
+  }
+  return "none";
+}
+
+TEST(Dispatch, TheShapeDecidesWithinATier) {
+  const std::string few = "quantised weights, 1 to 3 tokens";
+  EXPECT_NE(KernelOf("amx-twin", "matmul_fast", few), "none");
+  EXPECT_NE(KernelOf("amx-twin", "matmul_fast", "quantised weights, 4 to 15 tokens"), "none");
+  EXPECT_EQ(KernelOf("amx-twin", "matmul_fast", "quantised weights, from 16 tokens on"),
+            "unpacked panels, int8 by the tile unit, tiles of 16 tokens by 32 rows");
+  EXPECT_EQ(KernelOf("avx2-twin", "matmul_fast", "quantised weights, from 4 tokens on"),
+            "unpacked panels, tiles of 4 tokens by 8 rows, int8 by portable C++");
+  EXPECT_EQ(KernelOf("amxbf16-twin", "matmul_fast", "BF16 weights"),
+            "BF16 by the tile unit, tiles of 32 tokens by 32 rows");
+  EXPECT_EQ(KernelOf("avx512vnni-twin", "matmul_fast", "BF16 weights"),
+            "widened to F32, tiles of 6 tokens by 4 rows");
 }
 
 }  // namespace

@@ -90,7 +90,8 @@ MAY = {
     "operator/reconcile/": May(("operator/", "common/", "proto/"),
                                ("abseil", "protobuf", "grpc", "prometheus")),
     "cli/": May(("cli/", "operator/kube/", "operator/plan/", "operator/streams/", "common/",
-                 "proto/", "kernels/ops.h"),
+                 "proto/", "kernels/ops.h", "kernels/chosen_kernels.h", "worker/device/cpu_count.h",
+                 "worker/device/memory_limit.h"),
                 ("abseil", "protobuf", "grpc", "yaml", "boost", "openssl", "curl", "simdjson")),
 }
 INCLUDE = re.compile(r'^\s*#\s*include\s*(["<])([^">]+)[">]')

@@ -8,6 +8,8 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/chosen_kernels.h"
+
 namespace rempart::worker {
 namespace {
 
@@ -40,6 +42,11 @@ class Families {
     metric.label.push_back({"version", facts.version});
     metric.label.push_back({"kernels", facts.kernel_tier});
     metric.gauge.value = 1;
+    Kernels(facts.kernel_tier);
+    if (facts.threads > 0) {
+      Gauge("rempart_worker_threads", "Threads that compute, of all ranks of this process.",
+            facts.threads);
+    }
   }
   // One gauge per part of the start.
   void StartSeconds(const std::vector<StartPart>& parts) {
@@ -111,6 +118,18 @@ class Families {
   }
 
  private:
+  // Of a CPU tier; a GPU's kernels are not chosen from.
+  void Kernels(const std::string& tier) {
+    const kernels::Ops* const ops = kernels::FindOps(tier);
+    if (ops == nullptr) return;
+    std::vector<Sample> samples;
+    for (const kernels::ChosenKernel& chosen : kernels::ChosenKernels(*ops)) {
+      samples.push_back({{{"op", chosen.op}, {"when", chosen.when}, {"kernel", chosen.kernel}}, 1});
+    }
+    Samples("rempart_worker_kernel_info", "Which kernel computes which op and shape; always 1.",
+            samples);
+  }
+
   // Of ranks on GPUs.
   void OneShot(const OneShotFacts& facts) {
     if (facts.times.empty()) return;

@@ -2,6 +2,7 @@
 // What /metrics shows, as a function of the engine's figures. Names: rempart_worker_*.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -12,12 +13,13 @@
 
 namespace rempart::worker {
 
-// Constant labels of rempart_worker_info.
+// What does not change once the model is loaded.
 struct WorkerFacts {
   std::string model_name = {};
   std::string group_name = {};
   std::string version = {};
   std::string kernel_tier = {};
+  int32_t threads = 0;  // 0: not loaded yet
 };
 
 // Prometheus text format 0.0.4. Without GPUs there are no metrics of them.

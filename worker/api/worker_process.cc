@@ -418,20 +418,21 @@ class WorkerProcess {
   }
 
   void BeReady(const EpochRun& run) {
+    // Before the phase, so that whoever hears of the one knows the other.
+    if (!std::exchange(told_start_, true)) status_.AddStartPart("total", SinceExec());
     {
       MutexLock lock(&mu_);
       if (draining_ && run.engine() != nullptr) run.engine()->Drain(drain_deadline_);
       status_.SetPhase(draining_ ? Phase::kDraining : Phase::kReady);
     }
-    if (!std::exchange(told_start_, true)) status_.AddStartPart("total", SinceExec());
     LogInfo("worker", "ready",
             {{"model", settings_.model_name},
              {"address", settings_.listen_address},
              {"context_length", model_->engine.context_length},
              {"kv_blocks", model_->engine.blocks_total},
              {"kernels", model_->kernel_tier},
-             {"start", StartText()}});
              {"threads", model_->threads},
+             {"start", StartText()}});
   }
 
   // Holds for the epoch that serves; a group that is not replaced serves again in the next.
@@ -518,7 +519,10 @@ class WorkerProcess {
     facts.group_name = settings_.group_name;
     facts.version = kVersion;
     MutexLock lock(&mu_);
-    if (model_.has_value()) facts.kernel_tier = model_->kernel_tier;
+    if (model_.has_value()) {
+      facts.kernel_tier = model_->kernel_tier;
+      facts.threads = model_->threads;
+    }
     return facts;
   }
 

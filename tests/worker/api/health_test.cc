@@ -45,10 +45,13 @@ TEST(Metrics, AreInPrometheusText) {
       load,
       {.phase = Phase::kReady,
        .start_parts = {{"repack", absl::Milliseconds(250)}, {"total", absl::Seconds(1)}}},
-      {.model_name = "ia/m", .kernel_tier = "avx2"}, {}, {});
+      {.model_name = "ia/m", .kernel_tier = "baseline", .threads = 3}, {}, {});
   EXPECT_THAT(text, HasSubstr("# TYPE rempart_worker_generated_tokens_total counter"));
   EXPECT_THAT(text, HasSubstr("rempart_worker_generated_tokens_total{model=\"ia/m\"} 12"));
-  EXPECT_THAT(text, HasSubstr("kernels=\"avx2\""));
+  EXPECT_THAT(text, HasSubstr("kernels=\"baseline\""));
+  EXPECT_THAT(text, HasSubstr("rempart_worker_kernel_info{model=\"ia/m\",op=\"matmul_fast\","
+                              "when=\"quantised weights, 1 to 3 tokens\",kernel=\""));
+  EXPECT_THAT(text, HasSubstr("rempart_worker_threads{model=\"ia/m\"} 3"));
   EXPECT_THAT(text, HasSubstr("rempart_worker_start_seconds{model=\"ia/m\",part=\"repack\"} 0.25"));
   EXPECT_THAT(text, HasSubstr("rempart_worker_start_seconds{model=\"ia/m\",part=\"total\"} 1"));
   EXPECT_THAT(text, Not(HasSubstr("rempart_worker_gpu_"))) << "it has none";
