@@ -11,6 +11,7 @@
 
 #include "tests/worker/comm/device_ranks.h"
 #include "tests/worker/model/random_model.h"
+#include "tests/worker/model/relative_error.h"
 #include "worker/comm/host_collectives.h"
 #include "worker/comm/nccl_library.h"
 #include "worker/comm/one_shot.h"
@@ -171,16 +172,6 @@ std::vector<Outcome> ComputeTogether(const RandomModel& model, int size,
     parts[rank].transformer->SetCommunicator(nullptr);
   });
   return outcomes;
-}
-
-double RelativeError(const std::vector<float>& actual, const std::vector<float>& expected) {
-  if (actual.size() != expected.size() || expected.empty()) return INFINITY;
-  double error = 0, size = 0;
-  for (size_t i = 0; i < expected.size(); ++i) {
-    error += std::pow(static_cast<double>(actual[i]) - expected[i], 2);
-    size += std::pow(static_cast<double>(expected[i]), 2);
-  }
-  return std::isfinite(error) ? std::sqrt(error / size) : INFINITY;
 }
 
 struct Case {

@@ -7,11 +7,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cmath>
 #include <numeric>
 #include <random>
 
 #include "tests/worker/model/mixed_model.h"
+#include "tests/worker/model/relative_error.h"
 #include "worker/device/emulated_device.h"
 #include "worker/model/transformer.h"
 
@@ -77,16 +77,6 @@ class Pair {
  private:
   ThreadPool pool_;
 };
-
-// Root mean square of the difference, relative to that of the expected logits.
-double RelativeError(const std::vector<float>& actual, const std::vector<float>& expected) {
-  double error = 0, size = 0;
-  for (size_t i = 0; i < expected.size(); ++i) {
-    error += std::pow(static_cast<double>(actual[i]) - expected[i], 2);
-    size += std::pow(static_cast<double>(expected[i]), 2);
-  }
-  return std::isfinite(error) ? std::sqrt(error / size) : INFINITY;
-}
 
 class DeviceTransformerFamilies : public ::testing::TestWithParam<MixedModelSpec> {};
 

@@ -6,11 +6,10 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
-#include <cmath>
-
 #include "tests/worker/comm/device_ranks.h"
 #include "tests/worker/model/quantized_folder.h"
 #include "tests/worker/model/rank_group.h"
+#include "tests/worker/model/relative_error.h"
 #include "worker/comm/host_collectives.h"
 #include "worker/model/device_transformer.h"
 #include "worker/model/device_weights.h"
@@ -76,16 +75,6 @@ std::vector<float> ComputeOnDevice(DeviceTransformer& transformer, const std::ve
     all.insert(all.end(), logits.begin(), logits.end());
   }
   return all;
-}
-
-double RelativeError(const std::vector<float>& actual, const std::vector<float>& expected) {
-  if (actual.size() != expected.size() || expected.empty()) return INFINITY;
-  double error = 0, size = 0;
-  for (size_t i = 0; i < expected.size(); ++i) {
-    error += std::pow(static_cast<double>(actual[i]) - expected[i], 2);
-    size += std::pow(static_cast<double>(expected[i]), 2);
-  }
-  return std::isfinite(error) ? std::sqrt(error / size) : INFINITY;
 }
 
 // A folder, opened, and what it computes on a CPU in F32.

@@ -5,12 +5,12 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
-#include <cmath>
 #include <functional>
 
 #include "absl/strings/match.h"
 #include "tests/worker/model/quantized_folder.h"
 #include "tests/worker/model/rank_group.h"
+#include "tests/worker/model/relative_error.h"
 #include "worker/model/gather_quantized.h"
 #include "worker/model/model_source.h"
 
@@ -53,16 +53,6 @@ const std::vector<Case>& Cases() {
 std::string FolderName() {
   static int next = 0;
   return absl::StrCat("/tmp/rempart_quantized_", getpid(), "_", ++next, "/");
-}
-
-double RelativeError(const std::vector<float>& actual, const std::vector<float>& expected) {
-  if (actual.size() != expected.size() || expected.empty()) return INFINITY;
-  double error = 0, size = 0;
-  for (size_t i = 0; i < expected.size(); ++i) {
-    error += std::pow(static_cast<double>(actual[i]) - expected[i], 2);
-    size += std::pow(static_cast<double>(expected[i]), 2);
-  }
-  return std::isfinite(error) ? std::sqrt(error / size) : INFINITY;
 }
 
 class QuantizedFolders : public ::testing::TestWithParam<Case> {};
