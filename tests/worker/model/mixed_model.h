@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "benchmarks/gpu/decoder_config.h"
 #include "kernels/blocks.h"
 #include "worker/model/model_config.h"
 #include "worker/model/weights.h"
@@ -33,19 +34,15 @@ inline std::vector<MixedModelSpec> MixedModelSpecs() {
     return spec;
   };
   const auto base = [&](int64_t heads, int64_t kv_heads, int64_t dim) {
-    ModelConfig config;
-    config.architecture = "random";
-    config.hidden = 256;
-    config.ffn = 512;
-    config.vocabulary = 333;
-    config.heads = heads;
-    config.kv_heads = kv_heads;
-    config.head_dim = dim;
-    config.context_length = 1024;
-    config.attention_scale = 1.0f / std::sqrt(static_cast<float>(dim));
-    config.ropes = {rope(dim, kernels::RopeLayout::kInterleaved, 10000.0f)};
-    config.layers.resize(2);
-    return config;
+    return benchmarks::DecoderConfig({.hidden = 256,
+                                      .ffn = 512,
+                                      .vocabulary = 333,
+                                      .heads = heads,
+                                      .kv_heads = kv_heads,
+                                      .head_dim = dim,
+                                      .layers = 2,
+                                      .context_length = 1024},
+                                     rope(dim, kernels::RopeLayout::kInterleaved, 10000.0f));
   };
   std::vector<MixedModelSpec> specs;
   specs.push_back({"llama", base(4, 2, 64), DType::kQ4_K, DType::kQ6_K, DType::kQ4_K, DType::kQ5_K,

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "benchmarks/gpu/decoder_config.h"
 #include "worker/model/model_config.h"
 #include "worker/model/tensor_view.h"
 
@@ -107,22 +108,20 @@ class RandomModel {
 // A decoder of two layers with the sizes given.
 inline ModelConfig SmallConfig(int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t hidden,
                                int64_t ffn, int64_t vocabulary) {
-  ModelConfig config;
-  config.architecture = "random";
-  config.hidden = hidden;
-  config.ffn = ffn;
-  config.vocabulary = vocabulary;
-  config.heads = heads;
-  config.kv_heads = kv_heads;
-  config.head_dim = head_dim;
-  config.context_length = 256;
-  config.attention_scale = 0.2f;
   RopeSpec rope;
   for (int64_t i = 0; i < head_dim / 2; ++i) {
     rope.inverse_frequency.push_back(1.0f / static_cast<float>(1 + i));
   }
-  config.ropes = {rope};
-  config.layers.resize(2);
+  ModelConfig config = benchmarks::DecoderConfig({.hidden = hidden,
+                                                  .ffn = ffn,
+                                                  .vocabulary = vocabulary,
+                                                  .heads = heads,
+                                                  .kv_heads = kv_heads,
+                                                  .head_dim = head_dim,
+                                                  .layers = 2,
+                                                  .context_length = 256},
+                                                 rope);
+  config.attention_scale = 0.2f;
   return config;
 }
 
