@@ -8,12 +8,11 @@
 #include <vector>
 
 #include "benchmarks/gpu/bench.h"
+#include "tests/benchmarks/gpu/emulated.h"
 #include "worker/device/emulated_device.h"
 
 namespace rempart::benchmarks {
 namespace {
-
-constexpr int64_t kMemory = int64_t{1} << 30;
 
 absl::StatusOr<std::vector<worker::CudaDeviceInfo>> FindEmulated() {
   const char* const count = std::getenv("EMULATED_GPUS");

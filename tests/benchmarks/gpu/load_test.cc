@@ -5,9 +5,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <map>
-
 #include "benchmarks/gpu/seeded_model.h"
+#include "tests/benchmarks/gpu/emulated.h"
 #include "worker/device/emulated_device.h"
 
 namespace rempart::benchmarks {
@@ -15,24 +14,6 @@ namespace {
 
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
-
-constexpr int64_t kMemory = int64_t{1} << 30;
-
-worker::DeviceModelOptions Options() {
-  worker::DeviceModelOptions options;
-  options.context_length = 64;
-  options.max_step_tokens = 32;
-  options.max_sequences = 4;
-  options.reserve_bytes = 0;
-  options.kv_bytes = int64_t{2} << 20;
-  return options;
-}
-
-std::map<std::string, double> ByName(const PartResult& result) {
-  std::map<std::string, double> figures;
-  for (const Figure& figure : result.figures) figures[figure.name] = figure.value;
-  return figures;
-}
 
 // A device that stops computing at its n-th product.
 class BreakingDevice : public worker::EmulatedDevice {
@@ -52,9 +33,9 @@ absl::StatusOr<PartResult> Measure(worker::Device& device, const LoadSizes& size
   const auto weights = seeded.Weights();
   if (!weights.ok()) return weights.status();
   const auto model =
-      worker::DeviceTransformer::Create(device, seeded.config(), *weights, Options());
+      worker::DeviceTransformer::Create(device, seeded.config(), *weights, SmallOptions());
   if (!model.ok()) return model.status();
-  return MeasureLoad(**model, Options(), sizes);
+  return MeasureLoad(**model, SmallOptions(), sizes);
 }
 
 TEST(MeasureLoad, GivesTheRateOfASteadyLoad) {

@@ -9,9 +9,9 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
-#include <map>
 
 #include "absl/strings/str_cat.h"
+#include "tests/benchmarks/gpu/emulated.h"
 #include "tests/worker/model/tiny_gguf.h"
 #include "worker/device/emulated_device.h"
 
@@ -23,14 +23,6 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::SizeIs;
-
-constexpr int64_t kMemory = int64_t{1} << 30;
-
-std::map<std::string, double> ByName(const PartResult& result) {
-  std::map<std::string, double> figures;
-  for (const Figure& figure : result.figures) figures[figure.name] = figure.value;
-  return figures;
-}
 
 // Leaves the last token out of one product in three.
 class ForgetfulDevice : public worker::EmulatedDevice {

@@ -6,33 +6,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <map>
-
 #include "benchmarks/gpu/seeded_model.h"
+#include "tests/benchmarks/gpu/emulated.h"
 #include "worker/device/emulated_device.h"
 
 namespace rempart::benchmarks {
 namespace {
 
 using ::testing::IsEmpty;
-
-constexpr int64_t kMemory = int64_t{1} << 30;
-
-std::map<std::string, double> ByName(const PartResult& result) {
-  std::map<std::string, double> figures;
-  for (const Figure& figure : result.figures) figures[figure.name] = figure.value;
-  return figures;
-}
-
-worker::DeviceModelOptions SmallOptions() {
-  worker::DeviceModelOptions options;
-  options.context_length = 64;
-  options.max_step_tokens = 32;
-  options.max_sequences = 4;
-  options.reserve_bytes = 0;
-  options.kv_bytes = int64_t{2} << 20;
-  return options;
-}
 
 TEST(MeasureSpeed, GivesTheFiguresOfAModel) {
   const worker::ModelConfig config = SmallDecoders()[0].config;

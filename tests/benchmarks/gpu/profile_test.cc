@@ -10,6 +10,7 @@
 
 #include "benchmarks/gpu/inputs.h"
 #include "benchmarks/gpu/seeded_model.h"
+#include "tests/benchmarks/gpu/emulated.h"
 #include "worker/device/emulated_device.h"
 
 namespace rempart::benchmarks {
@@ -19,15 +20,10 @@ using ::testing::ElementsAreArray;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
-constexpr int64_t kMemory = int64_t{1} << 30;
-
 worker::DeviceModelOptions Options() {
-  worker::DeviceModelOptions options;
+  worker::DeviceModelOptions options = SmallOptions();
   options.context_length = 128;
-  options.max_step_tokens = 32;
   options.max_sequences = 2;
-  options.reserve_bytes = 0;
-  options.kv_bytes = int64_t{2} << 20;
   return options;
 }
 

@@ -5,7 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <map>
+#include "tests/benchmarks/gpu/emulated.h"
 
 namespace rempart::benchmarks {
 namespace {
@@ -20,12 +20,6 @@ RankOptions Options() {
   options.step_timeout = std::chrono::milliseconds(3000);
   options.whole = absl::Seconds(200);
   return options;
-}
-
-std::map<std::string, double> ByName(const PartResult& result) {
-  std::map<std::string, double> figures;
-  for (const Figure& figure : result.figures) figures[figure.name] = figure.value;
-  return figures;
 }
 
 TEST(CheckRanks, TwoGiveTheTokensOfOneAndALostOneIsNoticed) {
