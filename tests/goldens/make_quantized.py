@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Makes those of tests/goldens/families that are quantised: the models of make_families.py in the
+"""Makes those of tests/goldens/families that are quantised: models of golden_models.py in the
 layouts of Hugging Face folders, and what transformers computes with the dequantised weights in F32.
 
 Who writes and who reads a layout here is not Rempart: FP8 and compressed-tensors folders are read
@@ -12,17 +12,15 @@ Not run by ./test; needs an environment with torch 2.13.0, transformers 5.19.0, 
 """
 
 import json
-import pathlib
 import sys
 
-import numpy
 import safetensors.torch
 import torch
 import transformers
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 from vllm.model_executor.layers.quantization.utils import quant_utils
 
-from make_families import GREEDY, PROMPT, ROWS, SHAPE, TOKENS, VOCABULARY, randomise
+from golden_models import logits_of, new_folder, seeded, write_golden
 
 ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
 FP8_MAX = 448.0
@@ -202,37 +200,12 @@ def read_back(folder, config):
     return model.float().eval()
 
 
-def golden(model, ids, name, seed):
-    with torch.no_grad():
-        logits = model(ids).logits[0].float()
-        greedy, context = [], ids[:, :PROMPT]
-        for _ in range(GREEDY):
-            best = model(context).logits[0, -1].argmax().view(1, 1)
-            greedy.append(int(best))
-            context = torch.cat([context, best], dim=1)
-    top = logits.topk(2, dim=-1).values
-    next_log = logits.log_softmax(-1)[:-1].gather(1, ids[0, 1:, None]).double().sum()
-    return logits, {
-        "family": name, "model_type": model.config.model_type, "seed": seed,
-        "transformers": transformers.__version__, "torch": torch.__version__,
-        "dtype": "dequantised weights, arithmetic f32", "input_ids": ids[0].tolist(),
-        "logits_rows": ROWS, "sum_logprob_next": float(next_log),
-        "argmax": logits.argmax(-1).tolist(),
-        "min_top2_gap": float((top[:, 0] - top[:, 1]).min()), "greedy_from_24": greedy}
-
-
 def make(folder, name):
     config_class, differences, seed, quantiser, options, quantisation = MODELS[name]
-    config = getattr(transformers, config_class)(**{**SHAPE, **differences})
-    generator = torch.Generator().manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    model = model.float().eval()
-    randomise(model, generator)
-    model.tie_weights()
-    ids = torch.randint(3, VOCABULARY, (1, TOKENS), generator=generator)
+    model, ids = seeded(config_class, differences, seed)
     tensors = quantise(model, quantiser, options)
-    out = pathlib.Path(folder) / name
-    out.mkdir(parents=True, exist_ok=True)
+    out = new_folder(folder, name)
+    config = model.config
     config.dtype = torch.bfloat16
     config.architectures = [type(model).__name__]
     written = {**json.loads(config.to_json_string(use_diff=True)),
@@ -242,10 +215,8 @@ def make(folder, name):
     safetensors.torch.save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     if quantisation["quant_method"] in ("fp8", "compressed-tensors"):
         model = read_back(out, quantisation)
-    logits, record = golden(model, ids, name, seed)
-    numpy.save(out / "logits_f32.npy", logits[ROWS].numpy())
-    (out / "golden.json").write_text(json.dumps(record))
-    print(name, "smallest gap", record["min_top2_gap"])
+    write_golden(out, model, ids, logits_of(model, ids), seed,
+                 "dequantised weights, arithmetic f32")
 
 
 if __name__ == "__main__":
