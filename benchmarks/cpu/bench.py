@@ -23,7 +23,8 @@ def summary(cases: list) -> dict:
     first = next(iter(MODELS))
     wanted = {"prefill_512": f"{first}/best/2t/prefill_512", "decode_1": f"{first}/best/2t/decode_1_at_128",
               "serve_16": f"{first}/serve_16/128_128/tokens_per_s", "ttft_p99_16": f"{first}/serve_16/128_128/ttft_p99",
-              "serve_16_vs_vllm": f"{first}/vllm/serve_16/tokens_per_s", "exec_to_first_token": f"{first}/serve_1/128_128/exec_to_first_token",
+              "serve_16_vs_vllm": f"{first}/vllm/serve_16/tokens_per_s", "serve_16_vs_vllm_avx2": f"{first}/vllm_avx2/serve_16/tokens_per_s",
+              "exec_to_first_token": f"{first}/serve_1/128_128/exec_to_first_token",
               "exec_vs_vllm": f"{first}/vllm/exec_to_first_token", "busy_cores": f"{first}/busy_cores/decode_1"}
     by_name = {case.name: case for case in cases}
     figures = {name: report.short(by_name[case].ratio) for name, case in wanted.items() if case in by_name}
@@ -60,7 +61,8 @@ def main() -> None:
             first = names[0]
             folder = pathlib.Path(os.environ["VLLM_FOLDER"])
             notes["vllm_weights"] = {"vllm": f"both {folder.name}, BF16", "vllm_from_file": f"ours {models[first].name}, theirs BF16"}
-            cases.extend(serve_cases.run_vllm(first, models[first], folder, rounds, wanted))
+            for without in (False, True) if flags.avx2 else (False,):
+                cases.extend(serve_cases.run_vllm(first, models[first], folder, rounds, wanted, without_avx512=without))
     except (KeyboardInterrupt, RuntimeError) as error:
         # What was measured until then is worth keeping.
         notes["ended_early"] = f"{type(error).__name__}: {str(error)[:400]}"

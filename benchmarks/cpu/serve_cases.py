@@ -9,7 +9,7 @@ import sys
 
 import load
 from report import Case, percentile
-from servers import THREADS, LlamaCpp, Rempart, Vllm
+from servers import THREADS, LlamaCpp, Rempart, Vllm, VllmWithoutAvx512
 
 CLIENTS = (1, 4, 8, 16, 32)
 SHAPES = {"128_128": (128, 128), "1024_64": (1024, 64)}
@@ -130,19 +130,22 @@ def run(models: dict, rounds: int, quick: bool, wanted):
             yield from beside_others(model, mine, peer, rounds)
 
 
-def run_vllm(model: str, ours: pathlib.Path, bf16: pathlib.Path, rounds: int, wanted, clients=(1, 4, 16)):
+def run_vllm(model: str, ours: pathlib.Path, bf16: pathlib.Path, rounds: int, wanted, clients=(1, 4, 16), without_avx512=False):
     """vLLM starts once, for minutes, and stands still while ours runs. Ours computes on the same BF16 weights, and on the file that they
-    were made from, which is what one would serve."""
+    were made from, which is what one would serve. without_avx512: both as on a processor that has AVX2 alone."""
     tokens, out = SHAPES["128_128"]
-    context, began = 512, Case(f"{model}/vllm/exec_to_first_token", "s", "vllm")
+    suffix, tier, kind = ("_avx2", "avx2", VllmWithoutAvx512) if without_avx512 else ("", "", Vllm)
+    context, began = 512, Case(f"{model}/vllm{suffix}/exec_to_first_token", "s", "vllm")
     cases = {}
-    with Vllm(bf16, 16, context) as peer:
+    if not any(wanted(f"{model}/vllm{suffix}/serve_{count}") for count in clients):
+        return
+    with kind(bf16, 16, context) as peer:
         for number in range(rounds):
             seen = {count: burst(peer, f"vllm/{number}/{count}", count, tokens, out) for count in clients
-                    if wanted(f"{model}/vllm/serve_{count}")}
+                    if wanted(f"{model}/vllm{suffix}/serve_{count}")}
             with peer.standing_still():
-                for name, weights in (("vllm", bf16), ("vllm_from_file", ours)):
-                    with Rempart(weights, 16, context) as server:
+                for name, weights in ((f"vllm{suffix}", bf16), (f"vllm{suffix}_from_file", ours)):
+                    with Rempart(weights, 16, context, tier=tier) as server:
                         if weights == bf16:
                             began.add(server.exec_to_first_token, peer.exec_to_first_token)
                         for count, theirs in seen.items():

@@ -132,10 +132,15 @@ class Server:
 class Rempart(Server):
     name = "rempart"
 
+    def __init__(self, *args, tier: str = ""):
+        super().__init__(*args)
+        self.tier = tier
+
     def command(self) -> list:
         manifest = pathlib.Path(self.folder.name) / "model.yaml"
         manifest.write_text(MANIFEST.format(path=self.model, context=self.context, sequences=self.sequences, threads=THREADS))
-        return [BINARIES / "rempart", "serve", "-f", manifest, "--dev", "--port", self.port]
+        return [BINARIES / "rempart", "serve", "-f", manifest, "--dev", "--port", self.port,
+                *(["--kernel-tier", self.tier] if self.tier else [])]
 
 
 class LlamaCpp(Server):
@@ -157,3 +162,11 @@ class Vllm(Server):
     def environment(self) -> dict:
         return {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "0-1", "HF_HUB_OFFLINE": "1",
                 "VLLM_NO_USAGE_STATS": "1"}
+
+
+class VllmWithoutAvx512(Vllm):
+    """As it is on a processor that has AVX2 alone: its own choice of kernels, PyTorch's, oneDNN's and MKL's."""
+
+    def environment(self) -> dict:
+        return {**super().environment(), "PYTHONPATH": pathlib.Path(__file__).parent / "without_avx512", "ATEN_CPU_CAPABILITY": "avx2",
+                "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
