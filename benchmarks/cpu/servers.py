@@ -25,7 +25,7 @@ spec:
   servedNames: [bench]
   device: cpu
   replicas: 1
-  engine: {{contextLength: {context}, maxSequences: {sequences}}}
+  engine: {{contextLength: {context}, maxSequences: {sequences}, threads: {threads}}}
   resources: {{requests: {{cpu: "{threads}"}}, limits: {{cpu: "{threads}"}}}}
 """
 
