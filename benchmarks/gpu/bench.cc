@@ -29,6 +29,11 @@ namespace {
 
 enum ExitCode { kGood = 0, kBad = 1, kUsage = 2, kOutOfTime = 3, kNoGpu = 6 };
 
+// A part in a process of its own is ended after so many times what it takes as a rule, or when the
+// run's time is over by so much.
+constexpr int kPatience = 3;
+constexpr absl::Duration kGrace = absl::Seconds(20);
+
 constexpr char kUsageText[] =
     R"(usage: gpu_bench [--out FOLDER] [--minutes M] [--label TEXT] [--fresh] [--only PART,...]
                  [--model FILE]... [--nccl LIBRARY] [--vllm PYTHON]
@@ -98,6 +103,7 @@ struct Bench {
   const BenchWork& work;
   const Flags& flags;
   std::vector<worker::CudaDeviceInfo> cards;
+  absl::Time end;  // of the run
 
   // The GPU is opened for each part anew: what one leaves behind is not another's.
   absl::StatusOr<std::unique_ptr<worker::Device>> Open() const { return machine.open(0); }
@@ -144,24 +150,27 @@ void AddChecks(const Bench& bench, std::vector<Part>& parts) {
       {"conformance",
        "Every op, dtype and odd shape against its definition (benchmarks/gpu/conformance); 100 % "
        "is the limit.",
-       absl::Seconds(60), check(CheckConformance)});
+       absl::Seconds(60), check(CheckConformance), PartProcess::kItsOwn});
   parts.push_back({"parity",
                    "Greedy tokens of small seeded random decoders of the kinds of Llama, Mistral "
                    "and Qwen against the CPU with F32 activations.",
                    absl::Seconds(60), check([&bench](worker::Device& device) {
                      return CheckParity(device, bench.work.small);
-                   })});
+                   }),
+                   PartProcess::kItsOwn});
   parts.push_back({"parity_exact",
                    "The same with seeded random weights of the exact shapes of SmolLM2-135M and "
                    "Gemma 3 270M.",
                    absl::Seconds(90), check([&bench](worker::Device& device) {
                      return CheckParity(device, bench.work.exact);
-                   })});
+                   }),
+                   PartProcess::kItsOwn});
   for (const std::string& path : bench.flags.models) {
     parts.push_back(
         {"parity_" + std::filesystem::path(path).stem().string(),
          absl::StrCat("The same with the weights of ", path, "."), absl::Seconds(90),
-         check([path](worker::Device& device) { return CheckFileParity(device, path); })});
+         check([path](worker::Device& device) { return CheckFileParity(device, path); }),
+         PartProcess::kItsOwn});
   }
 }
 
@@ -192,10 +201,11 @@ void AddSpeeds(const Bench& bench, std::vector<Part>& parts) {
       "GPU to the first token, with weights in host memory.";
   worker::DeviceModelOptions options = bench.work.speed_options;
   parts.push_back({"speed_bf16", shape, absl::Seconds(60),
-                   [&bench, options] { return RunSpeed(bench, options); }});
+                   [&bench, options] { return RunSpeed(bench, options); }, PartProcess::kItsOwn});
   options.weights_to_fp8 = true;
   parts.push_back({"speed_fp8", shape + " Weights in FP8 with a scale for each row.",
-                   absl::Seconds(60), [&bench, options] { return RunSpeed(bench, options); }});
+                   absl::Seconds(60), [&bench, options] { return RunSpeed(bench, options); },
+                   PartProcess::kItsOwn});
 }
 
 void AddLoads(const Bench& bench, std::vector<Part>& parts) {
@@ -208,10 +218,10 @@ void AddLoads(const Bench& bench, std::vector<Part>& parts) {
       "nothing to do between two steps, on the average: of those begun ahead that is 0.";
   worker::DeviceModelOptions options = bench.work.load_options;
   parts.push_back({"load_bf16", load, absl::Seconds(150),
-                   [&bench, options] { return RunLoad(bench, options); }});
+                   [&bench, options] { return RunLoad(bench, options); }, PartProcess::kItsOwn});
   options.weights_to_fp8 = options.kv_is_fp8 = true;
   parts.push_back({"load_fp8", load + " Weights and KV cache in FP8.", absl::Seconds(150),
-                   [&bench, options] { return RunLoad(bench, options); }});
+                   [&bench, options] { return RunLoad(bench, options); }, PartProcess::kItsOwn});
   if (bench.flags.vllm.empty()) return;
   parts.push_back({"load_fp8_vllm", "vLLM under the same load, with random weights of its own.",
                    absl::Seconds(300), [&bench, options] {
@@ -230,11 +240,11 @@ void AddProfiles(const Bench& bench, std::vector<Part>& parts) {
                           bench.work.profile);
   };
   worker::DeviceModelOptions options = bench.work.speed_options;
-  parts.push_back(
-      {"profile_bf16", profile, absl::Seconds(60), [run, options] { return run(options); }});
+  parts.push_back({"profile_bf16", profile, absl::Seconds(60),
+                   [run, options] { return run(options); }, PartProcess::kItsOwn});
   options.weights_to_fp8 = true;
   parts.push_back({"profile_fp8", profile + " Weights in FP8.", absl::Seconds(60),
-                   [run, options] { return run(options); }});
+                   [run, options] { return run(options); }, PartProcess::kItsOwn});
 }
 
 void AddSanitizer(std::vector<Part>& parts) {
@@ -257,7 +267,10 @@ absl::StatusOr<std::vector<Part>> MakeParts(const Bench& bench) {
   AddProfiles(bench, parts);
   AddSanitizer(parts);
   std::vector<std::string> names;
-  for (const Part& part : parts) names.push_back(part.name);
+  for (Part& part : parts) {
+    part.usual *= bench.work.pace;
+    names.push_back(part.name);
+  }
   for (const std::string& name : bench.flags.only) {
     if (std::find(names.begin(), names.end(), name) != names.end()) continue;
     return absl::InvalidArgumentError(
@@ -266,13 +279,55 @@ absl::StatusOr<std::vector<Part>> MakeParts(const Bench& bench) {
   return parts;
 }
 
-// Those that the flags ask for.
-std::vector<Part> Chosen(const std::vector<Part>& parts, const Flags& flags) {
-  if (flags.only.empty()) return parts;
+// Starts the part in another process and takes what it says. What breaks there, and how it ends, is
+// wrong with this part alone.
+absl::StatusOr<PartResult> RunInItsOwn(const Bench& bench, const std::string& name,
+                                       absl::Duration usual) {
+  std::vector<std::string> words = {OwnPath(), "--part", name};
+  for (const std::string& model : bench.flags.models) {
+    words.insert(words.end(), {"--model", model});
+  }
+  const absl::Time longest = SteadyNow() + kPatience * usual;
+  const absl::Time deadline = std::min(longest, bench.end + bench.work.pace * kGrace);
+  ASSIGN_OR_RETURN(const std::unique_ptr<Child> child, Child::Start(words, {}));
+  PartResult result;
+  std::string missing;
+  TakeResult(*child, "its process", deadline, result, &missing);
+  if (!missing.empty()) return NotRun(missing);
+  if (!result.wrong.empty() && deadline < longest && SteadyNow() >= deadline) {
+    return CutShort("was ended with the time of --minutes; run the same again to go on");
+  }
+  return result;
+}
+
+// For that process: the result of one part to standard output.
+int RunPart(const Bench& bench, const std::string& name) {
+  EndWithParent();
+  absl::StatusOr<std::vector<Part>> parts = MakeParts(bench);
+  const auto is_meant = [&](const Part& part) { return part.name == name; };
+  if (!parts.ok() || std::none_of(parts->begin(), parts->end(), is_meant)) return kUsage;
+  const absl::StatusOr<PartResult> result =
+      std::find_if(parts->begin(), parts->end(), is_meant)->run();
+  if (result.ok()) {
+    std::cout << ResultLines(*result) << std::flush;
+  } else {
+    const char* const word = IsNotRun(result.status()) ? "missing\t" : "wrong\t";
+    std::cout << word << OneField(std::string(result.status().message())) << std::endl;
+  }
+  return kGood;
+}
+
+// Those that the flags ask for, each where it runs.
+std::vector<Part> Chosen(const Bench& bench, const std::vector<Part>& parts) {
   std::vector<Part> chosen;
+  const std::vector<std::string>& only = bench.flags.only;
   for (const Part& part : parts) {
-    const auto& only = flags.only;
-    if (std::find(only.begin(), only.end(), part.name) != only.end()) chosen.push_back(part);
+    if (!only.empty() && std::find(only.begin(), only.end(), part.name) == only.end()) continue;
+    chosen.push_back(part);
+    if (part.process == PartProcess::kThis) continue;
+    chosen.back().run = [&bench, name = part.name, usual = part.usual] {
+      return RunInItsOwn(bench, name, usual);
+    };
   }
   return chosen;
 }
@@ -299,7 +354,7 @@ int RunParts(const Bench& bench) {
   }
   const OutcomeStore store(flags.out,
                            absl::StrCat(card.name, " ", card.pci_bus_id, " ", flags.label));
-  const std::vector<Part> chosen = Chosen(*parts, flags);
+  const std::vector<Part> chosen = Chosen(bench, *parts);
   if (flags.fresh) {
     for (const Part& part : chosen) store.Forget(part.name);
   }
@@ -313,6 +368,8 @@ int RunParts(const Bench& bench) {
   const std::string title =
       absl::StrCat(card.name, ", ", absl::FormatTime("%Y-%m-%d", absl::Now(), absl::UTCTimeZone()),
                    flags.label.empty() ? "" : ", " + flags.label);
+  std::error_code error;  // RunCourse says where it cannot write
+  std::filesystem::create_directories(flags.out, error);
   std::ofstream(flags.out + "/report.md") << Report(*parts, store, title);
   std::cout << flags.out << "/report.md" << std::endl;
   return ToExitCode(*ending);
@@ -326,18 +383,23 @@ int RunBench(const BenchMachine& machine, const BenchWork& work,
   if (!words.empty() && words[0] == "--rank-child") {
     return RunRankChild(machine.open, work.small, {words.begin() + 1, words.end()});
   }
+  const bool is_part = words.size() > 1 && words[0] == "--part";
   for (const std::string& word : words) {
     if (word != "--help" && word != "-h") continue;
     std::cout << kUsageText;
     return kGood;
   }
-  const absl::StatusOr<Flags> flags = ParseFlags(words);
+  const absl::StatusOr<Flags> flags = ParseFlags({words.begin() + (is_part ? 2 : 0), words.end()});
   if (!flags.ok()) {
     std::cerr << "gpu_bench: " << flags.status().message() << "\n" << kUsageText;
     return kUsage;
   }
   absl::StatusOr<std::vector<worker::CudaDeviceInfo>> cards = machine.find_gpus();
-  if (cards.ok() && !cards->empty()) return RunParts({machine, work, *flags, *std::move(cards)});
+  if (cards.ok() && !cards->empty()) {
+    const Bench bench = {machine, work, *flags, *std::move(cards),
+                         SteadyNow() + absl::Minutes(flags->minutes)};
+    return is_part ? RunPart(bench, words[1]) : RunParts(bench);
+  }
   std::cerr << "gpu_bench: there is no GPU to run on: "
             << (cards.ok() ? "CUDA shows none" : std::string(cards.status().message()))
             << ". Run it on a machine with an NVIDIA GPU and driver, with a binary that was built "

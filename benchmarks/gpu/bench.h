@@ -38,6 +38,8 @@ struct BenchWork {
   ProfileSizes profile;
   std::vector<int64_t> all_reduce_bytes = {8 << 10,   16 << 10,  32 << 10,  64 << 10,
                                            128 << 10, 256 << 10, 512 << 10, 1 << 20};
+  // Of the times that parts take as a rule, and that a run lasts longer for the part that it is in.
+  double pace = 1;
 };
 
 // argv without the program's own name. Returns the exit status.

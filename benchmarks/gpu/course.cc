@@ -17,12 +17,9 @@ namespace rempart::benchmarks {
 namespace {
 
 constexpr char kNotRunMark[] = "rempart.gpu_bench.not_run";
+constexpr char kCutShortMark[] = "rempart.gpu_bench.cut_short";
 
 std::string Rounded(double value) { return absl::StrFormat("%.4g", value); }
-
-bool IsNotRun(const absl::Status& status) {
-  return absl::IsFailedPrecondition(status) && status.GetPayload(kNotRunMark).has_value();
-}
 
 void TakeLine(const std::string& line, Outcome& outcome, bool& is_complete) {
   if (TakeResultLine(line, outcome.result)) return;
@@ -44,6 +41,7 @@ Outcome Try(const Part& part, const std::function<absl::Time()>& now) {
   } else if (IsNotRun(result.status())) {
     outcome.not_run = std::string(result.status().message());
   } else {
+    outcome.is_cut_short = result.status().GetPayload(kCutShortMark).has_value();
     outcome.error = std::string(result.status().message());
   }
   outcome.seconds = absl::ToDoubleSeconds(now() - start);
@@ -55,6 +53,14 @@ Outcome Try(const Part& part, const std::function<absl::Time()>& now) {
 absl::Status NotRun(absl::string_view why) {
   absl::Status status = absl::FailedPreconditionError(why);
   status.SetPayload(kNotRunMark, absl::Cord(""));
+  return status;
+}
+
+bool IsNotRun(const absl::Status& status) { return status.GetPayload(kNotRunMark).has_value(); }
+
+absl::Status CutShort(absl::string_view why) {
+  absl::Status status = absl::DeadlineExceededError(why);
+  status.SetPayload(kCutShortMark, absl::Cord(""));
   return status;
 }
 
@@ -121,7 +127,7 @@ absl::StatusOr<Ending> RunCourse(const std::vector<Part>& parts, const OutcomeSt
     const Outcome outcome = Try(part, now);
     if (!outcome.error.empty()) {
       say(absl::StrCat(part.name, ": ", outcome.error));
-      return Ending::kBad;
+      return outcome.is_cut_short ? Ending::kOutOfTime : Ending::kBad;
     }
     RETURN_IF_ERROR(store.Save(part.name, outcome));
     is_good &= outcome.is_good();

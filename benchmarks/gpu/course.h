@@ -17,22 +17,31 @@
 
 namespace rempart::benchmarks {
 
+// Where a part runs: a GPU's errors stay with the process that met them.
+enum class PartProcess { kThis, kItsOwn };
+
 struct Part {
   std::string name;
   std::string about;
   absl::Duration usual;  // it does not begin with less time left
   std::function<absl::StatusOr<PartResult>()> run;
+  PartProcess process = PartProcess::kThis;  // of whoever makes `run`
 };
 
 // The error of a part that needs something which this machine lacks: a library, a tool, memory. The
 // message says what. Nothing is wrong with the GPU, so the other parts run.
 absl::Status NotRun(absl::string_view why);
+bool IsNotRun(const absl::Status& status);
+
+// The error of a part that was ended because the run's time was over.
+absl::Status CutShort(absl::string_view why);
 
 // Of a part that has run, to its end or to an error.
 struct Outcome {
   PartResult result;
-  std::string not_run;  // why; empty: it has run
-  std::string error;    // of the device; empty: none
+  std::string not_run;        // why; empty: it has run
+  std::string error;          // empty: none
+  bool is_cut_short = false;  // that is the error
   double seconds = 0;
 
   bool is_good() const { return not_run.empty() && error.empty() && result.wrong.empty(); }
@@ -62,7 +71,7 @@ enum class Ending {
 
 // Runs what is not kept yet. `now` is a clock; `say` gets a line for each part. A part that ended
 // with an error is not kept: it is tried again in the next run. After such an error nothing more
-// runs, for a GPU's errors stay. Of one that could not run the reason is kept for the report, and
+// runs: what it was is not known. Of one that could not run the reason is kept for the report, and
 // it is tried again, too.
 absl::StatusOr<Ending> RunCourse(const std::vector<Part>& parts, const OutcomeStore& store,
                                  absl::Duration budget, const std::function<absl::Time()>& now,

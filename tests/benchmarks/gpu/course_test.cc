@@ -99,6 +99,15 @@ TEST_F(CourseTest, AnErrorOfTheDeviceEndsTheRunAndIsTriedAgain) {
   EXPECT_EQ(ran_.size(), 2u);
 }
 
+TEST_F(CourseTest, APartThatWasCutShortIsTriedAgainWhenThereIsTime) {
+  error_ = CutShort("was ended");
+  EXPECT_EQ(*Run(), Ending::kOutOfTime);
+  EXPECT_THAT(ran_, ElementsAre("first"));
+  error_ = absl::OkStatus();
+  EXPECT_EQ(*Run(), Ending::kComplete);
+  EXPECT_EQ(ran_.size(), 2u);
+}
+
 TEST_F(CourseTest, APartThatLacksSomethingLetsTheOthersRunAndIsTriedAgain) {
   error_ = NotRun("no libnccl.so.2");
   EXPECT_EQ(*Run(), Ending::kBad) << "it has shown nothing";

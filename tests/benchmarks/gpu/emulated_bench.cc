@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // gpu_bench over emulated GPUs, with models that these compute in seconds: the same program as on
 // GPUs, its child processes included. EMULATED_GPUS: how many there are. EMULATED_CUT_OFF: set
-// where they do not reach each other.
+// where they do not reach each other. EMULATED_TROUBLE=PART:WHAT: what happens to a part's process:
+// it crashes, hangs, or its GPU has an error. EMULATED_PACE: BenchWork::pace.
+#include <unistd.h>
+
 #include <cstdlib>
 #include <memory>
 #include <string>
@@ -24,7 +27,12 @@ absl::StatusOr<std::vector<worker::CudaDeviceInfo>> FindEmulated() {
   return cards;
 }
 
+std::string trouble;  // of this process
+
 absl::StatusOr<std::unique_ptr<worker::Device>> OpenEmulated(int) {
+  if (trouble == "crash") std::abort();
+  if (trouble == "hang") pause();
+  if (trouble == "error") return absl::InternalError("unspecified launch failure");
   auto device = std::make_unique<worker::EmulatedDevice>(kMemory);
   if (std::getenv("EMULATED_CUT_OFF") != nullptr) device->CutOff();
   return device;
@@ -55,7 +63,15 @@ BenchWork SmallWork() {
   work.load = {.cases = {{8, 8, 1000}}, .window = absl::Milliseconds(500)};
   work.profile = {.batches = {1}, .prompt_tokens = 8, .steps = 4, .repeats = 1};
   work.all_reduce_bytes = {8 << 10, 1 << 20};
+  if (const char* const pace = std::getenv("EMULATED_PACE")) work.pace = std::atof(pace);
   return work;
+}
+
+void TakeTrouble(const std::vector<std::string>& words) {
+  const char* const of = std::getenv("EMULATED_TROUBLE");
+  if (of == nullptr || words.size() < 2 || words[0] != "--part") return;
+  const std::string text = of, part = words[1] + ":";
+  if (text.compare(0, part.size(), part) == 0) trouble = text.substr(part.size());
 }
 
 }  // namespace
@@ -63,6 +79,7 @@ BenchWork SmallWork() {
 
 int main(int argc, char** argv) {
   using namespace rempart::benchmarks;  // NOLINT
-  return RunBench({FindEmulated, OpenEmulated}, SmallWork(),
-                  std::vector<std::string>(argv + 1, argv + argc));
+  const std::vector<std::string> words(argv + 1, argv + argc);
+  TakeTrouble(words);
+  return RunBench({FindEmulated, OpenEmulated}, SmallWork(), words);
 }

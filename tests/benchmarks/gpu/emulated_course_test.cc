@@ -64,6 +64,35 @@ TEST_F(Emulated, WhatCouldNotRunIsNotGood) {
   EXPECT_THAT(Report(), HasSubstr("**Not run:** NCCL cannot be loaded: /nowhere/"));
 }
 
+// A GPU's errors stay with the process that met them, so each part has one of its own.
+TEST_F(Emulated, WhatBreaksInOnePartLeavesTheOthers) {
+  for (const auto& [trouble, words] : {std::pair("crash", "its process: ended with signal 6"),
+                                       std::pair("error", "unspecified launch failure")}) {
+    const Ran ran = RunShell(absl::StrCat("EMULATED_TROUBLE=parity:", trouble, " ", EMULATED_BENCH,
+                                          " --fresh --out ", out_, " --only parity,speed_bf16"));
+    EXPECT_EQ(ran.status, 1) << ran.output;
+    EXPECT_THAT(ran.output, HasSubstr("parity: WRONG")) << trouble;
+    EXPECT_THAT(ran.output, HasSubstr(words));
+    EXPECT_THAT(ran.output, HasSubstr("speed_bf16: done")) << trouble;
+  }
+}
+
+// At a twentieth of its pace: parity takes 3 s as a rule, is ended after 9, and a second after the
+// run's time.
+TEST_F(Emulated, APartThatHangsIsEnded) {
+  const std::string hang = absl::StrCat("EMULATED_TROUBLE=parity:hang EMULATED_PACE=0.05 ",
+                                        EMULATED_BENCH, " --out ", out_, " --only parity ");
+  const Ran cut_short = RunShell(hang + "--minutes 0.1");
+  EXPECT_EQ(cut_short.status, 3) << cut_short.output;
+  EXPECT_THAT(cut_short.output, HasSubstr("parity: was ended with the time of --minutes"));
+  EXPECT_THAT(Report(), HasSubstr("Has not run."));
+  const Ran hung = RunShell(hang);
+  EXPECT_EQ(hung.status, 1) << hung.output;
+  EXPECT_THAT(hung.output, HasSubstr("it says nothing: it was ended at its deadline"));
+  EXPECT_THAT(RunShell(hang).output, HasSubstr("parity: kept from an earlier run"))
+      << "the others' turn";
+}
+
 TEST_F(Emulated, PartsThatAreNoneAreNamed) {
   const Ran ran = Run("--only parity,juggling");
   EXPECT_EQ(ran.status, 2);
