@@ -252,21 +252,13 @@ struct CopyBlocksArgs {
   int64_t num_pairs = 0;
 };
 
-// A 64-bit checksum of device memory, for what was uploaded: the sum over 8-byte words i of
-// Mix(word + Mix(i)), the last word filled with zeros. HashBytes of kernels/cuda/hash.h on the
-// host.
+// A 64-bit checksum of device memory, for what was copied there (worker/device/device.h,
+// CheckDevice): the sum over 8-byte words i of Mix(word + Mix(i)), the last word filled with zeros.
+// HashBytes of kernels/cuda/hash.h on the host.
 struct HashArgs {
   const void* data = nullptr;  // aligned to 8
   int64_t bytes = 0;
   uint64_t* out = nullptr;  // one word, set
-};
-
-// F32 values of whole rows: out[i, :] = rows[begin + i, :] as BF16.
-struct ExpandRowsArgs {
-  DeviceMatrix w;
-  int64_t begin = 0;
-  int64_t num_rows = 0;
-  uint16_t* out = nullptr;  // BF16 [num_rows, cols]
 };
 
 // Ranks whose devices reach each other's memory, and what a sum in one shot needs of them. Each
@@ -324,7 +316,6 @@ struct AllReduceNormArgs {
   X(advance, AdvanceArgs)                   \
   X(copy_blocks, CopyBlocksArgs)            \
   X(hash, HashArgs)                         \
-  X(expand_rows, ExpandRowsArgs)            \
   X(all_reduce, AllReduceArgs)              \
   X(all_reduce_norm, AllReduceNormArgs)
 

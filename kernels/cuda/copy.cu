@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Kernels that move or expand data and compute little: embedding, row expansion, KV block copies,
-// step advance, checksum. Each is bound by memory and reads its input once.
+// Kernels that move data and compute little: embedding, KV block copies, step advance, checksum.
+// Each is bound by memory and reads its input once.
 #include "kernels/cuda/elementwise.h"
 #include "kernels/cuda/hash.h"
 #include "kernels/cuda/ops.h"
@@ -25,20 +25,6 @@ REMPART_KERNEL EmbedKernel(DeviceEmbedArgs args) {
     if (is_inside) WeightDecoder::Decode(args.table, id, at, values);
     for (int i = 0; i < 8; ++i) values[i] *= args.scale;
     StoreF32x8(args.out + token * args.table.cols + at, values);
-  }
-}
-
-template <class WeightDecoder>
-REMPART_KERNEL ExpandRowsKernel(ExpandRowsArgs args) {
-  WaitForPrevious();
-  LetNextStart();
-  for (int64_t row = blockIdx.x; row < args.num_rows; row += gridDim.x) {
-    for (int64_t at = static_cast<int64_t>(threadIdx.x) * 8; at < args.w.cols;
-         at += static_cast<int64_t>(blockDim.x) * 8) {
-      float values[8];
-      WeightDecoder::Decode(args.w, args.begin + row, at, values);
-      StoreBf16x8(args.out + row * args.w.cols + at, values);
-    }
   }
 }
 
@@ -104,14 +90,6 @@ void Embed(const DeviceEmbedArgs& args, DeviceStream stream) {
   WithDecoder(args.table, [&](auto decoder) {
     Launch(EmbedKernel<decltype(decoder)>, {static_cast<uint32_t>(args.num_tokens)}, kThreads, 0,
            stream, args);
-  });
-}
-
-void ExpandRows(const ExpandRowsArgs& args, DeviceStream stream) {
-  if (args.num_rows == 0) return;
-  const auto blocks = static_cast<uint32_t>(Min<int64_t>(args.num_rows, 65535));
-  WithDecoder(args.w, [&](auto decoder) {
-    Launch(ExpandRowsKernel<decltype(decoder)>, {blocks}, kThreads, 0, stream, args);
   });
 }
 

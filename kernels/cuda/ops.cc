@@ -23,7 +23,6 @@ const DeviceOps& Table() {
     .advance = Advance,
     .copy_blocks = CopyBlocks,
     .hash = Hash,
-    .expand_rows = ExpandRows,
     .all_reduce = AllReduce,
     .all_reduce_norm = AllReduceNorm,
   };

@@ -21,7 +21,6 @@ void Sample(const SampleArgs& args, DeviceStream stream);
 void Advance(const AdvanceArgs& args, DeviceStream stream);
 void CopyBlocks(const CopyBlocksArgs& args, DeviceStream stream);
 void Hash(const HashArgs& args, DeviceStream stream);
-void ExpandRows(const ExpandRowsArgs& args, DeviceStream stream);
 void AllReduce(const AllReduceArgs& args, DeviceStream stream);
 void AllReduceNorm(const AllReduceNormArgs& args, DeviceStream stream);
 

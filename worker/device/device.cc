@@ -1,15 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/device/device.h"
 
+#include <cstring>
 #include <utility>
 
 #include "absl/strings/cord.h"
+#include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
+#include "kernels/cuda/hash.h"
 
 namespace rempart::worker {
 namespace {
 
 constexpr char kUnavailableMark[] = "rempart.dev/device-unavailable";
+// An odd number: the checksum's last word is not whole.
+constexpr int64_t kCheckedBytes = (int64_t{256} << 10) + 5;
 
 }  // namespace
 
@@ -21,6 +26,33 @@ absl::Status DeviceUnavailable(absl::string_view message) {
 
 bool IsDeviceUnavailable(const absl::Status& status) {
   return status.GetPayload(kUnavailableMark).has_value();
+}
+
+absl::Status CheckDevice(Device& device) {
+  ASSIGN_OR_RETURN(const PinnedBuffer given, PinnedBuffer::Make(device, kCheckedBytes));
+  ASSIGN_OR_RETURN(const PinnedBuffer taken, PinnedBuffer::Make(device, kCheckedBytes));
+  ASSIGN_OR_RETURN(const PinnedBuffer sum, PinnedBuffer::Make(device, sizeof(uint64_t)));
+  ASSIGN_OR_RETURN(const DeviceBuffer data, DeviceBuffer::Make(device, kCheckedBytes));
+  ASSIGN_OR_RETURN(const DeviceBuffer sum_there, DeviceBuffer::Make(device, sizeof(uint64_t)));
+  for (int64_t i = 0; i < kCheckedBytes; ++i) {
+    given.as<uint8_t>()[i] = static_cast<uint8_t>(kernels::HashMix(static_cast<uint64_t>(i)));
+  }
+  device.CopyIn(data.as<void>(), given.as<void>(), kCheckedBytes);
+  device.ops().hash({data.as<void>(), kCheckedBytes, sum_there.as<uint64_t>()}, device.stream());
+  device.CopyOut(sum.as<void>(), sum_there.as<void>(), sizeof(uint64_t));
+  device.CopyOut(taken.as<void>(), data.as<void>(), kCheckedBytes);
+  RETURN_IF_ERROR(device.Finish());
+  const char* wrong = nullptr;
+  if (std::memcmp(given.as<void>(), taken.as<void>(), kCheckedBytes) != 0) {
+    wrong = "gives back other bytes than it was given";
+  } else if (*sum.as<uint64_t>() != kernels::cuda::HashBytes(given.as<void>(), kCheckedBytes)) {
+    wrong = "adds up a checksum wrong";
+  }
+  if (wrong == nullptr) return absl::OkStatus();
+  return DeviceUnavailable(absl::StrCat(
+      device.Describe(), " ", wrong,
+      ": the GPU, its memory or its link is broken; see what the driver says (nvidia-smi -q, the "
+      "kernel's log for NVRM), reset or replace it, and keep pods off the node until then"));
 }
 
 absl::StatusOr<DeviceBuffer> DeviceBuffer::Make(Device& device, int64_t bytes) {

@@ -103,6 +103,11 @@ class Device {
 absl::Status DeviceUnavailable(absl::string_view message);
 bool IsDeviceUnavailable(const absl::Status& status);
 
+// Gives a device that was just opened some bytes, has it add up their checksum, and takes them
+// back. One that computes or copies wrong, as broken memory or a broken link make it, is
+// DeviceUnavailable: better no model than one of other weights.
+absl::Status CheckDevice(Device& device);
+
 // Memory of a device, freed with its owner. The device outlives it.
 class DeviceBuffer {
  public:

@@ -12,9 +12,14 @@ absl::StatusOr<std::unique_ptr<Device>> OpenGpu(int index) {
   CudaDeviceOptions options;
   options.ordinal = index;
   absl::StatusOr<std::unique_ptr<Device>> opened = OpenCudaDevice(options);
-  if (opened.ok() || absl::IsResourceExhausted(opened.status())) return opened;
+  const absl::Status status = opened.ok() ? CheckDevice(**opened) : opened.status();
+  if (status.ok()) return opened;
+  if (absl::IsResourceExhausted(status)) return status;
+  const std::string what =
+      absl::StrCat("GPU ", index, " cannot be used: ", std::string(status.message()));
+  if (IsDeviceUnavailable(status)) return DeviceUnavailable(what);
   return DeviceUnavailable(
-      absl::StrCat("GPU ", index, " cannot be used: ", std::string(opened.status().message()),
+      absl::StrCat(what,
                    ". Run on a node whose NVIDIA driver shows enough GPUs to this process (in "
                    "Kubernetes: with NVIDIA's device plugin), or set device: cpu"));
 }

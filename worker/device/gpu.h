@@ -14,8 +14,8 @@
 
 namespace rempart::worker {
 
-// Opens the index-th GPU. DeviceUnavailable when it cannot be had, ResourceExhausted when it is
-// full already; the message says what to do.
+// Opens the index-th GPU and checks it (CheckDevice). DeviceUnavailable when it cannot be had,
+// ResourceExhausted when it is full already; the message says what to do.
 using GpuOpener = std::function<absl::StatusOr<std::unique_ptr<Device>>(int index)>;
 
 // As the driver counts those that it shows to this process.

@@ -41,7 +41,6 @@ const std::vector<Case>& Cases() {
       {"advance", AdvanceCase},
       {"copy_blocks", CopyBlocksCase},
       {"hash", HashCase},
-      {"expand_rows", ExpandRowsCase},
       {"all_reduce", AllReduceCase},
       {"all_reduce_norm", AllReduceNormCase},
   };

@@ -116,7 +116,6 @@ absl::StatusOr<TestMatrix> MakeMatrix(Trial& trial, const MatrixFormat& format, 
 
 // The cases, by file.
 absl::Status EmbedCase(Trial& trial);
-absl::Status ExpandRowsCase(Trial& trial);
 absl::Status AddNormCase(Trial& trial);
 absl::Status RopeStoreCase(Trial& trial);
 absl::Status ActivateCase(Trial& trial);
