@@ -50,8 +50,6 @@ struct DeviceMatrix {
   const uint8_t* group_zeros = nullptr;
   int64_t group = 0;
 };
-// Whether a file's type can be a DeviceMatrix: a quantised one as it is, another as kBF16.
-bool DeviceReads(DType type);
 // Bytes of `data` for this format, rows and cols.
 int64_t DeviceMatrixBytes(const DeviceMatrix& matrix);
 

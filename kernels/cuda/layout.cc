@@ -4,25 +4,6 @@
 
 namespace rempart::kernels {
 
-bool DeviceReads(DType type) {
-  switch (type) {
-    case DType::kF32:
-    case DType::kF16:
-    case DType::kBF16:
-    case DType::kQ8_0:
-    case DType::kQ4_0:
-    case DType::kQ4_1:
-    case DType::kQ5_0:
-    case DType::kQ5_1:
-    case DType::kQ4_K:
-    case DType::kQ5_K:
-    case DType::kQ6_K:
-      return true;
-    default:
-      return false;
-  }
-}
-
 int64_t DeviceMatrixBytes(const DeviceMatrix& matrix) {
   switch (matrix.format) {
     case DeviceFormat::kBF16:

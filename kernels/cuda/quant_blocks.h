@@ -3,7 +3,7 @@
 // DeviceMatrix. Host and device, so that it is tested on the CPU against kernels/reference.
 //
 // Block formats are those of kernels/blocks.h. Bytes are read in units that their alignment in a
-// row allows: blocks of 210, 34, 22 or 18 bytes are aligned to 2 only.
+// row allows: blocks of 210, 110, 34, 22 or 18 bytes are aligned to 2 only, those of 17 to nothing.
 #pragma once
 
 #include "kernels/blocks.h"
@@ -24,6 +24,11 @@ REMPART_HD Bytes8 LoadBytes8(const uint8_t* from) {
   if constexpr (kAlign >= 4) {
     const auto* words = reinterpret_cast<const uint32_t*>(from);
     return {{words[0], words[1]}};
+  } else if constexpr (kAlign == 1) {
+    Bytes8 bytes = {{0, 0}};
+    for (int i = 0; i < 8; ++i)
+      bytes.words[i >> 2] |= static_cast<uint32_t>(from[i]) << (8 * (i & 3));
+    return bytes;
   } else {
     const auto* halves = reinterpret_cast<const uint16_t*>(from);
     return {{halves[0] | static_cast<uint32_t>(halves[1]) << 16,
@@ -117,6 +122,82 @@ REMPART_HD void DecodeQ6_K(const uint8_t* row, int64_t col, float (&out)[8]) {
   }
 }
 
+REMPART_HD void DecodeQ2_K(const uint8_t* row, int64_t col, float (&out)[8]) {
+  const uint8_t* block = row + col / 256 * 84;
+  const int first = static_cast<int>(col % 256);
+  const uint32_t scales = block[first / 16];
+  const float d = HalfBitsToFloat(LoadU16(block + 80)) * static_cast<float>(scales & 15);
+  const float m = HalfBitsToFloat(LoadU16(block + 82)) * static_cast<float>(scales >> 4);
+  const Bytes8 bytes = LoadBytes8<4>(block + 16 + 32 * (first / 128) + first % 32);
+  const int shift = 2 * (first / 32 % 4);
+  for (int i = 0; i < 8; ++i) out[i] = d * static_cast<float>(bytes[i] >> shift & 3) - m;
+}
+
+REMPART_HD void DecodeQ3_K(const uint8_t* row, int64_t col, float (&out)[8]) {
+  const uint8_t* block = row + col / 256 * 110;
+  const int first = static_cast<int>(col % 256);
+  const uint8_t* scales = block + 96;
+  const int group = first / 16;
+  const int low = group < 8 ? scales[group] & 15 : scales[group - 8] >> 4;
+  const int high = scales[8 + group % 4] >> (2 * (group / 4)) & 3;
+  const float d =
+      HalfBitsToFloat(LoadU16(block + 108)) * static_cast<float>((low | high << 4) - 32);
+  const Bytes8 thirds = LoadBytes8<2>(block + first % 32);
+  const Bytes8 bytes = LoadBytes8<2>(block + 32 + 32 * (first / 128) + first % 32);
+  const int shift = 2 * (first / 32 % 4);
+  for (int i = 0; i < 8; ++i) {
+    const uint32_t code = (bytes[i] >> shift & 3) | (thirds[i] >> (first / 32) & 1) << 2;
+    out[i] = d * static_cast<float>(static_cast<int>(code) - 4);
+  }
+}
+
+// Sixteen signed bytes as two words, for a table that is looked up in registers.
+constexpr uint64_t PackCodes(const int8_t* codes) {
+  uint64_t word = 0;
+  for (int i = 0; i < 8; ++i)
+    word |= static_cast<uint64_t>(static_cast<uint8_t>(codes[i])) << (8 * i);
+  return word;
+}
+inline constexpr uint64_t kIq4Low = PackCodes(kIq4Values), kIq4High = PackCodes(kIq4Values + 8);
+inline constexpr uint64_t kMxfp4Low = PackCodes(kMxfp4Values),
+                          kMxfp4High = PackCodes(kMxfp4Values + 8);
+template <uint64_t kLow, uint64_t kHigh>
+REMPART_HD float CodeOf(uint32_t nibble) {
+  const uint64_t word = nibble < 8 ? kLow : kHigh;
+  return static_cast<float>(static_cast<int8_t>(word >> (8 * (nibble & 7)) & 0xff));
+}
+
+// 32 nibbles of a table, low ones first, from 16 bytes; `first` is a multiple of 8.
+template <uint64_t kLow, uint64_t kHigh, int kAlign>
+REMPART_HD void DecodeTable(const uint8_t* nibbles, int first, float d, float (&out)[8]) {
+  const Bytes8 bytes = LoadBytes8<kAlign>(nibbles + first % 16);
+  for (int i = 0; i < 8; ++i)
+    out[i] = d * CodeOf<kLow, kHigh>(bytes[i] >> (first >= 16 ? 4 : 0) & 15);
+}
+
+REMPART_HD void DecodeIQ4_NL(const uint8_t* row, int64_t col, float (&out)[8]) {
+  const uint8_t* block = row + col / 32 * 18;
+  DecodeTable<kIq4Low, kIq4High, 2>(block + 2, static_cast<int>(col % 32),
+                                    HalfBitsToFloat(LoadU16(block)), out);
+}
+
+REMPART_HD void DecodeIQ4_XS(const uint8_t* row, int64_t col, float (&out)[8]) {
+  const uint8_t* block = row + col / 256 * 136;
+  const int first = static_cast<int>(col % 256);
+  const int group = first / 32;
+  const int low = block[4 + group / 2] >> (4 * (group % 2)) & 15;
+  const int high = LoadU16(block + 2) >> (2 * group) & 3;
+  const float d = HalfBitsToFloat(LoadU16(block)) * static_cast<float>((low | high << 4) - 32);
+  DecodeTable<kIq4Low, kIq4High, 4>(block + 8 + 16 * group, first % 32, d, out);
+}
+
+REMPART_HD void DecodeMXFP4(const uint8_t* row, int64_t col, float (&out)[8]) {
+  const uint8_t* block = row + col / 32 * 17;
+  const uint32_t e = block[0];
+  DecodeTable<kMxfp4Low, kMxfp4High, 1>(block + 1, static_cast<int>(col % 32),
+                                        BitsFloat(e < 2 ? 0x00200000u << e : (e - 1) << 23), out);
+}
+
 REMPART_HD void DecodeBf16(const uint8_t* row, int64_t col, float (&out)[8]) {
   const uint4 raw = *reinterpret_cast<const uint4*>(row + col * 2);
   const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
@@ -162,6 +243,11 @@ struct Decoder {
       if constexpr (kGgufType == DType::kQ4_K) return cols / 256 * 144;
       if constexpr (kGgufType == DType::kQ5_K) return cols / 256 * 176;
       if constexpr (kGgufType == DType::kQ6_K) return cols / 256 * 210;
+      if constexpr (kGgufType == DType::kQ2_K) return cols / 256 * 84;
+      if constexpr (kGgufType == DType::kQ3_K) return cols / 256 * 110;
+      if constexpr (kGgufType == DType::kIQ4_NL) return cols / 32 * 18;
+      if constexpr (kGgufType == DType::kIQ4_XS) return cols / 256 * 136;
+      if constexpr (kGgufType == DType::kMXFP4) return cols / 32 * 17;
     }
     return cols;
   }
@@ -194,9 +280,19 @@ struct Decoder {
       DecodeQ45K<false>(row, c, out);
     } else if constexpr (kGgufType == DType::kQ5_K) {
       DecodeQ45K<true>(row, c, out);
-    } else {
-      static_assert(kGgufType == DType::kQ6_K);
+    } else if constexpr (kGgufType == DType::kQ6_K) {
       DecodeQ6_K(row, c, out);
+    } else if constexpr (kGgufType == DType::kQ2_K) {
+      DecodeQ2_K(row, c, out);
+    } else if constexpr (kGgufType == DType::kQ3_K) {
+      DecodeQ3_K(row, c, out);
+    } else if constexpr (kGgufType == DType::kIQ4_NL) {
+      DecodeIQ4_NL(row, c, out);
+    } else if constexpr (kGgufType == DType::kIQ4_XS) {
+      DecodeIQ4_XS(row, c, out);
+    } else {
+      static_assert(kGgufType == DType::kMXFP4);
+      DecodeMXFP4(row, c, out);
     }
   }
 };
@@ -236,6 +332,16 @@ void WithDecoder(const DeviceMatrix& w, Body body) {
       return body(Decoder<DeviceFormat::kGguf, DType::kQ5_K>{});
     case DType::kQ6_K:
       return body(Decoder<DeviceFormat::kGguf, DType::kQ6_K>{});
+    case DType::kQ2_K:
+      return body(Decoder<DeviceFormat::kGguf, DType::kQ2_K>{});
+    case DType::kQ3_K:
+      return body(Decoder<DeviceFormat::kGguf, DType::kQ3_K>{});
+    case DType::kIQ4_NL:
+      return body(Decoder<DeviceFormat::kGguf, DType::kIQ4_NL>{});
+    case DType::kIQ4_XS:
+      return body(Decoder<DeviceFormat::kGguf, DType::kIQ4_XS>{});
+    case DType::kMXFP4:
+      return body(Decoder<DeviceFormat::kGguf, DType::kMXFP4>{});
     default:
       break;
   }

@@ -53,13 +53,6 @@ class Uploader {
       return absl::UnimplementedError(
           absl::StrCat("a matrix of ", first.cols, " columns: a GPU needs a multiple of 8"));
     }
-    for (const Matrix* part : parts) {
-      if (!kernels::DeviceReads(part->view.type)) {
-        return absl::UnimplementedError(
-            absl::StrCat("weights of type ", kernels::DTypeName(part->view.type),
-                         " are not served on GPUs yet: use another file, or spec.device cpu"));
-      }
-    }
     kernels::DeviceMatrix matrix;
     matrix.format = kernels::IsQuantized(first.type) ? kernels::DeviceFormat::kGguf
                                                      : kernels::DeviceFormat::kBF16;

@@ -23,6 +23,13 @@ std::vector<int64_t> HalfOffsets(DType type) {
       return {0, 2};
     case DType::kQ6_K:
       return {static_cast<int64_t>(offsetof(kernels::BlockQ6_K, d))};
+    case DType::kQ2_K:
+      return {static_cast<int64_t>(offsetof(kernels::BlockQ2_K, d)),
+              static_cast<int64_t>(offsetof(kernels::BlockQ2_K, dmin))};
+    case DType::kQ3_K:
+      return {static_cast<int64_t>(offsetof(kernels::BlockQ3_K, d))};
+    case DType::kMXFP4:
+      return {};
     default:
       return {0};
   }
@@ -37,6 +44,8 @@ std::vector<uint8_t> GgufBytes(std::mt19937& random, DType type, int64_t rows, i
       const uint16_t half = kernels::FloatToHalf(normal(random));
       std::memcpy(bytes.data() + at + offset, &half, 2);
     }
+    // An exponent: 2^-9 to 2^-2.
+    if (type == DType::kMXFP4) bytes[at] = static_cast<uint8_t>(118 + bytes[at] % 8);
   }
   return bytes;
 }
@@ -134,6 +143,11 @@ const std::vector<MatrixFormat>& AllMatrixFormats() {
       {DeviceFormat::kGguf, DType::kQ4_K},
       {DeviceFormat::kGguf, DType::kQ5_K},
       {DeviceFormat::kGguf, DType::kQ6_K},
+      {DeviceFormat::kGguf, DType::kQ2_K},
+      {DeviceFormat::kGguf, DType::kQ3_K},
+      {DeviceFormat::kGguf, DType::kIQ4_NL},
+      {DeviceFormat::kGguf, DType::kIQ4_XS},
+      {DeviceFormat::kGguf, DType::kMXFP4},
   };
   return *formats;
 }

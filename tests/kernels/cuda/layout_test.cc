@@ -177,6 +177,69 @@ TEST(Decoding, MatricesBeyondFourGibibytes) {
   ExpectLastRow<DeviceFormat::kGguf, DType::kQ4_K>(4096);
   ExpectLastRow<DeviceFormat::kGguf, DType::kQ5_K>(4096);
   ExpectLastRow<DeviceFormat::kGguf, DType::kQ6_K>(4096);
+  ExpectLastRow<DeviceFormat::kGguf, DType::kQ2_K>(4096);
+  ExpectLastRow<DeviceFormat::kGguf, DType::kQ3_K>(4096);
+  ExpectLastRow<DeviceFormat::kGguf, DType::kIQ4_NL>(4096);
+  ExpectLastRow<DeviceFormat::kGguf, DType::kIQ4_XS>(4096);
+  ExpectLastRow<DeviceFormat::kGguf, DType::kMXFP4>(4096);
+}
+
+// Codes with scales beside them: the last row's code is 2, or 0x40, which is 2 in E4M3; its
+// scale 3.
+TEST(Decoding, CodesWithScalesBeyondFourGibibytes) {
+  const int64_t cols = 4096, rows = (int64_t{4} << 30) / cols + 10, last = rows - 1;
+  Reservation codes(rows * cols), scales(4 * rows);
+  ASSERT_NE(codes.data(), nullptr);
+  ASSERT_NE(scales.data(), nullptr);
+  auto* floats = reinterpret_cast<float*>(scales.data());
+  const auto expect = [&](DeviceFormat format, auto decoder, uint8_t code, int64_t scale_at) {
+    const DeviceMatrix w = {codes.data(), format, DType::kQ8_0, rows, cols, floats};
+    EXPECT_EQ(DeviceMatrixBytes(w), rows * cols);
+    codes.data()[last * cols + cols - 1] = code;
+    floats[scale_at] = 3.0f;
+    float actual[8];
+    decoder.Decode(w, last, cols - 8, actual);
+    EXPECT_EQ(actual[7], 6.0f) << static_cast<int>(format);
+    EXPECT_EQ(actual[6], 0.0f) << static_cast<int>(format);
+    floats[scale_at] = 0.0f;
+  };
+  expect(DeviceFormat::kINT8Row, Decoder<DeviceFormat::kINT8Row>(), 2, last);
+  expect(DeviceFormat::kFP8Row, Decoder<DeviceFormat::kFP8Row>(), 0x40, last);
+  expect(DeviceFormat::kFP8Block, Decoder<DeviceFormat::kFP8Block>(), 0x40,
+         last / 128 * (cols / 128) + cols / 128 - 1);
+}
+
+// More than 2^32 codes, and more than 2^31 groups of them.
+TEST(Decoding, GroupsBeyondTwoToThe31) {
+  const int64_t cols = 4096, group = 8, rows = (int64_t{1} << 31) / (cols / group) + 10;
+  Reservation codes(rows * cols / 2), scales(2 * rows * (cols / group)),
+      zeros(rows * (cols / group));
+  ASSERT_NE(codes.data(), nullptr);
+  ASSERT_NE(scales.data(), nullptr);
+  ASSERT_NE(zeros.data(), nullptr);
+  DeviceMatrix w = {codes.data(), DeviceFormat::kINT4Group, DType::kQ8_0, rows, cols};
+  w.group_scales = reinterpret_cast<uint16_t*>(scales.data());
+  w.group_zeros = zeros.data();
+  w.group = group;
+  EXPECT_EQ(DeviceMatrixBytes(w), rows * cols / 2);
+  const int64_t last = rows * (cols / group) - 1;
+  EXPECT_GT(last, int64_t{1} << 31);
+  codes.data()[rows * cols / 2 - 1] = 0xf3;
+  reinterpret_cast<uint16_t*>(scales.data())[last] = 0x4000;  // 2
+  zeros.data()[last] = 5;
+  float actual[8];
+  Decoder<DeviceFormat::kINT4Group>::Decode(w, rows - 1, cols - 8, actual);
+  EXPECT_EQ(actual[6], 2.0f * (3 - 5));
+  EXPECT_EQ(actual[7], 2.0f * (15 - 5));
+  EXPECT_EQ(actual[5], 2.0f * (0 - 5));
+}
+
+TEST(PeerSlab, BuffersBeyondTwoToThe31) {
+  const int64_t bytes = int64_t{3} << 30;
+  Reservation slab(PeerSlabBytes(bytes));
+  ASSERT_NE(slab.data(), nullptr);
+  EXPECT_EQ(PeerBuffer(slab.data(), 3, bytes) - slab.data(), kPeerFlagBytes + bytes);
+  EXPECT_EQ(PeerSlabBytes(bytes), kPeerFlagBytes + 2 * bytes);
 }
 
 TEST(PeerSlab, FlagsRoundsAndBuffersDoNotOverlap) {

@@ -68,6 +68,8 @@ inline std::vector<MixedModelSpec> MixedModelSpecs() {
                             DType::kF16,      DType::kQ8_0,   DType::kF32};
   partial.config.ropes = {rope(32, kernels::RopeLayout::kHalves, 10000.0f)};
   specs.push_back(partial);
+  specs.push_back({"few_bits", base(4, 2, 64), DType::kQ3_K, DType::kIQ4_XS, DType::kQ2_K,
+                   DType::kMXFP4, DType::kIQ4_NL});
   return specs;
 }
 
@@ -147,38 +149,58 @@ class MixedModel {
       return;
     }
     for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(random_());
+    for (size_t at = 0; at < bytes.size(); at += kernels::BlockBytes(type)) {
+      PutScales(type, bytes.data() + at, deviation);
+    }
+  }
+
+  static void PutScales(kernels::DType type, uint8_t* block, float deviation) {
     const auto put = [&](size_t at, float value) {
       const uint16_t half = kernels::FloatToHalf(value);
-      std::memcpy(bytes.data() + at, &half, 2);
+      std::memcpy(block + at, &half, 2);
     };
-    for (size_t at = 0; at < bytes.size(); at += kernels::BlockBytes(type)) {
-      switch (type) {
-        case kernels::DType::kQ8_0:
-          put(at, deviation / 74.0f);
-          break;
-        case kernels::DType::kQ4_1:
-          put(at, deviation / 4.6f);
-          put(at + 2, -deviation * 1.63f);
-          break;
-        case kernels::DType::kQ5_1:
-          put(at, deviation / 9.2f);
-          put(at + 2, -deviation * 1.68f);
-          break;
-        case kernels::DType::kQ4_K:
-          put(at, deviation / 290.0f);
-          put(at + 2, deviation / 39.0f);
-          break;
-        case kernels::DType::kQ5_K:
-          put(at, deviation / 580.0f);
-          put(at + 2, deviation / 39.0f);
-          break;
-        case kernels::DType::kQ6_K:
-          put(at + offsetof(kernels::BlockQ6_K, d), deviation / 1300.0f);
-          break;
-        default:
-          put(at, deviation / 4.6f);
-          break;
-      }
+    switch (type) {
+      case kernels::DType::kQ8_0:
+        put(0, deviation / 74.0f);
+        break;
+      case kernels::DType::kQ4_1:
+        put(0, deviation / 4.6f);
+        put(2, -deviation * 1.63f);
+        break;
+      case kernels::DType::kQ5_1:
+        put(0, deviation / 9.2f);
+        put(2, -deviation * 1.68f);
+        break;
+      case kernels::DType::kQ4_K:
+        put(0, deviation / 290.0f);
+        put(2, deviation / 39.0f);
+        break;
+      case kernels::DType::kQ5_K:
+        put(0, deviation / 580.0f);
+        put(2, deviation / 39.0f);
+        break;
+      case kernels::DType::kQ6_K:
+        put(offsetof(kernels::BlockQ6_K, d), deviation / 1300.0f);
+        break;
+      case kernels::DType::kQ2_K:
+        put(offsetof(kernels::BlockQ2_K, d), deviation / 14.0f);
+        put(offsetof(kernels::BlockQ2_K, dmin), deviation / 9.3f);
+        break;
+      case kernels::DType::kQ3_K:
+        put(offsetof(kernels::BlockQ3_K, d), deviation / 43.0f);
+        break;
+      case kernels::DType::kIQ4_NL:
+        put(0, deviation / 68.0f);
+        break;
+      case kernels::DType::kIQ4_XS:
+        put(0, deviation / 1260.0f);
+        break;
+      case kernels::DType::kMXFP4:
+        block[0] = static_cast<uint8_t>(128 + std::lround(std::log2(deviation / 6.2f)));
+        break;
+      default:
+        put(0, deviation / 4.6f);
+        break;
     }
   }
 
