@@ -4,6 +4,8 @@
 #include <cublasLt.h>
 #include <dlfcn.h>
 
+#include <compare>
+#include <cstdint>
 #include <map>
 #include <tuple>
 
@@ -50,8 +52,21 @@ struct Library {
   }
 };
 
+// How w, x and y lie: the largest power of two up to kAligned that divides the address. The library
+// takes kAligned for granted where it is not told, and rows of a part of a matrix begin elsewhere.
+constexpr uint32_t kAligned = 256;
+struct Alignments {
+  uint32_t w, x, y;
+  auto operator<=>(const Alignments&) const = default;
+};
+uint32_t AlignmentOf(const void* memory) {
+  const auto address = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(memory)) | kAligned;
+  return address & (~address + 1);
+}
+
 // Format, rows, cols, tokens, strides of x and y, whether y is F32.
-using Shape = std::tuple<DeviceFormat, int64_t, int64_t, int64_t, int64_t, int64_t, bool>;
+using Shape =
+    std::tuple<DeviceFormat, int64_t, int64_t, int64_t, int64_t, int64_t, bool, Alignments>;
 
 struct Plan {
   cublasLtMatmulDesc_t operation = nullptr;
@@ -84,12 +99,14 @@ class Loaded : public CublasLt {
     const bool is_fp8 = args.w.format == DeviceFormat::kFP8Row;
     if (!is_fp8 && args.w.format != DeviceFormat::kBF16) return false;
     const int64_t x_stride = is_fp8 ? args.w.cols : args.x_stride;
-    const Shape shape = {args.w.format, args.w.rows,   args.w.cols,  args.num_tokens,
-                         x_stride,      args.y_stride, args.y_is_f32};
+    const Alignments aligned = {AlignmentOf(args.w.data), AlignmentOf(is_fp8 ? codes : args.x),
+                                AlignmentOf(args.y)};
+    const Shape shape = {args.w.format, args.w.rows,   args.w.cols,   args.num_tokens,
+                         x_stride,      args.y_stride, args.y_is_f32, aligned};
     auto found = plans_.find(shape);
     if (found == plans_.end()) {
       if (plans_.size() >= kMaxPlans) Clear();
-      found = plans_.emplace(shape, MakePlan(args, x_stride)).first;
+      found = plans_.emplace(shape, MakePlan(args, x_stride, aligned)).first;
     }
     const Plan& plan = found->second;
     if (!plan.exists) return false;
@@ -115,8 +132,15 @@ class Loaded : public CublasLt {
            CUBLAS_STATUS_SUCCESS;
   }
 
+  template <class T>
+  bool Prefer(cublasLtMatmulPreference_t preference, cublasLtMatmulPreferenceAttributes_t attribute,
+              const T& value) const {
+    return lt_.cublasLtMatmulPreferenceSetAttribute(preference, attribute, &value, sizeof(value)) ==
+           CUBLAS_STATUS_SUCCESS;
+  }
+
   // The library's matrices are column-major: y^T [rows, tokens] = (w^T)^T [rows, cols] x^T.
-  Plan MakePlan(const DeviceMatmulArgs& args, int64_t x_stride) const {
+  Plan MakePlan(const DeviceMatmulArgs& args, int64_t x_stride, const Alignments& aligned) const {
     Plan plan;
     const bool is_fp8 = args.w.format == DeviceFormat::kFP8Row;
     const cudaDataType_t in = is_fp8 ? CUDA_R_8F_E4M3 : CUDA_R_16BF;
@@ -133,9 +157,11 @@ class Loaded : public CublasLt {
          Layout(&plan.y, args.y_is_f32 ? CUDA_R_32F : CUDA_R_16BF, rows, tokens, args.y_stride);
     cublasLtMatmulPreference_t preference = nullptr;
     ok = ok && lt_.cublasLtMatmulPreferenceCreate(&preference) == CUBLAS_STATUS_SUCCESS;
-    ok = ok && lt_.cublasLtMatmulPreferenceSetAttribute(
-                   preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace_bytes_,
-                   sizeof(workspace_bytes_)) == CUBLAS_STATUS_SUCCESS;
+    ok = ok && Prefer(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, workspace_bytes_);
+    ok = ok && Prefer(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, aligned.w) &&
+         Prefer(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, aligned.x) &&
+         Prefer(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, aligned.y) &&
+         Prefer(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, aligned.y);
     cublasLtMatmulHeuristicResult_t result = {};
     int found = 0;
     ok = ok && lt_.cublasLtMatmulAlgoGetHeuristic(handle_, plan.operation, plan.w, plan.x, plan.y,
