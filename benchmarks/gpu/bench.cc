@@ -108,11 +108,11 @@ struct Bench {
   // The GPU is opened for each part anew: what one leaves behind is not another's.
   absl::StatusOr<std::unique_ptr<worker::Device>> Open() const { return machine.open(0); }
 
-  Peaks peaks() const {
+  Peaks peaks(ProductType type) const {
     const worker::CudaDeviceInfo& card = cards.front();
-    return {
-        static_cast<double>(card.memory_bytes_per_second),
-        PeakBf16Flops(card.compute_major, card.compute_minor, card.multiprocessors, card.clock_hz)};
+    return {static_cast<double>(card.memory_bytes_per_second),
+            PeakFlops(type, card.compute_major, card.compute_minor, card.multiprocessors,
+                      card.clock_hz)};
   }
   RankOptions ranks() const {
     RankOptions options;
@@ -130,10 +130,11 @@ absl::StatusOr<PartResult> RunLoad(const Bench& bench, const worker::DeviceModel
 }
 
 absl::StatusOr<PartResult> RunSpeed(const Bench& bench, worker::DeviceModelOptions options) {
+  const ProductType type = options.weights_to_fp8 ? ProductType::kFP8 : ProductType::kBF16;
   ASSIGN_OR_RETURN(const Ready ready,
                    GetReady([&] { return bench.Open(); }, bench.work.large, options));
   ASSIGN_OR_RETURN(const PartResult speed,
-                   MeasureSpeed(*ready.model, bench.peaks(), bench.work.speed));
+                   MeasureSpeed(*ready.model, bench.peaks(type), bench.work.speed));
   PartResult result = ready.times;
   Append(speed, result);
   return result;

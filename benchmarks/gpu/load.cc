@@ -195,13 +195,15 @@ absl::StatusOr<PartResult> MeasureLoad(worker::DeviceTransformer& model,
       result.figures.push_back({absl::StrCat(name, "_", what), value, unit});
     };
     add("tokens_per_s", rate, "tok/s");
-    add("of_tensorrt_llm", 100 * rate / each.published, "% of its FP8 on H200");
+    add("of_tensorrt_llm", 100 * rate / each.published,
+        "% of its FP8 on H200; target 80, then 100");
     add("sequences", static_cast<double>(load.at_once()), "");
     add("step", 1000 * seconds / steps, "ms");
     add("in_model", 100 * (closed.seconds - opened.seconds) / seconds, "% of the time");
     add("begun_ahead", 100 * static_cast<double>(closed.steps_ahead - opened.steps_ahead) / steps,
         "% of the steps");
-    add("host_gap", (closed.idle_seconds - opened.idle_seconds) / steps * 1e6, "us a step");
+    add("host_gap", (closed.idle_seconds - opened.idle_seconds) / steps * 1e6,
+        "us a step; target: at most 20");
     if (closed.tokens == opened.tokens) result.wrong.push_back(name + ": no token was generated");
   }
   return result;

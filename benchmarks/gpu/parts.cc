@@ -119,12 +119,13 @@ absl::Status MeasureDecode(DeviceTransformer& model, const Peaks& peaks, const S
     const double bytes_per_second = BytesPerToken(model, sizes) / step;
     result.figures.push_back({name + "_read", bytes_per_second / 1e9, "GB/s"});
     if (peaks.bytes_per_second > 0) {
-      result.figures.push_back(
-          {name + "_of_memory_bound", 100 * bytes_per_second / peaks.bytes_per_second, "%"});
+      result.figures.push_back({name + "_of_memory_bound",
+                                100 * bytes_per_second / peaks.bytes_per_second, "%; target 80"});
     }
     ASSIGN_OR_RETURN(const double one_by_one, decoding.DecodeOneByOne());
     result.figures.push_back(
-        {"host_gap", (one_by_one - seconds) / static_cast<double>(sizes.decode_steps) * 1e6, "us"});
+        {"host_gap", (one_by_one - seconds) / static_cast<double>(sizes.decode_steps) * 1e6,
+         "us; target: at most 20"});
   }
   return absl::OkStatus();
 }
@@ -150,8 +151,8 @@ absl::Status MeasurePrefill(DeviceTransformer& model, const Peaks& peaks, const 
       {name + "_tokens_per_s", static_cast<double>(sizes.prefill_tokens) / seconds, "tok/s"});
   const double flops = PrefillFlops(model.config(), sizes.prefill_tokens) / seconds;
   result.figures.push_back({name + "_computed", flops / 1e12, "TFLOP/s"});
-  if (peaks.bf16_flops > 0) {
-    result.figures.push_back({name + "_of_peak", 100 * flops / peaks.bf16_flops, "%"});
+  if (peaks.flops > 0) {
+    result.figures.push_back({name + "_of_peak", 100 * flops / peaks.flops, "%"});
   }
   return absl::OkStatus();
 }
@@ -160,12 +161,16 @@ absl::Status MeasurePrefill(DeviceTransformer& model, const Peaks& peaks, const 
 
 // Dense BF16 products with F32 sums, of one multiprocessor in one clock, from NVIDIA's architecture
 // white papers: A100 312, L4 121, H100 SXM 989 and B200 2250 TFLOP/s at their boost clocks.
-double PeakBf16Flops(int compute_major, int compute_minor, int multiprocessors, int64_t clock_hz) {
+// Those of FP8 are twice as many where there are any; a GPU without them computes FP8 weights in
+// BF16.
+double PeakFlops(ProductType type, int compute_major, int compute_minor, int multiprocessors,
+                 int64_t clock_hz) {
   static const std::map<std::pair<int, int>, double> kPerClock = {
       {{8, 0}, 2048}, {{8, 6}, 1024}, {{8, 9}, 1024}, {{9, 0}, 4096}, {{10, 0}, 8192}};
   const auto found = kPerClock.find({compute_major, compute_minor});
   if (found == kPerClock.end()) return 0;
-  return found->second * multiprocessors * static_cast<double>(clock_hz);
+  const bool is_double = type == ProductType::kFP8 && found->first >= std::pair(8, 9);
+  return (is_double ? 2 : 1) * found->second * multiprocessors * static_cast<double>(clock_hz);
 }
 
 absl::StatusOr<PartResult> CheckConformance(worker::Device& device) {

@@ -20,9 +20,11 @@ namespace rempart::benchmarks {
 // What the driver says that a GPU can do; 0: not known. Shares of it are left out then.
 struct Peaks {
   double bytes_per_second = 0;  // of its memory
-  double bf16_flops = 0;        // of its tensor cores
+  double flops = 0;             // of its tensor cores, for the type that products are computed in
 };
-double PeakBf16Flops(int compute_major, int compute_minor, int multiprocessors, int64_t clock_hz);
+enum class ProductType { kBF16, kFP8 };
+double PeakFlops(ProductType type, int compute_major, int compute_minor, int multiprocessors,
+                 int64_t clock_hz);
 
 // Every op, dtype and odd shape against kernels/reference: the worst percentage of what is allowed,
 // by op.

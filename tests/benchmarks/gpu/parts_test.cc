@@ -34,7 +34,7 @@ TEST(MeasureSpeed, GivesTheFiguresOfAModel) {
   sizes.prefill_tokens = 32;
   sizes.prefill_repeats = 1;
   const auto result =
-      MeasureSpeed(*ready->model, {.bytes_per_second = 1e12, .bf16_flops = 1e15}, sizes);
+      MeasureSpeed(*ready->model, {.bytes_per_second = 1e12, .flops = 1e15}, sizes);
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_THAT(result->wrong, IsEmpty());
   auto figures = ByName(*result);
@@ -69,11 +69,13 @@ TEST(GetReady, PassesOnWhyThereIsNoDevice) {
   EXPECT_TRUE(worker::IsDeviceUnavailable(ready.status())) << ready.status();
 }
 
-TEST(PeakBf16Flops, IsThatOfTheDataSheet) {
-  EXPECT_NEAR(PeakBf16Flops(9, 0, 132, 1'830'000'000), 989e12, 1e12);
-  EXPECT_NEAR(PeakBf16Flops(8, 0, 108, 1'410'000'000), 312e12, 1e12);
-  EXPECT_NEAR(PeakBf16Flops(8, 9, 58, 2'040'000'000), 121e12, 1e12);
-  EXPECT_EQ(PeakBf16Flops(12, 0, 188, 2'600'000'000), 0) << "not known";
+TEST(PeakFlops, IsThatOfTheDataSheet) {
+  EXPECT_NEAR(PeakFlops(ProductType::kBF16, 9, 0, 132, 1'830'000'000), 989e12, 1e12);
+  EXPECT_NEAR(PeakFlops(ProductType::kBF16, 8, 0, 108, 1'410'000'000), 312e12, 1e12);
+  EXPECT_NEAR(PeakFlops(ProductType::kBF16, 8, 9, 58, 2'040'000'000), 121e12, 1e12);
+  EXPECT_NEAR(PeakFlops(ProductType::kFP8, 9, 0, 132, 1'830'000'000), 1979e12, 1e12);
+  EXPECT_NEAR(PeakFlops(ProductType::kFP8, 8, 0, 108, 1'410'000'000), 312e12, 1e12) << "in BF16";
+  EXPECT_EQ(PeakFlops(ProductType::kBF16, 12, 0, 188, 2'600'000'000), 0) << "not known";
 }
 
 }  // namespace
