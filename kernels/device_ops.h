@@ -49,6 +49,7 @@ struct DeviceMatrix {
   const uint16_t* group_scales = nullptr;  // F16 bits
   const uint8_t* group_zeros = nullptr;
   int64_t group = 0;
+  bool int8_activations = false;  // of kINT8Row: activations may be quantised by rows
 };
 // Bytes of `data` for this format, rows and cols.
 int64_t DeviceMatrixBytes(const DeviceMatrix& matrix);
@@ -184,6 +185,18 @@ struct QuantizeRowsArgs {
   int64_t cols = 0;  // a multiple of 16
 };
 
+// What a product of int8 codes stands for: y[t, r] = sums[t, r] * (x_scales[t] * w_scales[r]).
+struct ScaleSumsArgs {
+  const int32_t* sums = nullptr;    // [num_tokens, rows]
+  const float* x_scales = nullptr;  // [num_tokens]
+  const float* w_scales = nullptr;  // [rows]
+  void* y = nullptr;                // [num_tokens, y_stride], BF16 or F32
+  int64_t y_stride = 0;
+  bool y_is_f32 = false;
+  int64_t num_tokens = 0;
+  int64_t rows = 0;
+};
+
 // One row of sampling parameters, as worker/engine/sampler.h defines them.
 struct DeviceSampling {
   float temperature = 0.0f;  // 0: the largest logit
@@ -310,6 +323,7 @@ struct AllReduceNormArgs {
   X(matvec, DeviceMatmulArgs)               \
   X(matmul, DeviceMatmulArgs)               \
   X(quantize_rows, QuantizeRowsArgs)        \
+  X(scale_sums, ScaleSumsArgs)              \
   X(sample, SampleArgs)                     \
   X(advance, AdvanceArgs)                   \
   X(copy_blocks, CopyBlocksArgs)            \

@@ -64,9 +64,36 @@ uint32_t AlignmentOf(const void* memory) {
   return address & (~address + 1);
 }
 
-// Format, rows, cols, tokens, strides of x and y, whether y is F32.
-using Shape =
-    std::tuple<DeviceFormat, int64_t, int64_t, int64_t, int64_t, int64_t, bool, Alignments>;
+// A product as the library sees it.
+struct Operands {
+  const void* x = nullptr;
+  int64_t x_stride = 0;
+  void* y = nullptr;
+  int64_t y_stride = 0;
+  cudaDataType_t in = CUDA_R_16BF;
+  cudaDataType_t out = CUDA_R_16BF;
+  cublasComputeType_t compute = CUBLAS_COMPUTE_32F;
+  cudaDataType_t factor = CUDA_R_32F;  // of what the product is multiplied by
+};
+Operands OperandsOf(const DeviceMatmulArgs& args, const QuantizedTokens& tokens) {
+  Operands of = {args.x, args.x_stride, args.y, args.y_stride};
+  if (args.y_is_f32) of.out = CUDA_R_32F;
+  if (args.w.format == DeviceFormat::kBF16) return of;
+  of.x = tokens.codes;
+  of.x_stride = args.w.cols;
+  of.in = CUDA_R_8F_E4M3;
+  if (args.w.format == DeviceFormat::kFP8Row) return of;
+  of.y = tokens.sums;
+  of.y_stride = args.w.rows;
+  of.in = CUDA_R_8I;
+  of.out = of.factor = CUDA_R_32I;
+  of.compute = CUBLAS_COMPUTE_32I;
+  return of;
+}
+
+// Format, rows, cols, tokens, strides of x and y, type of y.
+using Shape = std::tuple<DeviceFormat, int64_t, int64_t, int64_t, int64_t, int64_t, cudaDataType_t,
+                         Alignments>;
 
 struct Plan {
   cublasLtMatmulDesc_t operation = nullptr;
@@ -94,33 +121,38 @@ class Loaded : public CublasLt {
            std::to_string(version % 100);
   }
 
-  bool Matmul(const DeviceMatmulArgs& args, const void* codes, const float* scales,
+  bool Matmul(const DeviceMatmulArgs& args, const QuantizedTokens& tokens,
               DeviceStream stream) override {
-    const bool is_fp8 = args.w.format == DeviceFormat::kFP8Row;
-    if (!is_fp8 && args.w.format != DeviceFormat::kBF16) return false;
-    const int64_t x_stride = is_fp8 ? args.w.cols : args.x_stride;
-    const Alignments aligned = {AlignmentOf(args.w.data), AlignmentOf(is_fp8 ? codes : args.x),
-                                AlignmentOf(args.y)};
-    const Shape shape = {args.w.format, args.w.rows,   args.w.cols,   args.num_tokens,
-                         x_stride,      args.y_stride, args.y_is_f32, aligned};
+    const DeviceFormat format = args.w.format;
+    if (format != DeviceFormat::kBF16 && format != DeviceFormat::kFP8Row &&
+        format != DeviceFormat::kINT8Row) {
+      return false;
+    }
+    const Operands of = OperandsOf(args, tokens);
+    const Alignments aligned = {AlignmentOf(args.w.data), AlignmentOf(of.x), AlignmentOf(of.y)};
+    const Shape shape = {format,      args.w.rows, args.w.cols, args.num_tokens,
+                         of.x_stride, of.y_stride, of.out,      aligned};
     auto found = plans_.find(shape);
     if (found == plans_.end()) {
       if (plans_.size() >= kMaxPlans) Clear();
-      found = plans_.emplace(shape, MakePlan(args, x_stride, aligned)).first;
+      found = plans_.emplace(shape, MakePlan(args, of, aligned)).first;
     }
     const Plan& plan = found->second;
     if (!plan.exists) return false;
-    if (is_fp8) {
+    if (format == DeviceFormat::kFP8Row) {
       const void* w_scales = args.w.scales;
-      const void* x_scales = scales;
+      const void* x_scales = tokens.scales;
       Set(plan.operation, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, w_scales);
       Set(plan.operation, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, x_scales);
     }
-    const float one = 1.0f;
-    const float zero = 0.0f;
-    return lt_.cublasLtMatmul(handle_, plan.operation, &one, args.w.data, plan.w,
-                              is_fp8 ? codes : args.x, plan.x, &zero, args.y, plan.y, args.y,
-                              plan.y, &plan.algorithm, workspace_, workspace_bytes_,
+    const float one = 1.0f, zero = 0.0f;
+    const int32_t int_one = 1, int_zero = 0;
+    const bool is_int = of.factor == CUDA_R_32I;
+    return lt_.cublasLtMatmul(handle_, plan.operation,
+                              is_int ? static_cast<const void*>(&int_one) : &one, args.w.data,
+                              plan.w, of.x, plan.x,
+                              is_int ? static_cast<const void*>(&int_zero) : &zero, of.y, plan.y,
+                              of.y, plan.y, &plan.algorithm, workspace_, workspace_bytes_,
                               static_cast<cudaStream_t>(stream)) == CUBLAS_STATUS_SUCCESS;
   }
 
@@ -140,21 +172,19 @@ class Loaded : public CublasLt {
   }
 
   // The library's matrices are column-major: y^T [rows, tokens] = (w^T)^T [rows, cols] x^T.
-  Plan MakePlan(const DeviceMatmulArgs& args, int64_t x_stride, const Alignments& aligned) const {
+  Plan MakePlan(const DeviceMatmulArgs& args, const Operands& of, const Alignments& aligned) const {
     Plan plan;
-    const bool is_fp8 = args.w.format == DeviceFormat::kFP8Row;
-    const cudaDataType_t in = is_fp8 ? CUDA_R_8F_E4M3 : CUDA_R_16BF;
     const auto rows = static_cast<uint64_t>(args.w.rows);
     const auto cols = static_cast<uint64_t>(args.w.cols);
     const auto tokens = static_cast<uint64_t>(args.num_tokens);
-    bool ok = lt_.cublasLtMatmulDescCreate(&plan.operation, CUBLAS_COMPUTE_32F, CUDA_R_32F) ==
+    bool ok = lt_.cublasLtMatmulDescCreate(&plan.operation, of.compute, of.factor) ==
               CUBLAS_STATUS_SUCCESS;
     ok = ok && Set(plan.operation, CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T) &&
          Set(plan.operation, CUBLASLT_MATMUL_DESC_TRANSB, CUBLAS_OP_N);
-    if (is_fp8) ok = ok && SetFp8Scaling(plan.operation, args);
-    ok = ok && Layout(&plan.w, in, cols, rows, args.w.cols) &&
-         Layout(&plan.x, in, cols, tokens, x_stride) &&
-         Layout(&plan.y, args.y_is_f32 ? CUDA_R_32F : CUDA_R_16BF, rows, tokens, args.y_stride);
+    if (args.w.format == DeviceFormat::kFP8Row) ok = ok && SetFp8Scaling(plan.operation, args);
+    ok = ok && Layout(&plan.w, of.in, cols, rows, args.w.cols) &&
+         Layout(&plan.x, of.in, cols, tokens, of.x_stride) &&
+         Layout(&plan.y, of.out, rows, tokens, of.y_stride);
     cublasLtMatmulPreference_t preference = nullptr;
     ok = ok && lt_.cublasLtMatmulPreferenceCreate(&preference) == CUBLAS_STATUS_SUCCESS;
     ok = ok && Prefer(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, workspace_bytes_);

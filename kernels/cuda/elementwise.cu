@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Activation of a feed-forward block and quantisation of activations by rows. Bound by memory: each
-// reads its input once and writes its output once.
+// Activation of a feed-forward block, quantisation of activations by rows, and what sums of int8
+// products stand for. Bound by memory: each reads its input once and writes its output once.
 #include "kernels/cuda/elementwise.h"
 #include "kernels/cuda/ops.h"
 
@@ -73,6 +73,23 @@ REMPART_KERNEL QuantizeRowsKernel(QuantizeRowsArgs args) {
   }
 }
 
+REMPART_KERNEL ScaleSumsKernel(ScaleSumsArgs args) {
+  WaitForPrevious();
+  LetNextStart();
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (row >= args.rows) return;
+  for (int64_t token = blockIdx.y; token < args.num_tokens; token += gridDim.y) {
+    const float value = static_cast<float>(args.sums[token * args.rows + row]) *
+                        (args.x_scales[token] * args.w_scales[row]);
+    const int64_t at = token * args.y_stride + row;
+    if (args.y_is_f32) {
+      static_cast<float*>(args.y)[at] = value;
+    } else {
+      static_cast<uint16_t*>(args.y)[at] = ToBf16(value).bits;
+    }
+  }
+}
+
 }  // namespace
 
 void Activate(const ActivateArgs& args, DeviceStream stream) {
@@ -87,6 +104,13 @@ void QuantizeRows(const QuantizeRowsArgs& args, DeviceStream stream) {
   if (args.num_tokens == 0) return;
   Launch(args.is_int8 ? QuantizeRowsKernel<true> : QuantizeRowsKernel<false>,
          {static_cast<uint32_t>(args.num_tokens)}, kThreads, sizeof(Shared), stream, args);
+}
+
+void ScaleSums(const ScaleSumsArgs& args, DeviceStream stream) {
+  if (args.num_tokens == 0 || args.rows == 0) return;
+  const Grid grid = {static_cast<uint32_t>(CeilDivide(args.rows, kThreads)),
+                     static_cast<uint32_t>(Min<int64_t>(args.num_tokens, 65535))};
+  Launch(ScaleSumsKernel, grid, kThreads, 0, stream, args);
 }
 
 }  // namespace rempart::kernels::cuda

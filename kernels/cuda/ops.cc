@@ -19,6 +19,7 @@ const DeviceOps& Table() {
     .matvec = Matvec,
     .matmul = Matmul,
     .quantize_rows = QuantizeRows,
+    .scale_sums = ScaleSums,
     .sample = Sample,
     .advance = Advance,
     .copy_blocks = CopyBlocks,

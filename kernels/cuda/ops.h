@@ -17,6 +17,7 @@ void Activate(const ActivateArgs& args, DeviceStream stream);
 void Matvec(const DeviceMatmulArgs& args, DeviceStream stream);
 void Matmul(const DeviceMatmulArgs& args, DeviceStream stream);
 void QuantizeRows(const QuantizeRowsArgs& args, DeviceStream stream);
+void ScaleSums(const ScaleSumsArgs& args, DeviceStream stream);
 void Sample(const SampleArgs& args, DeviceStream stream);
 void Advance(const AdvanceArgs& args, DeviceStream stream);
 void CopyBlocks(const CopyBlocksArgs& args, DeviceStream stream);

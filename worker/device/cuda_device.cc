@@ -21,8 +21,9 @@ namespace {
 
 // Tokens above which cuBLASLt is asked before our own tiles.
 constexpr int64_t kBlasTokens = kernels::kMatvecTokens + 1;
-// Activations that FP8 products quantise: as many as the workspace holds.
+// For the activations that FP8 and INT8 products quantise, and the sums of INT8.
 constexpr int64_t kQuantizedBytes = int64_t{256} << 20;
+constexpr int64_t kAligned = 256;
 
 absl::Status ToStatus(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return absl::OkStatus();
@@ -319,20 +320,43 @@ class CudaDevice : public Device {
                                                ordinal, ": ", cudaGetErrorString(enabled)));
   }
 
+  // As many tokens at once as their codes, scales and sums have room for.
   bool MultiplyByBlas(const kernels::DeviceMatmulArgs& args) {
+    using kernels::DeviceFormat;
     if (blas_ == nullptr) return false;
-    if (args.w.format == kernels::DeviceFormat::kBF16) {
-      return blas_->Matmul(args, nullptr, nullptr, stream_);
+    if (args.w.format == DeviceFormat::kBF16) return blas_->Matmul(args, {}, stream_);
+    const bool is_int8 = args.w.format == DeviceFormat::kINT8Row && args.w.int8_activations;
+    if (!is_int8 && args.w.format != DeviceFormat::kFP8Row) return false;
+    if (args.w.cols % 16 != 0 || args.x_stride != args.w.cols) return false;
+    const int64_t token_bytes = args.w.cols + 4 + (is_int8 ? 4 * args.w.rows : 0);
+    const int64_t most = (kQuantizedBytes - 2 * kAligned) / token_bytes;
+    for (int64_t first = 0; first < args.num_tokens; first += most) {
+      kernels::DeviceMatmulArgs part = args;
+      part.num_tokens = std::min(most, args.num_tokens - first);
+      part.x += first * args.x_stride;
+      part.y = static_cast<uint8_t*>(args.y) + first * args.y_stride * (args.y_is_f32 ? 4 : 2);
+      if (!MultiplyQuantized(part, is_int8)) return false;
     }
-    if (args.w.format != kernels::DeviceFormat::kFP8Row || args.w.cols % 16 != 0 ||
-        args.x_stride != args.w.cols) {
-      return false;
-    }
-    const int64_t code_bytes = (args.num_tokens * args.w.cols + 255) / 256 * 256;
-    if (code_bytes + args.num_tokens * 4 > kQuantizedBytes) return false;
-    auto* scales = reinterpret_cast<float*>(static_cast<uint8_t*>(quantized_) + code_bytes);
-    ops().quantize_rows({args.x, quantized_, scales, false, args.num_tokens, args.w.cols}, stream_);
-    return blas_->Matmul(args, quantized_, scales, stream_);
+    return true;
+  }
+
+  bool MultiplyQuantized(const kernels::DeviceMatmulArgs& args, bool is_int8) {
+    auto* at = static_cast<uint8_t*>(quantized_);
+    const auto take = [&](int64_t bytes) {
+      uint8_t* const taken = at;
+      at += (bytes + kAligned - 1) / kAligned * kAligned;
+      return taken;
+    };
+    uint8_t* const codes = take(args.num_tokens * args.w.cols);
+    auto* const scales = reinterpret_cast<float*>(take(args.num_tokens * 4));
+    auto* const sums = reinterpret_cast<int32_t*>(at);
+    ops().quantize_rows({args.x, codes, scales, is_int8, args.num_tokens, args.w.cols}, stream_);
+    if (!blas_->Matmul(args, {codes, scales, sums}, stream_)) return false;
+    if (!is_int8) return true;
+    ops().scale_sums({sums, scales, args.w.scales, args.y, args.y_stride, args.y_is_f32,
+                      args.num_tokens, args.w.rows},
+                     stream_);
+    return true;
   }
 
   const CudaDeviceInfo info_;

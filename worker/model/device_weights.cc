@@ -119,6 +119,7 @@ class Uploader {
     for (const QuantizedWindow& window : windows) RETURN_IF_ERROR(CheckWindow(window));
     kernels::DeviceMatrix matrix;
     matrix.format = FormatOnDevice(windows[0].matrix);
+    matrix.int8_activations = windows[0].matrix.int8_activations;
     matrix.cols = windows[0].cols;
     for (const QuantizedWindow& window : windows) matrix.rows += window.rows;
     if (matrix.format == kernels::DeviceFormat::kBF16) return StackExpanded(windows, matrix);

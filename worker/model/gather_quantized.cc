@@ -158,6 +158,7 @@ absl::Status GatherCodes(const QuantizationConfig& config, Module& module, Quant
   }
   matrix.scheme =
       elements == TensorElements::kFP8 ? QuantizedScheme::kFP8Rows : QuantizedScheme::kINT8Rows;
+  matrix.int8_activations = config.int8_activations;
   matrix.rows = weight.shape[0];
   matrix.cols = weight.shape[1];
   matrix.codes = weight.data;

@@ -119,6 +119,7 @@ absl::Status ReadInt8Group(const ConfigJson& group, const ConfigJson& weights,
     ASSIGN_OR_RETURN(const ConfigJson activations, group.Object("input_activations"));
     ASSIGN_OR_RETURN(const bool is_dynamic, activations.Bool("dynamic", false));
     if (!is_dynamic) return NotServed(activations, "dynamic", "false", "true");
+    read.int8_activations = true;
   }
   read.int8 = true;
   return absl::OkStatus();

@@ -18,6 +18,7 @@ struct QuantizationConfig {
   bool fp8 = false;
   bool fp8_blocks = false;  // scales may be those of blocks of 128 x 128
   bool int8 = false;
+  bool int8_activations = false;  // made for products of int8 by int8
   std::optional<INT4Layout> int4 = std::nullopt;
   int64_t group = 0;      // of int4; 0: all columns are one
   int zero_offset = 0;    // of int4

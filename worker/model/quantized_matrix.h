@@ -47,6 +47,8 @@ struct QuantizedMatrix {
   int64_t cols = 0;
   const uint8_t* codes = nullptr;
   std::vector<float> scales;  // of all schemes but kINT4Groups
+  // Of kINT8Rows: the model was made to have its activations quantised by rows as well.
+  bool int8_activations = false;
 
   // Of kINT4Groups. rows are a multiple of 8, cols of group, group of 32.
   INT4Layout layout = INT4Layout::kAwq;

@@ -292,6 +292,39 @@ absl::Status QuantizeRowsCase(Trial& trial) {
   return absl::OkStatus();
 }
 
+absl::Status ScaleSumsCase(Trial& trial) {
+  for (const bool y_is_f32 : {false, true}) {
+    const int64_t tokens = 5, rows = 259, y_stride = rows + 6;
+    std::vector<int32_t> sums(tokens * rows);
+    for (int32_t& sum : sums) sum = static_cast<int32_t>(trial.random()) / 8;
+    sums[0] = -127 * 127 * 14336;
+    const std::vector<float> x_scales = RandomFloats(trial.random, tokens, 0.01f);
+    const std::vector<float> w_scales = RandomFloats(trial.random, rows, 0.01f);
+    ASSIGN_OR_RETURN(auto sums_device, DeviceArray<int32_t>::From(trial.device, sums));
+    ASSIGN_OR_RETURN(auto x_device, DeviceArray<float>::From(trial.device, x_scales));
+    ASSIGN_OR_RETURN(auto w_device, DeviceArray<float>::From(trial.device, w_scales));
+    ASSIGN_OR_RETURN(auto y_device, DeviceArray<float>::Make(trial.device, tokens * y_stride));
+    trial.device.ops().scale_sums({sums_device.data(), x_device.data(), w_device.data(),
+                                   y_device.data(), y_stride, y_is_f32, tokens, rows},
+                                  trial.device.stream());
+    ASSIGN_OR_RETURN(const std::vector<float> words, y_device.Read(trial.device));
+    std::vector<uint16_t> halves(words.size() * 2);
+    std::memcpy(halves.data(), words.data(), words.size() * 4);
+    std::vector<float> actual, expected;
+    for (int64_t i = 0; i < tokens * y_stride; ++i) {
+      const int64_t token = i / y_stride, row = i % y_stride;
+      actual.push_back(y_is_f32 ? words[i]
+                                : kernels::cuda::ToFloat(kernels::cuda::Bf16{halves[i]}));
+      // What is between rows stays as it was.
+      expected.push_back(row >= rows ? 0.0f
+                                     : static_cast<float>(sums[token * rows + row]) *
+                                           x_scales[token] * w_scales[row]);
+    }
+    trial.Compare(y_is_f32 ? "F32" : "BF16", actual, expected, 1e-30, y_is_f32 ? 1e-6 : kBf16);
+  }
+  return absl::OkStatus();
+}
+
 absl::Status AdvanceCase(Trial& trial) {
   const int64_t rows = 300;
   std::vector<int32_t> tokens(rows), ids(rows, -9), positions(rows), contexts(rows);

@@ -37,6 +37,7 @@ const std::vector<Case>& Cases() {
       {"matvec", MatvecCase},
       {"matmul", MatmulCase},
       {"quantize_rows", QuantizeRowsCase},
+      {"scale_sums", ScaleSumsCase},
       {"sample", SampleCase},
       {"advance", AdvanceCase},
       {"copy_blocks", CopyBlocksCase},

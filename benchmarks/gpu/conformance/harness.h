@@ -120,6 +120,7 @@ absl::Status AddNormCase(Trial& trial);
 absl::Status RopeStoreCase(Trial& trial);
 absl::Status ActivateCase(Trial& trial);
 absl::Status QuantizeRowsCase(Trial& trial);
+absl::Status ScaleSumsCase(Trial& trial);
 absl::Status AdvanceCase(Trial& trial);
 absl::Status CopyBlocksCase(Trial& trial);
 absl::Status HashCase(Trial& trial);

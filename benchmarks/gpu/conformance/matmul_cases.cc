@@ -39,6 +39,7 @@ absl::Status RunShape(Trial& trial, const Way& way, const MatrixFormat& format,
                    DeviceArray<float>::Make(trial.device, way.y_begins + shape.tokens * y_stride));
   DeviceMatmulArgs args;
   args.w = m.matrix;
+  args.w.int8_activations = way.quantises > 0 && format.format == kernels::DeviceFormat::kINT8Row;
   args.x = x_device.data();
   args.x_stride = x_stride;
   args.y = reinterpret_cast<uint8_t*>(y_device.data()) + way.y_begins * (shape.y_is_f32 ? 4 : 2);

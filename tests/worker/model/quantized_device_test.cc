@@ -126,6 +126,9 @@ TEST_P(QuantizedOnDevices, LieThereAsTheyAreAndSideBySide) {
     for (const Product* product : {&layer.qkv, &layer.output, &layer.gate_up, &layer.down}) {
       ASSERT_EQ(product->size(), 1u);
       EXPECT_EQ(product->front().matrix.format, GetParam().format);
+      // What the folder says of activations, which those of FP8 do not need.
+      EXPECT_EQ(product->front().matrix.int8_activations,
+                GetParam().format == DeviceFormat::kINT8Row);
     }
     EXPECT_EQ(layer.qkv[0].matrix.rows, 512);
     EXPECT_EQ(layer.gate_up[0].matrix.rows, 768);

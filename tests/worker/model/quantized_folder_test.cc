@@ -6,13 +6,17 @@
 #include <unistd.h>
 
 #include <functional>
+#include <utility>
 
 #include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "tests/worker/model/quantized_folder.h"
 #include "tests/worker/model/rank_group.h"
 #include "tests/worker/model/relative_error.h"
+#include "worker/model/config_json.h"
 #include "worker/model/gather_quantized.h"
 #include "worker/model/model_source.h"
+#include "worker/model/quantization_config.h"
 
 namespace rempart::worker {
 namespace {
@@ -413,6 +417,24 @@ INSTANTIATE_TEST_SUITE_P(
                         "config_groups": {"g": {"weights": {"type": "float", "num_bits": 8,
                           "strategy": "block", "block_structure": [1, 32]}}}})",
                     "weights.block_structure [1, 32] is not served"}));
+
+// Products of int8 by int8 are for models that were made for them.
+TEST(QuantizationConfig, Int8ActivationsAreThoseOfTheFile) {
+  for (const auto& [activations, wanted] :
+       {std::pair(R"({"num_bits": 8, "type": "int", "dynamic": true})", true),
+        std::pair("null", false)}) {
+    const auto config = ConfigJson::Parse(
+        "config.json",
+        absl::StrCat(R"({"quant_method": "compressed-tensors", "format": "int-quantized",)",
+                     R"("config_groups": {"g": {"input_activations": )", activations,
+                     R"(, "weights": {"type": "int", "num_bits": 8, "strategy": "channel"}}}})"));
+    ASSERT_TRUE(config.ok()) << config.status();
+    const auto read = ReadQuantizationConfig(*config);
+    ASSERT_TRUE(read.ok()) << read.status();
+    EXPECT_TRUE(read->int8);
+    EXPECT_EQ(read->int8_activations, wanted) << activations;
+  }
+}
 
 }  // namespace
 }  // namespace rempart::worker
