@@ -33,8 +33,7 @@ TEST(MeasureSpeed, GivesTheFiguresOfAModel) {
   sizes.decode_steps = 4;
   sizes.prefill_tokens = 32;
   sizes.prefill_repeats = 1;
-  const auto result =
-      MeasureSpeed(*ready->model, {.bytes_per_second = 1e12, .flops = 1e15}, sizes);
+  const auto result = MeasureSpeed(*ready->model, {.bytes_per_second = 1e12, .flops = 1e15}, sizes);
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_THAT(result->wrong, IsEmpty());
   auto figures = ByName(*result);
