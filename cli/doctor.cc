@@ -8,14 +8,17 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/chosen_kernels.h"
 #include "kernels/ops.h"
 #include "worker/device/cpu_count.h"
 #include "worker/device/memory_limit.h"
+#include "worker/device/nvml.h"
 
 namespace rempart::cli {
 namespace {
@@ -81,6 +84,23 @@ bool CheckMemory() {
   return true;
 }
 
+// What is wrong with a GPU; empty: nothing that the driver knows of.
+std::string TroubleOf(const worker::GpuFacts& gpu) {
+  switch (gpu.condition) {
+    case worker::GpuCondition::kUsable:
+      return "";
+    case worker::GpuCondition::kWantsReset:
+      return ": reset it when nothing runs on it (nvidia-smi --gpu-reset)";
+    case worker::GpuCondition::kNeedsReset:
+      return ": it cannot be used before a reset (nvidia-smi --gpu-reset)";
+    case worker::GpuCondition::kNeedsReboot:
+      return ": it cannot be used before this machine is rebooted";
+    case worker::GpuCondition::kLost:
+      return ": it does not answer; reboot this machine, and check its seat, power and slot";
+  }
+  return "";
+}
+
 bool CheckPort() {
   const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   sockaddr_in address{};
@@ -120,9 +140,35 @@ void CheckContainers() {
 
 }  // namespace
 
+void CheckGpus(const std::string& nvml_library) {
+  const auto note = [](const absl::Status& why) {
+    Print(Verdict::kNote, absl::StrCat("GPUs: none (", std::string(why.message()),
+                                       "): models run with device: cpu"));
+  };
+  const absl::StatusOr<std::unique_ptr<worker::Nvml>> nvml = worker::Nvml::Load(nvml_library);
+  if (!nvml.ok()) return note(nvml.status());
+  const absl::StatusOr<std::vector<worker::GpuFacts>> gpus = (*nvml)->Inventory();
+  if (!gpus.ok()) return note(gpus.status());
+  if (gpus->empty()) return note(absl::NotFoundError("the NVIDIA driver shows none"));
+  const absl::StatusOr<std::string> driver = (*nvml)->DriverVersion();
+  Print(Verdict::kGood,
+        absl::StrCat("GPUs: ", gpus->size(), ", driver ", driver.ok() ? *driver : "unknown",
+                     ", CUDA ", (*nvml)->CudaVersion(),
+                     "; device: gpu needs a worker of the cmake preset cuda"));
+  for (const worker::GpuFacts& gpu : *gpus) {
+    const std::string trouble = TroubleOf(gpu);
+    const std::string mib =
+        gpu.total_bytes < 0 ? "" : absl::StrCat(", ", gpu.total_bytes >> 20, " MiB");
+    Print(trouble.empty() ? Verdict::kGood : Verdict::kNote,
+          absl::StrCat("GPU ", gpu.pci_bus_id, ": ", gpu.name, mib, gpu.is_mig ? ", MIG" : "",
+                       ", compute capability ", gpu.compute_capability, trouble));
+  }
+}
+
 int RunDoctor(const std::string& kernel_tier) {
   bool usable = CheckProcessor(kernel_tier);
   usable = CheckMemory() && usable;
+  CheckGpus("");
   usable = CheckPort() && usable;
   usable = CheckFolder() && usable;
   CheckContainers();

@@ -11,4 +11,8 @@ namespace rempart::cli {
 // work here.
 int RunDoctor(const std::string& kernel_tier);
 
+// The part of it about GPUs: those that NVIDIA's driver shows, in its order, or why there are none.
+// `nvml_library` may be empty: the loader's path.
+void CheckGpus(const std::string& nvml_library);
+
 }  // namespace rempart::cli

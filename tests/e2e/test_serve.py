@@ -192,6 +192,7 @@ def test_plan_doctor_version_help():
     assert "smollm2-135m" in run("plan", "-f", "-", stdin=manifest()).stdout
     doctor = run("doctor", "--kernel-tier", "baseline").stdout
     assert "processor" in doctor
+    assert "GPUs: " in doctor
     assert re.search(r"baseline:\n +matmul_fast +quantised weights, 1 to 3 tokens +codes from memory to registers", doctor)
     assert run("version").stdout.startswith("rempart ")
     assert "serve" in run("help").stdout

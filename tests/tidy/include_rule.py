@@ -91,7 +91,7 @@ MAY = {
                                ("abseil", "protobuf", "grpc", "prometheus")),
     "cli/": May(("cli/", "operator/kube/", "operator/plan/", "operator/streams/", "common/",
                  "proto/", "kernels/ops.h", "kernels/chosen_kernels.h", "worker/device/cpu_count.h",
-                 "worker/device/memory_limit.h"),
+                 "worker/device/memory_limit.h", "worker/device/nvml.h"),
                 ("abseil", "protobuf", "grpc", "yaml", "boost", "openssl", "curl", "simdjson")),
 }
 INCLUDE = re.compile(r'^\s*#\s*include\s*(["<])([^">]+)[">]')
