@@ -4,6 +4,7 @@
 
 mod sentencepiece;
 mod tekken;
+mod token_table;
 mod template;
 mod tokenizer;
 

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 
+use crate::token_table::TokenTable;
 use crate::{sentencepiece, tekken};
 use aho_corasick::{AhoCorasick, MatchKind};
 use kitoken::convert::convert_tokenizers;
@@ -58,8 +59,7 @@ impl Specials {
 
 pub struct Tokenizer {
     encoder: Kitoken,
-    /// Bytes of each token as they appear in text, and whether it is a control token.
-    tokens: Vec<Option<(Vec<u8>, bool)>>,
+    tokens: TokenTable,
     /// Tokens that their spelling always means, and those that it means when `parse_special`.
     always: Option<Specials>,
     parsed: Option<Specials>,
@@ -177,7 +177,7 @@ impl Tokenizer {
         definition.specials.retain(|special| special.kind == SpecialTokenKind::Unknown);
         Ok(Tokenizer {
             encoder: Kitoken::from_definition(definition).map_err(|e| e.to_string())?,
-            tokens,
+            tokens: tokens.into_iter().collect(),
             always: Specials::new(&always)?,
             parsed: Specials::new(&parsed)?,
             space_prefix: false,
@@ -240,11 +240,11 @@ impl Tokenizer {
     }
 
     pub fn size(&self) -> usize {
-        self.tokens.len()
+        self.tokens.size()
     }
 
     pub fn token(&self, id: u32) -> Option<(&[u8], bool)> {
-        self.tokens.get(id as usize)?.as_ref().map(|(bytes, control)| (bytes.as_slice(), *control))
+        self.tokens.get(id as usize)
     }
 
     pub fn encode(&self, text: &str, parse_special: bool) -> Result<Vec<u32>, String> {
