@@ -188,6 +188,30 @@ def test_a_start_is_broken_down_and_measured(tmp_path):
         assert served.stop() == 0
 
 
+def resident_bytes_beside(file: str, pid: int) -> int:
+    """Of one process, without the pages of that file."""
+    total, counts = 0, False
+    for line in pathlib.Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            counts = not line.endswith(file)
+        elif line.startswith("Rss:") and counts:
+            total += int(line.split()[1]) * 1024
+    return total
+
+
+@pytest.mark.parametrize("file", ["smollm2-135m-instruct-q4_1.gguf", "gemma3-270m-q4_k_m.gguf"])
+def test_a_worker_takes_little_beside_weights_and_cache(tmp_path, file):
+    # In exact arithmetic all weights are pages of the file.
+    served = Served(tmp_path, manifest(MODELS / file), "--dev")
+    try:
+        served.client().completions.create(model="smollm2", prompt="one", max_tokens=8)
+        workers = served.children("rempart-worker")
+        assert len(workers) == 1
+        assert resident_bytes_beside(file, workers[0]) < 150 << 20
+    finally:
+        assert served.stop() == 0
+
+
 def test_plan_doctor_version_help():
     assert "smollm2-135m" in run("plan", "-f", "-", stdin=manifest()).stdout
     doctor = run("doctor", "--kernel-tier", "baseline").stdout
