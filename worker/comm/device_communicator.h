@@ -66,6 +66,8 @@ class DeviceCommunicator {
   virtual absl::StatusOr<bool> Register(void*, int64_t) { return false; }
   // As Device::Finish of this rank's device, but within the deadline.
   virtual absl::Status Finish() = 0;
+  // As Device::Await, but within the deadline.
+  virtual absl::Status Await(int place) = 0;
 
   // Any thread, at any time; does not wait. What is queued ends soon after, with no result.
   virtual void Abort(const absl::Status& why) = 0;
@@ -77,7 +79,7 @@ class DeviceCommunicator {
 
 struct DeviceCommunicatorOptions {
   std::chrono::milliseconds connect_timeout{60'000};  // until all ranks have come
-  std::chrono::milliseconds timeout{30'000};          // of one Finish
+  std::chrono::milliseconds timeout{30'000};          // of one Finish or Await
 };
 
 // Which communicator: the one of this id, which rank 0 has made and brought to the others, among

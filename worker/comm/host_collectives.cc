@@ -51,16 +51,18 @@ class HostDeviceCommunicator : public DeviceCommunicator {
     });
   }
 
-  absl::Status Finish() override {
-    const absl::Status finished = device_.Finish();
-    RETURN_IF_ERROR(group_.status());
-    return finished;
-  }
+  absl::Status Finish() override { return UnlessLost(device_.Finish()); }
+  absl::Status Await(int place) override { return UnlessLost(device_.Await(place)); }
 
   void Abort(const absl::Status& why) override { group_.Abort(why, -1); }
   absl::Status status() const override { return group_.status(); }
 
  private:
+  absl::Status UnlessLost(const absl::Status& finished) const {
+    RETURN_IF_ERROR(group_.status());
+    return finished;
+  }
+
   // An error stays in the group's communicator, where Finish finds it.
   template <class Call>
   absl::Status Queue(Call call) {

@@ -146,9 +146,17 @@ int NcclCommunicator::State() {
 }
 
 absl::Status NcclCommunicator::Finish() {
+  return WithinDeadline([this] { return device_.Finish(); });
+}
+
+absl::Status NcclCommunicator::Await(int place) {
+  return WithinDeadline([this, place] { return device_.Await(place); });
+}
+
+absl::Status NcclCommunicator::WithinDeadline(absl::FunctionRef<absl::Status()> wait) {
   RETURN_IF_ERROR(status());
   deadline_ = (Clock::now() + options_.timeout).time_since_epoch().count();
-  const absl::Status finished = device_.Finish();
+  const absl::Status finished = wait();
   deadline_ = 0;
   // After an abort the device has finished too, with nothing that counts.
   RETURN_IF_ERROR(status());

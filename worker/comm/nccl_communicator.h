@@ -15,6 +15,7 @@
 #include <thread>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "common/mutex.h"
@@ -44,6 +45,7 @@ class NcclCommunicator : public DeviceCommunicator {
   absl::Status AllGather(const void* own, void* all, int64_t bytes) override;
   absl::StatusOr<bool> Register(void* memory, int64_t bytes) override;
   absl::Status Finish() override;
+  absl::Status Await(int place) override;
   void Abort(const absl::Status& why) override { Fail(why); }
   absl::Status status() const override;
 
@@ -52,6 +54,7 @@ class NcclCommunicator : public DeviceCommunicator {
   using Call = std::function<int(NcclHandle)>;
 
   absl::Status Queue(const char* what, Call call);
+  absl::Status WithinDeadline(absl::FunctionRef<absl::Status()> wait);
   // Makes the call and waits until NCCL has taken it in: nothing else may be queued before.
   void Run(const char* what, const Call& call);
   void Settle(const char* what, Clock::time_point deadline, const std::stop_token& stop);
@@ -77,7 +80,7 @@ class NcclCommunicator : public DeviceCommunicator {
   absl::Status failure_ ABSL_GUARDED_BY(mu_);
   bool failed_ ABSL_GUARDED_BY(mu_) = false;
 
-  // Of the Finish in progress, in the steady clock's ticks; 0: none.
+  // Of the Finish or Await in progress, in the steady clock's ticks; 0: none.
   std::atomic<Clock::rep> deadline_ = 0;
 
   std::jthread watch_;  // last: starts when all is constructed

@@ -272,9 +272,7 @@ absl::Status OneShotCommunicator::AllReduceNorm(const kernels::AddNormArgs& norm
   return status();
 }
 
-absl::Status OneShotCommunicator::Finish() {
-  RETURN_IF_ERROR(status());
-  const absl::Status finished = library_->Finish();
+absl::Status OneShotCommunicator::UnlessLate(const absl::Status& finished) const {
   RETURN_IF_ERROR(status());
   return finished;
 }

@@ -43,7 +43,8 @@ class OneShotCommunicator : public DeviceCommunicator {
   }
   // Where that makes the library faster, what is small is measured anew.
   absl::StatusOr<bool> Register(void* memory, int64_t bytes) override;
-  absl::Status Finish() override;
+  absl::Status Finish() override { return UnlessLate(library_->Finish()); }
+  absl::Status Await(int place) override { return UnlessLate(library_->Await(place)); }
   void Abort(const absl::Status& why) override;
   absl::Status status() const override;
   OneShotFacts one_shot() const override { return facts_; }
@@ -67,6 +68,8 @@ class OneShotCommunicator : public DeviceCommunicator {
   // Makes the GPU load the kernels, while nobody waits for it.
   absl::Status LoadKernels();
   absl::StatusOr<double> TimeNorm(DeviceCommunicator& way, const kernels::AddNormArgs& norm);
+  // What waiting came to, unless a kernel has said meanwhile that a rank did not come.
+  absl::Status UnlessLate(const absl::Status& finished) const;
   // From now on kernels wait for nobody.
   void Stop();
   uint32_t stop_word() const;

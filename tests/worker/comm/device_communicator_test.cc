@@ -158,6 +158,27 @@ TEST_P(DeviceCommunicators, BecomePartOfAGraphAndAddAnewEachTimeItIsStarted) {
   });
 }
 
+TEST_P(DeviceCommunicators, AwaitWhatIsBeforeAMarkAlone) {
+  DeviceRanks ranks(*library_, size_, size_, {});
+  ASSERT_TRUE(ranks.all_connected());
+  ranks.OnEach([&](int rank) {
+    EmulatedDevice& device = *ranks[rank].device;
+    DeviceCommunicator& communicator = *ranks[rank].communicator;
+    device.Defer();
+    float values[] = {1, 2};
+    for (int place = 0; place < 2; ++place) {
+      EXPECT_TRUE(communicator.AllReduceSum(&values[place], 1, DeviceNumber::kF32).ok());
+      device.Mark(place);
+    }
+    EXPECT_EQ(values[0], 1);
+    EXPECT_TRUE(communicator.Await(0).ok());
+    EXPECT_EQ(values[0], static_cast<float>(size_));
+    EXPECT_EQ(values[1], 2) << "it is behind the mark";
+    EXPECT_TRUE(communicator.Await(1).ok());
+    EXPECT_EQ(values[1], 2 * static_cast<float>(size_));
+  });
+}
+
 TEST_P(DeviceCommunicators, AnAbortFromAnotherThreadEndsACollectiveThatNobodyElseJoins) {
   DeviceRanks ranks(*library_, size_, size_, {});
   ASSERT_TRUE(ranks.all_connected());
@@ -175,6 +196,7 @@ TEST_P(DeviceCommunicators, AnAbortFromAnotherThreadEndsACollectiveThatNobodyEls
   EXPECT_EQ(ranks[0].communicator->status().message(), "rank 1 is lost");
   EXPECT_FALSE(ranks[0].communicator->AllReduceSum(&value, 1, DeviceNumber::kF32).ok());
   EXPECT_FALSE(ranks[0].communicator->Finish().ok());
+  EXPECT_FALSE(ranks[0].communicator->Await(0).ok());
 }
 
 TEST_P(DeviceCommunicators, ACollectiveThatNobodyElseJoinsEndsByItsDeadline) {

@@ -26,6 +26,7 @@ struct FakeNcclControls {
   std::atomic<int> inits = 0;
   std::atomic<int> blocking_inits = 0;
   std::atomic<int> collectives = 0;
+  std::atomic<int> gathers = 0;  // of these
   std::atomic<int> aborts = 0;
 };
 

@@ -29,13 +29,21 @@ class WaitingDevice : public EmulatedDevice {
   WaitingDevice(int64_t memory, const FakeNcclControls* controls, const std::atomic<bool>* waits)
       : EmulatedDevice(memory), controls_(controls), waits_for_peers_(waits) {}
   absl::Status Finish() override {
-    while (*waits_for_peers_ && controls_->aborts == 0) {
-      std::this_thread::sleep_for(milliseconds(1));
-    }
+    Wait();
     return EmulatedDevice::Finish();
+  }
+  absl::Status Await(int place) override {
+    Wait();
+    return EmulatedDevice::Await(place);
   }
 
  private:
+  void Wait() const {
+    while (*waits_for_peers_ && controls_->aborts == 0) {
+      std::this_thread::sleep_for(milliseconds(1));
+    }
+  }
+
   const FakeNcclControls* const controls_;
   const std::atomic<bool>* const waits_for_peers_;
 };
@@ -138,18 +146,22 @@ TEST_F(NcclTest, AnErrorOfAPeerIsNoticedByItself) {
               HasSubstr("remote process exited"));
 }
 
-TEST_F(NcclTest, AKernelThatWaitsForEverEndsByTheDeadlineOfFinish) {
-  std::atomic<bool> waits = false;
+TEST_F(NcclTest, AKernelThatWaitsForEverEndsByTheDeadlineOfWhoWaits) {
   options_.timeout = milliseconds(1000);
-  DeviceRanks ranks(*nccl_, 2, 2, options_, [&](int) {
-    return std::make_unique<WaitingDevice>(kRankMemory, controls_, &waits);
-  });
-  ASSERT_TRUE(ranks.all_connected());
-  waits = true;
-  const absl::Status status = ranks[0].communicator->Finish();
-  EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded) << status;
-  EXPECT_THAT(std::string(status.message()), HasSubstr("did not end within 1000 ms"));
-  EXPECT_GE(controls_->aborts, 1);
+  for (const bool for_a_mark : {false, true}) {
+    std::atomic<bool> waits = false;
+    controls_->aborts = 0;
+    DeviceRanks ranks(*nccl_, 2, 2, options_, [&](int) {
+      return std::make_unique<WaitingDevice>(kRankMemory, controls_, &waits);
+    });
+    ASSERT_TRUE(ranks.all_connected());
+    waits = true;
+    DeviceCommunicator& communicator = *ranks[0].communicator;
+    const absl::Status status = for_a_mark ? communicator.Await(0) : communicator.Finish();
+    EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded) << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("did not end within 1000 ms"));
+    EXPECT_GE(controls_->aborts, 1);
+  }
 }
 
 TEST_F(NcclTest, AKernelThatWaitsForEverEndsByAnAbort) {
