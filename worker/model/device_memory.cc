@@ -66,6 +66,13 @@ DeviceWorkspace LayOutWorkspace(const ModelConfig& config, const DeviceModelOpti
     space.all_logits = space.logits;
     if (of.size > 1) take(space.all_logits, of.size * space.slices * space.vocabulary * 4);
   }
+  // With log-probabilities.
+  const int64_t sampled = 2 * 4 * space.slices;
+  const bool hands_on = of.size > 1 && of.stages == 1;
+  if (hands_on) {
+    take(space.sampled, sampled);
+    take(space.all_sampled, of.size * 4 * space.slices);
+  }
   if (of.size > 1) space.exchange_bytes = space.bytes;
   take(space.normed, space.tokens * config.hidden * 2);
   take(space.qkv, space.tokens * qkv * 2);
@@ -77,8 +84,11 @@ DeviceWorkspace LayOutWorkspace(const ModelConfig& config, const DeviceModelOpti
        4 * kernels::DecodePartialFloats(space.slices, heads, config.head_dim, space.max_splits));
   space.listed = std::max(space.slices * kListed,
                           std::min(options.context_length, config.vocabulary) + kMaxBiases);
-  take(space.lists, 3 * 4 * space.listed);    // ids, values, originals
-  take(space.sampled, 2 * 4 * space.slices);  // tokens, log-probabilities
+  take(space.lists, 3 * 4 * space.listed);  // ids, values, originals
+  if (!hands_on) {
+    take(space.sampled, sampled);
+    space.all_sampled = space.sampled;
+  }
   // Sampling; ids, positions, slice of token; starts, contexts, tables, rows of last tokens; tiles.
   take(space.inputs, static_cast<int64_t>(sizeof(kernels::DeviceSampling)) * space.slices +
                          4 * (3 * space.tokens + space.slices * (4 + space.table_stride) + 1 +

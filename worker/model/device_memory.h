@@ -46,6 +46,9 @@ struct DeviceWorkspace {
   // Of one rank of several that share a stage: the logits of all, [ranks, rows, vocabulary]. Else
   // those above. Both are of the last stage alone, and `last` is.
   int64_t all_logits = 0;
+  // Of one rank of several that share the only stage: the tokens of all, [ranks, slices], of which
+  // those of rank 0 are drawn. Else `sampled`.
+  int64_t all_sampled = 0;
   // Of one rank of several that share a stage: an allocation of its own for what collectives work
   // on, as large and laid out alike on all ranks. The offsets below are in it, the others in the
   // second one.

@@ -76,7 +76,15 @@ absl::Status DeviceTransformer::Allocate(const Weights& weights, const UploadOpt
 
 void DeviceTransformer::SetCommunicator(DeviceCommunicator* communicator) {
   graphs_.clear();
+  // What is queued holds its collectives.
+  if (communicator_ != nullptr) DropSteps();
   communicator_ = communicator;
+}
+
+void DeviceTransformer::DropSteps() {
+  device_.Finish().IgnoreError();  // who computes next finds it, too
+  ended_ = begun_;
+  for (Step& step : steps_) step.row_of_wanted.clear();
 }
 
 absl::Status DeviceTransformer::AwaitAll() {
@@ -419,10 +427,11 @@ void DeviceTransformer::Pad(StepShape& shape) {
 }
 
 absl::Status DeviceTransformer::StartDecode(const StepShape& shape) {
-  const auto key = std::make_tuple(shape.slices, shape.max_splits, shape.samples);
+  const auto key = std::make_tuple(shape.slices, shape.max_splits, shape.samples, shape.follows);
   auto found = graphs_.find(key);
   if (found == graphs_.end()) {
     ASSIGN_OR_RETURN(std::unique_ptr<DeviceGraph> graph, device_.Record([&]() -> absl::Status {
+      if (shape.follows) RETURN_IF_ERROR(QueueFollow(shape));
       RETURN_IF_ERROR(QueueStep(shape));
       if (!shape.samples) return absl::OkStatus();
       QueueSample(shape);
@@ -448,8 +457,8 @@ DeviceTransformer::StepShape DeviceTransformer::Stage(const StepBatch& batch, bo
 
 absl::Status DeviceTransformer::QueueStaged(const StepShape& shape) {
   QueueInputs(shape.slices);
-  if (staged().follows) QueueFollow(shape.decodes);
   if (shape.is_graph) return StartDecode(shape);
+  if (shape.follows) RETURN_IF_ERROR(QueueFollow(shape));
   RETURN_IF_ERROR(QueueStep(shape));
   if (shape.samples) QueueSample(shape);
   return absl::OkStatus();
@@ -461,7 +470,7 @@ absl::StatusOr<bool> DeviceTransformer::Start(const StepBatch& batch, bool draws
   if (begun_ - ended_ >= 2) return absl::FailedPreconditionError("two steps run already");
   RETURN_IF_ERROR(Check(batch));
   const StepShape shape = Stage(batch, draws);
-  const bool leaves_logits = staged().leaves_logits();
+  const bool leaves_logits = reads_logits() && staged().leaves_logits();
   if (begun_ > ended_ && leaves_logits && step_before().leaves_logits()) {
     return absl::FailedPreconditionError("a step that gives logits runs already");
   }

@@ -53,8 +53,9 @@ class DeviceTransformer {
       CollectiveLibrary* library = nullptr);
 
   // Through which a rank of several adds up with the others of its stage, from the next call on; it
-  // outlives its use. Null takes it away, and with it the graphs that hold its collectives. After
-  // an error of a communicator the KV cache holds what nobody should read.
+  // outlives its use. Null takes it away, and with it the graphs that hold its collectives, and
+  // steps that run: it has ended by then. After an error of a communicator the KV cache holds what
+  // nobody should read.
   void SetCommunicator(DeviceCommunicator* communicator);
   // Through which a rank of one stage of several talks to the other stages, from the next call on;
   // it outlives its use.
@@ -72,12 +73,15 @@ class DeviceTransformer {
 
   // The same in two parts, of one stage alone. Start queues the step behind the one that runs,
   // where there is one, and reads the batch, which may go then; it waits for nothing. Two may run
-  // at once, of which one gives logits. Returns whether all that is wanted is drawn on the device,
-  // so that slices of the next batch may follow (SequenceSlice::follows). An error leaves nothing
-  // started.
+  // at once, of which one gives logits. Returns whether all that is wanted is drawn on this device,
+  // so that slices of the next batch may follow (SequenceSlice::follows), on all ranks: the others
+  // get the tokens of rank 0. An error leaves nothing started. InvalidArgument, for a batch that is
+  // impossible on every rank.
   absl::StatusOr<bool> Start(const StepBatch& batch, bool draws);
   // Waits for the older of the steps that run.
   absl::Status Finish(absl::Span<float> logits, absl::Span<DrawnToken> drawn);
+  // Waits for the device. No step runs any more and none can be followed; their results are lost.
+  void DropSteps();
 
   // `steps` decode steps of all sequences, sampled on the device, each step's inputs made there
   // from the tokens of the one before: the host only starts graphs, and waits once every kRun steps
@@ -88,6 +92,7 @@ class DeviceTransformer {
 
   static constexpr int64_t kRun = 256;
 
+  bool is_staged() const { return partition_.of.stages > 1; }  // its stage is one of several
   const ModelConfig& config() const { return config_; }
   const DeviceMemoryPlan& plan() const { return plan_; }
   const StreamTimes& upload_times() const { return weights_.times; }
@@ -106,6 +111,7 @@ class DeviceTransformer {
     int64_t wanting = 0;     // rows of logits
     bool is_graph = false;   // decodes alone, padded
     bool samples = false;    // these are drawn from, or capped, on the device
+    bool follows = false;    // some ids are those that the step before has drawn
   };
   // A row of logits.
   struct Row {
@@ -130,15 +136,14 @@ class DeviceTransformer {
   // In bytes, by rank of the stage.
   std::vector<int64_t> ResidualParts(int64_t tokens) const;
   bool is_one_of_several() const { return partition_.of.size > 1; }  // in its stage
-  bool is_staged() const { return partition_.of.stages > 1; }
-  // From the device, for rank 0 of the group.
+  // From the device, for rank 0 of the group. Who does not draws nothing.
   bool reads_logits() const { return partition_.of.rank == 0 && partition_.of.is_last_stage(); }
   void QueueCopies(const StepBatch& batch);
   // Fills a step's staging buffers with a batch, all but its copies.
   StepShape Stage(const StepBatch& batch, bool draws);
   StepShape StageInputs(const StepBatch& batch);
   void StageRows(const StepBatch& batch, StepShape& shape);
-  void StageSources(const StepBatch& batch, const StepShape& shape);
+  void StageSources(const StepBatch& batch, StepShape& shape);
   // Decodes alone: padded to the size of a graph, by slices without a token.
   void Pad(StepShape& shape);
   // Which rows are drawn on the device, and how.
@@ -176,7 +181,7 @@ class DeviceTransformer {
   absl::Status StartDecode(const StepShape& shape);
   void QueueSample(const StepShape& shape);
   void QueueAdvance(const StepShape& shape);
-  void QueueFollow(int64_t decodes);
+  absl::Status QueueFollow(const StepShape& shape);
   // Layers are counted from the first of this stage.
   kernels::DeviceKv KvOf(size_t layer) const;
   const LayerSpec& SpecOf(size_t layer) const {
@@ -223,8 +228,7 @@ class DeviceTransformer {
     std::vector<size_t> order;  // slices of the batch as they are computed: decodes first
     std::vector<Row> rows;      // of logits
     std::vector<int32_t> row_of_wanted;
-    int64_t logit_rows = 0;  // of the padded batch
-    bool follows = false;
+    int64_t logit_rows = 0;       // of the padded batch
     bool leaves_logits() const {  // to the host
       return std::any_of(rows.begin(), rows.end(), [](const Row& row) { return !row.is_drawn; });
     }
@@ -237,8 +241,8 @@ class DeviceTransformer {
   int64_t begun_ = 0;
   int64_t ended_ = 0;
 
-  // (slices, splits, whether it samples) of decode batches.
-  std::map<std::tuple<int64_t, int64_t, bool>, std::unique_ptr<DeviceGraph>> graphs_;
+  // (slices, splits, whether it samples, whether it follows) of decode batches.
+  std::map<std::tuple<int64_t, int64_t, bool, bool>, std::unique_ptr<DeviceGraph>> graphs_;
 };
 
 }  // namespace rempart::worker

@@ -2,6 +2,7 @@
 // The part of the device's decoder behind the logits: tokens are drawn where these are, and what
 // the host needs is copied to it.
 #include <algorithm>
+#include <string>
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
@@ -41,13 +42,16 @@ absl::Status DeviceTransformer::CheckSampling(const SliceSampling& sampling) con
 
 absl::Status DeviceTransformer::CheckFollows(const SequenceSlice& slice) const {
   const Step& before = step_before();
-  if (begun_ > 0 && slice.token_ids.size() == 1 &&
-      slice.follows < static_cast<int64_t>(before.row_of_wanted.size()) &&
-      before.rows[before.row_of_wanted[slice.follows]].is_drawn) {
+  const bool is_there = slice.token_ids.size() == 1 &&
+                        slice.follows < static_cast<int64_t>(before.row_of_wanted.size());
+  // Who draws alone knows what was drawn.
+  if (is_there && (!reads_logits() || before.rows[before.row_of_wanted[slice.follows]].is_drawn)) {
     return absl::OkStatus();
   }
-  return absl::InvalidArgumentError(absl::StrCat(
-      "no token ", slice.follows, " was drawn in the step before, for a slice of one token"));
+  const std::string message = absl::StrCat("no token ", slice.follows,
+                                           " was drawn in the step before, for a slice of one "
+                                           "token");
+  return is_there ? absl::FailedPreconditionError(message) : absl::InvalidArgumentError(message);
 }
 
 absl::Status DeviceTransformer::CheckIdle() const {
@@ -76,13 +80,12 @@ void DeviceTransformer::StageRows(const StepBatch& batch, StepShape& shape) {
   }
 }
 
-void DeviceTransformer::StageSources(const StepBatch& batch, const StepShape& shape) {
+void DeviceTransformer::StageSources(const StepBatch& batch, StepShape& shape) {
   Step& step = staged();
-  step.follows = false;
   for (int64_t place = 0; place < shape.decodes; ++place) {
     const int32_t follows = batch.slices[step.order[place]].follows;
     step.host.sources[place] = follows < 0 ? -1 : step_before().row_of_wanted[follows];
-    step.follows |= follows >= 0;
+    shape.follows |= follows >= 0;
   }
 }
 
@@ -162,14 +165,21 @@ void DeviceTransformer::QueueAdvance(const StepShape& shape) {
                         device_.stream());
 }
 
-// The ids of slices that follow the step before, whose tokens lie where it has drawn them.
-void DeviceTransformer::QueueFollow(int64_t decodes) {
+// The ids of slices that follow the step before. Of several ranks rank 0 has drawn them: its share
+// comes first. Always of one size, so that the graphs of all batches can hold it.
+absl::Status DeviceTransformer::QueueFollow(const StepShape& shape) {
+  const DeviceWorkspace& space = plan_.workspace;
+  if (is_one_of_several()) {
+    RETURN_IF_ERROR(communicator_->AllGather(At<int32_t>(space.sampled),
+                                             At<int32_t>(space.all_sampled), 4 * space.slices));
+  }
   kernels::AdvanceArgs args;
-  args.tokens = At<int32_t>(plan_.workspace.sampled);
+  args.tokens = At<int32_t>(space.all_sampled);
   args.ids = on_device_.ids;
   args.sources = on_device_.sources;
-  args.num_rows = decodes;
+  args.num_rows = shape.decodes;
   device_.ops().advance(args, device_.stream());
+  return absl::OkStatus();
 }
 
 // Tokens, and the logits of the rows that the host draws: neighbours together.
@@ -196,7 +206,7 @@ void DeviceTransformer::QueueResults(const StepShape& shape) {
 absl::Status DeviceTransformer::Finish(absl::Span<float> logits, absl::Span<DrawnToken> drawn) {
   if (begun_ == ended_) return absl::FailedPreconditionError("no step runs");
   const auto place = static_cast<int>(ended_++ % 2);
-  RETURN_IF_ERROR(is_one_of_several() ? communicator_->Finish() : device_.Await(place));
+  RETURN_IF_ERROR(is_one_of_several() ? communicator_->Await(place) : device_.Await(place));
   if (!reads_logits()) return absl::OkStatus();
   const Step& step = steps_[place];
   const bool has_drawn =

@@ -163,6 +163,9 @@ absl::Status Transformer::Check(const StepBatch& batch, absl::Span<float> logits
         static_cast<int64_t>(slice.block_table.size()) < blocks) {
       return absl::InvalidArgumentError("a slice has no tokens, or too short a block table");
     }
+    if (slice.follows >= 0) {
+      return absl::InvalidArgumentError("a slice follows a token that the host does not know");
+    }
     for (const int32_t id : slice.token_ids) {
       if (id < 0 || id >= config_.vocabulary) {
         return absl::InvalidArgumentError(

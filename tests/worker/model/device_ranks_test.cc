@@ -10,59 +10,19 @@
 #include <numeric>
 
 #include "tests/worker/comm/device_ranks.h"
-#include "tests/worker/model/random_model.h"
+#include "tests/worker/model/device_part.h"
 #include "tests/worker/model/relative_error.h"
 #include "worker/comm/host_collectives.h"
 #include "worker/comm/nccl_library.h"
 #include "worker/comm/one_shot.h"
-#include "worker/model/device_transformer.h"
 
 namespace rempart::worker {
 namespace {
 
 using ::testing::HasSubstr;
 
-constexpr int64_t kBlocks = 48;
 constexpr int kDecodes = 3;
 constexpr size_t kSampled = 3;
-
-DeviceModelOptions Options(const ModelConfig& config, int64_t kv_heads) {
-  DeviceModelOptions options;
-  options.context_length = 128;
-  options.max_step_tokens = 64;
-  options.max_sequences = 4;
-  options.reserve_bytes = 0;
-  options.kv_bytes = kernels::DeviceKvBlockBytes(false, kv_heads, config.head_dim) *
-                     static_cast<int64_t>(config.layers.size()) * kBlocks;
-  return options;
-}
-
-// What one rank holds.
-struct Part {
-  Part() : pool({.threads = 1}) {}
-  ThreadPool pool;
-  Weights weights;
-  std::unique_ptr<DeviceTransformer> transformer;
-};
-
-absl::Status Load(const RandomModel& model, const RankPosition& of, Device& device, Part& part) {
-  auto bound = BindWeights(model.tensors(), model.config(), kernels::BestOps(), {.pack = false},
-                           part.pool, of, MatrixCut::kPairs);
-  if (!bound.ok()) return bound.status();
-  part.weights = *std::move(bound);
-  const int64_t kv_heads = part.weights.partition.kv_heads.count();
-  auto made = DeviceTransformer::Create(device, model.config(), part.weights,
-                                        Options(model.config(), kv_heads));
-  if (!made.ok()) return made.status();
-  part.transformer = *std::move(made);
-  return absl::OkStatus();
-}
-
-std::vector<int32_t> Table(int sequence) {
-  std::vector<int32_t> table(8);
-  for (int i = 0; i < 8; ++i) table[i] = (sequence * 8 + i) * 5 % kBlocks;
-  return table;
-}
 
 // What a rank computes: prompts in chunks beside decodes, decodes of given tokens through the host,
 // then decodes that stay on the device and take the tokens that these sample.
