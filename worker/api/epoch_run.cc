@@ -92,6 +92,7 @@ void EpochRun::EndThreads(const EpochEnd& end) {
   }
   if (engine_ != nullptr) context_.attach->LoseGroup();
   engine_thread_.reset();
+  engine_.reset();  // with the steps that it has begun
   client_.reset();
   threads_.reset();
   if (device_links_.empty()) return;

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <climits>
 
+#include "absl/strings/str_cat.h"
+
 namespace rempart::worker {
 namespace {
 
@@ -28,6 +30,7 @@ void WriteStep(const GroupStep& step, group::v1::ToFollower* out) {
     written->set_first_position(slice.first_position);
     written->mutable_block_table()->Add(slice.block_table.begin(), slice.block_table.end());
     written->set_wants_logits(slice.wants_logits);
+    if (slice.follows >= 0) written->set_follows(slice.follows);
   }
 }
 
@@ -44,7 +47,13 @@ absl::StatusOr<GroupStep> ReadStep(const group::v1::ToFollower& message) {
     step.slices.push_back({{slice.token_ids().begin(), slice.token_ids().end()},
                            slice.first_position(),
                            {slice.block_table().begin(), slice.block_table().end()},
-                           slice.wants_logits()});
+                           slice.wants_logits(),
+                           slice.has_follows() ? slice.follows() : -1});
+    if (slice.has_follows() && slice.follows() < 0) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("slices.follows: ", slice.follows(),
+                       " is no place in the step before: leave it out where a token is known"));
+    }
   }
   return step;
 }

@@ -43,6 +43,7 @@ class RankOnDevice : public RankModel, private StepPipeline {
           absl::StrCat("the GPU's KV cache has ", has, " blocks, not ", kv_blocks));
     }
     MutexLock lock(&mu_);
+    part_.transformer->DropSteps();
     part_.transformer->SetGroup(communicator);
     return absl::OkStatus();
   }
@@ -60,7 +61,8 @@ class RankOnDevice : public RankModel, private StepPipeline {
     return EndIfBroken(part_.transformer->Forward(batch, logits, drawn));
   }
 
-  StepPipeline* pipeline() override { return this; }
+  // Stages hand over step by step.
+  StepPipeline* pipeline() override { return part_.transformer->is_staged() ? nullptr : this; }
 
  private:
   absl::StatusOr<bool> Start(const StepBatch& batch) override {

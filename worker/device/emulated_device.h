@@ -46,6 +46,8 @@ class EmulatedDevice : public Device {
   // From now on work is done when somebody waits for it, and not before: what a host writes too
   // early, or reads, is then wrong as it would be on a GPU.
   void Defer() { defers_ = true; }
+  // As at first; nothing is left to do.
+  void WorkAtOnce() { defers_ = false; }
   // Does the work, or keeps it: for a graph, or until somebody waits.
   void Queue(std::function<void()> work) const;
   // As where GPUs have no way to each other; before anybody asks.

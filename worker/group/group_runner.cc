@@ -10,7 +10,11 @@ namespace rempart::worker {
 absl::Status GroupRunner::Forward(const StepBatch& batch, absl::Span<float> logits,
                                   absl::Span<DrawnToken> drawn) {
   if (IsLost()) return Lose(absl::UnavailableError("the group has lost a rank"));
-  return LoseUnlessShared(RunOnAll(batch, logits, drawn));
+  StepBatch cut = batch;
+  cut.micro_batch_tokens = MicroBatchTokens(batch, options_.stages, options_.least_micro_batch);
+  absl::Status status = Send(cut);
+  if (status.ok()) status = first_.Forward(step_, cut, logits, drawn);
+  return LoseUnlessShared(status);
 }
 
 bool GroupRunner::IsLost() const {
@@ -22,40 +26,24 @@ absl::Status GroupRunner::LoseUnlessShared(const absl::Status& status) {
   return Lose(status);
 }
 
-StepPipeline* GroupRunner::pipeline() {
-  const bool is_alone = options_.send == nullptr && options_.others == nullptr;
-  return is_alone && options_.first.model->pipeline() != nullptr ? this : nullptr;
-}
-
 absl::StatusOr<bool> GroupRunner::Start(const StepBatch& batch) {
   if (IsLost()) return Lose(absl::UnavailableError("the group has lost a rank"));
-  absl::StatusOr<bool> started = options_.first.model->pipeline()->Start(batch);
+  if (const absl::Status sent = Send(batch); !sent.ok()) return LoseUnlessShared(sent);
+  absl::StatusOr<bool> started = first_.Start(step_, batch);
   if (!started.ok()) return LoseUnlessShared(started.status());
-  ++step_;
-  options_.first.progress->BeginStep();
   return started;
 }
 
 absl::Status GroupRunner::Finish(absl::Span<float> logits, absl::Span<DrawnToken> drawn) {
-  const absl::Status status = options_.first.model->pipeline()->Finish(logits, drawn);
-  options_.first.progress->EndStep(++ended_);
-  if (ended_ < step_) options_.first.progress->BeginStep();
-  return LoseUnlessShared(status);
+  return LoseUnlessShared(first_.Finish(logits, drawn));
 }
 
-absl::Status GroupRunner::RunOnAll(StepBatch batch, absl::Span<float> logits,
-                                   absl::Span<DrawnToken> drawn) {
+absl::Status GroupRunner::Send(const StepBatch& batch) {
   ++step_;
-  batch.micro_batch_tokens = MicroBatchTokens(batch, options_.stages, options_.least_micro_batch);
-  if (options_.send != nullptr || options_.others != nullptr) {
-    auto step = std::make_shared<const GroupStep>(OwnedStep(batch, options_.epoch, step_));
-    if (options_.send != nullptr) RETURN_IF_ERROR(options_.send(*step));
-    if (options_.others != nullptr) RETURN_IF_ERROR(options_.others->Push(std::move(step)));
-  }
-  options_.first.progress->BeginStep();
-  absl::Status status = options_.first.model->Forward(batch, logits, drawn);
-  options_.first.progress->EndStep(step_);
-  return status;
+  if (options_.send == nullptr && options_.others == nullptr) return absl::OkStatus();
+  auto step = std::make_shared<const GroupStep>(OwnedStep(batch, options_.epoch, step_));
+  if (options_.send != nullptr) RETURN_IF_ERROR(options_.send(*step));
+  return options_.others == nullptr ? absl::OkStatus() : options_.others->Push(std::move(step));
 }
 
 absl::Status GroupRunner::Lose(const absl::Status& status) {

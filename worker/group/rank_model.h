@@ -22,9 +22,10 @@ class RankModel : public ModelRunner {
   // Of a rank on a device in a group of several: through which it adds up with the others, from
   // before the first Forward of an epoch on; null at its end. It outlives its use.
   virtual void SetDeviceCommunicator(DeviceCommunicator*) {}
-  // Forward: of rank 0 alone are `logits` and `drawn` asked for; elsewhere they are empty. All
-  // ranks of the group run the same batches in the same order. The thread that calls it is always
-  // the same one in an epoch.
+  // Forward, and Finish of the pipeline: of rank 0 alone are `logits` and `drawn` asked for;
+  // elsewhere they are empty, and what Start returns says nothing. All ranks of the group run the
+  // same batches in the same order, where slices may follow tokens that rank 0 alone has drawn. The
+  // thread that calls it is always the same one in an epoch.
 };
 
 }  // namespace rempart::worker

@@ -14,7 +14,8 @@ GroupStep OwnedStep(const StepBatch& batch, int32_t epoch, int64_t step) {
     owned.slices.push_back({{slice.token_ids.begin(), slice.token_ids.end()},
                             slice.first_position,
                             {slice.block_table.begin(), slice.block_table.end()},
-                            slice.wants_logits});
+                            slice.wants_logits,
+                            slice.follows});
   }
   return owned;
 }
@@ -25,8 +26,8 @@ StepBatch BatchOf(const GroupStep& step) {
   batch.micro_batch_tokens = step.micro_batch_tokens;
   batch.slices.reserve(step.slices.size());
   for (const OwnedSlice& slice : step.slices) {
-    batch.slices.push_back(
-        {slice.token_ids, slice.first_position, slice.block_table, slice.wants_logits});
+    batch.slices.push_back({slice.token_ids, slice.first_position, slice.block_table,
+                            slice.wants_logits, nullptr, slice.follows});
   }
   return batch;
 }

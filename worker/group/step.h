@@ -15,6 +15,7 @@ struct OwnedSlice {
   int32_t first_position = 0;
   std::vector<int32_t> block_table;
   bool wants_logits = false;
+  int32_t follows = -1;  // as SequenceSlice has it
 };
 
 struct GroupStep {

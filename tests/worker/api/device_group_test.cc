@@ -9,6 +9,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -131,14 +132,35 @@ class Operator : public group::v1::GroupControl::Service {
   std::unique_ptr<grpc::Server> server_;
 };
 
+// Does nothing of a step until somebody waits for it, from the end of the first one on until all is
+// waited for: what links the ranks is no step.
+class SteppingDevice : public EmulatedDevice {
+ public:
+  using EmulatedDevice::EmulatedDevice;
+  void Mark(int place) override {
+    Defer();
+    EmulatedDevice::Mark(place);
+  }
+  absl::Status Finish() override {
+    const absl::Status finished = EmulatedDevice::Finish();
+    WorkAtOnce();
+    return finished;
+  }
+};
+
 // One pod's process, as a thread.
 class Pod {
  public:
   enum class Sums { kByNccl, kInOneShot };
-  Pod(const WorkerSettings& settings, const std::string& library, Sums sums = Sums::kByNccl)
-      : thread_([this, settings, library, sums] {
-          const GpuOpener open = [](int) -> absl::StatusOr<std::unique_ptr<Device>> {
-            return std::make_unique<EmulatedDevice>(int64_t{4} << 30);
+  // Of its devices: at once, or when they are waited for.
+  enum class Work { kAtOnce, kDeferred };
+  Pod(const WorkerSettings& settings, const std::string& library, Sums sums = Sums::kByNccl,
+      Work work = Work::kAtOnce)
+      : thread_([this, settings, library, sums, work] {
+          const GpuOpener open = [work](int) -> absl::StatusOr<std::unique_ptr<Device>> {
+            constexpr int64_t kMemory = int64_t{4} << 30;
+            if (work == Work::kDeferred) return std::make_unique<SteppingDevice>(kMemory);
+            return std::make_unique<EmulatedDevice>(kMemory);
           };
           const ModelLoader load = [&](const WorkerSettings& wanted, WorkerStatus& status) {
             ++loads_;
@@ -224,6 +246,14 @@ class DeviceGroupTest : public testing::Test {
 
   // The tokens of a greedy answer of the leader, which may be loading still.
   std::vector<int32_t> Ask() const {
+    bool has_failed = false;
+    std::vector<int32_t> tokens = Ask(
+        12, [] {}, has_failed);
+    EXPECT_FALSE(has_failed);
+    return tokens;
+  }
+  // The same of `count` tokens; `midway` is called when the first of them is there.
+  std::vector<int32_t> Ask(int count, const std::function<void()>& midway, bool& has_failed) const {
     const auto give_up = std::chrono::system_clock::now() + std::chrono::seconds(120);
     auto stub = v1::Worker::NewStub(grpc::CreateChannel(absl::StrCat("unix:", root_, "pod0.sock"),
                                                         grpc::InsecureChannelCredentials()));
@@ -243,14 +273,15 @@ class DeviceGroupTest : public testing::Test {
         continue;
       }
       message.Clear();
-      *message.mutable_start() = TextStart(1, "hihihihihi", 12);
+      *message.mutable_start() = TextStart(1, "hihihihihi", count);
       message.mutable_start()->mutable_sampling()->set_ignore_eos(true);
       stream->Write(message);
       std::vector<int32_t> tokens;
       while (stream->Read(&frame)) {
         for (const v1::Delta& delta : frame.step().deltas()) {
+          if (tokens.empty() && delta.token_ids_size() > 0) midway();
           tokens.insert(tokens.end(), delta.token_ids().begin(), delta.token_ids().end());
-          EXPECT_FALSE(delta.has_error()) << delta.error().ShortDebugString();
+          has_failed |= delta.has_error();
           if (delta.has_finish() || delta.has_error()) context.TryCancel();
         }
       }
@@ -278,9 +309,12 @@ class DeviceGroupTest : public testing::Test {
 TEST_F(DeviceGroupTest, RanksOfOnePodAnswerAsOneGpuDoes) {
   const std::vector<int32_t> expected = Expected();
   EXPECT_EQ(nccl_->inits, 0) << "one rank needs no NCCL";
-  nccl_->collectives = nccl_->symmetric = nccl_->windows = 0;
+  nccl_->collectives = nccl_->symmetric = nccl_->windows = nccl_->gathers = 0;
   Pod pod(Settings(2, 2, 0), REMPART_FAKE_NCCL);
   EXPECT_EQ(Ask(), expected);
+  // By each rank: logits of the warm-up's token and of twelve others, of which eleven were begun
+  // ahead and began with the tokens of the step before.
+  EXPECT_EQ(nccl_->gathers, 2 * (13 + 11));
   EXPECT_EQ(nccl_->inits, 2);
   // All but the first sum, which proves the group, lie in what each rank has registered.
   EXPECT_EQ(nccl_->windows, 2);
@@ -350,6 +384,42 @@ TEST_F(DeviceGroupTest, APodThatIsLostEndsTheEpochAndAnotherTakesItsPlace) {
   EXPECT_EQ(Ask(), expected);
   EXPECT_EQ(first.loads(), 1);
   EXPECT_EQ(nccl_->aborts, 2);
+}
+
+// The steps of the second pod come by the wire, and its device has done nothing of one when the
+// next is there.
+TEST_F(DeviceGroupTest, PodsBeginStepsAhead) {
+  const std::vector<int32_t> expected = Expected();
+  Operator control(Control());
+  nccl_->gathers = 0;
+  Pod first(Settings(2, 1, 0), REMPART_FAKE_NCCL, Pod::Sums::kByNccl, Pod::Work::kDeferred);
+  Pod second(Settings(2, 1, 1), REMPART_FAKE_NCCL, Pod::Sums::kByNccl, Pod::Work::kDeferred);
+  ASSERT_TRUE(control.RunEpoch(1, 2));
+  EXPECT_EQ(Ask(), expected);
+  EXPECT_EQ(nccl_->gathers, 2 * (13 + 11));
+}
+
+// With a step on its way and another one behind it, neither of which can end.
+TEST_F(DeviceGroupTest, APodThatIsLostAmongStepsEndsThemAndTheNextEpochStartsAfresh) {
+  const std::vector<int32_t> expected = Expected();
+  Operator control(Control());
+  Pod first(Settings(2, 1, 0), REMPART_FAKE_NCCL, Pod::Sums::kByNccl, Pod::Work::kDeferred);
+  {
+    Pod lost(Settings(2, 1, 1), REMPART_FAKE_NCCL, Pod::Sums::kByNccl, Pod::Work::kDeferred);
+    ASSERT_TRUE(control.RunEpoch(1, 2));
+    bool has_failed = false;
+    const auto midway = [&] {
+      nccl_->stalls_collectives = true;
+      lost.End();
+    };
+    EXPECT_LT(Ask(80, midway, has_failed).size(), 80u);
+    EXPECT_TRUE(has_failed);
+    nccl_->stalls_collectives = false;
+  }
+  Pod second(Settings(2, 1, 1), REMPART_FAKE_NCCL, Pod::Sums::kByNccl, Pod::Work::kDeferred);
+  ASSERT_TRUE(control.RunEpoch(2, 2));
+  EXPECT_EQ(Ask(), expected);
+  EXPECT_EQ(first.loads(), 1);
 }
 
 // A stage of one GPU needs no NCCL.

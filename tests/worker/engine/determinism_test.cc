@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include "common/clock.h"
+#include "tests/worker/engine/fake_group.h"
 #include "tests/worker/engine/fake_model.h"
 #include "tests/worker/engine/random_traffic.h"
 #include "tests/worker/engine/real_model.h"
@@ -183,6 +184,30 @@ TEST(Determinism, OfStepsThatNearlyAllAreBegunAhead) {
   EXPECT_GT(totals.preemptions, 50u);
   EXPECT_GT(totals.hit_tokens, 1000u);
   EXPECT_GT(totals.evictions, 50u);
+}
+
+// By a group of two ranks, of which one draws, and the other one computes the same.
+TEST(Determinism, OfAGroupWhoseRanksBeginStepsAhead) {
+  FakeModel first(40, 4, /*has_pipeline=*/true), second(40, 4), plain(40, 4);
+  first.end_logit = second.end_logit = plain.end_logit = 6.0f;
+  Draw draw(79);
+  first.draws = [&] { return !draw.OneIn(60); };
+  FakeGroup group(first, second);
+  FakeVocabulary vocabulary;
+  Totals totals;
+  for (uint64_t seed = 401; seed <= 430 && !testing::Test::HasFailure(); ++seed) {
+    const bool draws_alone = seed % 2 == 0;
+    RunSeed({&group.runner(), &vocabulary, {kFakeEnd, 64, draws_alone}, 4, 40, &plain}, seed, 40,
+            totals);
+  }
+  EXPECT_EQ(group.different_count(), 0);
+  EXPECT_EQ(first.forward_count, second.forward_count);
+  EXPECT_GT(first.ahead_count, first.forward_count / 3);
+  std::cout << first.ahead_count << " of " << first.forward_count << " steps begun ahead, "
+            << totals.preemptions << " preemptions, " << totals.forks << " forks\n";
+  EXPECT_GT(totals.preemptions, 25u);
+  EXPECT_GT(totals.forks, 5u);
+  EXPECT_GT(totals.cancelled, 0);
 }
 
 TEST(Determinism, OfARealModelInRandomCompany) {

@@ -78,6 +78,8 @@ class FakeModel : public ModelRunner, private StepPipeline {
 
   StepPipeline* pipeline() override { return is_pipelined_ ? this : nullptr; }
   size_t steps_running() const { return outputs_.size(); }
+  // In the newest step of the pipeline.
+  const std::vector<DrawnToken>& last_drawn() const { return last_drawn_; }
 
   float end_logit = -1e9f;
   // May change the logits of a context.
