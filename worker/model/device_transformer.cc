@@ -426,19 +426,21 @@ void DeviceTransformer::Pad(StepShape& shape) {
   shape.max_splits = std::min(GraphSize(shape.max_splits), plan_.workspace.max_splits);
 }
 
+absl::Status DeviceTransformer::QueueDecode(const StepShape& shape) {
+  if (shape.follows) RETURN_IF_ERROR(QueueFollow(shape));
+  RETURN_IF_ERROR(QueueStep(shape));
+  if (!shape.samples) return absl::OkStatus();
+  QueueSample(shape);
+  QueueAdvance(shape);
+  return absl::OkStatus();
+}
+
 absl::Status DeviceTransformer::StartDecode(const StepShape& shape) {
   const auto key = std::make_tuple(shape.slices, shape.max_splits, shape.samples, shape.follows);
-  auto found = graphs_.find(key);
-  if (found == graphs_.end()) {
-    ASSIGN_OR_RETURN(std::unique_ptr<DeviceGraph> graph, device_.Record([&]() -> absl::Status {
-      if (shape.follows) RETURN_IF_ERROR(QueueFollow(shape));
-      RETURN_IF_ERROR(QueueStep(shape));
-      if (!shape.samples) return absl::OkStatus();
-      QueueSample(shape);
-      QueueAdvance(shape);
-      return absl::OkStatus();
-    }));
-    found = graphs_.emplace(key, std::move(graph)).first;
+  const auto [found, is_new] = graphs_.try_emplace(key);
+  if (is_new) return QueueDecode(shape);
+  if (found->second == nullptr) {
+    ASSIGN_OR_RETURN(found->second, device_.Record([&] { return QueueDecode(shape); }));
   }
   return device_.Start(*found->second);
 }

@@ -4,7 +4,7 @@
 //
 // Invariants:
 //  1. All memory is allocated at construction, by PlanDeviceMemory; a step allocates nothing on the
-//     device, but for a graph that is recorded when a batch size is first met.
+//     device, but for a graph that is recorded when a batch size is met for the second time.
 //  2. A sequence's logits do not depend on what else is in the batch, as far as the device's Matmul
 //     does not.
 //  3. One thread uses it.
@@ -178,6 +178,9 @@ class DeviceTransformer {
   // residual += branch, of all ranks; out = norm(residual) * weight. `branch` may be null.
   absl::Status QueueNorm(const StepShape& shape, const uint16_t* branch, const float* branch_weight,
                          const float* weight, uint16_t* out, const int32_t* rows, int64_t num_rows);
+  absl::Status QueueDecode(const StepShape& shape);
+  // The same: the first of its size as it is, for kernels may be loaded with it, which no recording
+  // allows; the second is recorded, and started as all that come after.
   absl::Status StartDecode(const StepShape& shape);
   void QueueSample(const StepShape& shape);
   void QueueAdvance(const StepShape& shape);
@@ -241,7 +244,8 @@ class DeviceTransformer {
   int64_t begun_ = 0;
   int64_t ended_ = 0;
 
-  // (slices, splits, whether it samples, whether it follows) of decode batches.
+  // (slices, splits, whether it samples, whether it follows) of decode batches. Null: one has been
+  // queued so far.
   std::map<std::tuple<int64_t, int64_t, bool, bool>, std::unique_ptr<DeviceGraph>> graphs_;
 };
 

@@ -189,10 +189,12 @@ TEST(DeviceSampling, WithoutRowsForTheHostOnlyTokensTravelAndNothingIsAllocated)
   };
   const int64_t allocations = drawing.device.allocations();
   EXPECT_EQ(run(), 8 * 8) << "a token and a log-probability for each of eight slices";
-  const int64_t graphs = drawing.device.graphs(), waits = drawing.device.waits();
+  int64_t graphs = drawing.device.graphs();
+  const int64_t waits = drawing.device.waits();
   batch = drawing.Decodes(21, &sampling);
   EXPECT_EQ(run(), 8 * 8);
   EXPECT_EQ(drawing.device.waits(), waits + 1);
+  EXPECT_EQ(drawing.device.graphs(), ++graphs) << "of the second step of this size";
   batch.slices[1].sampling = batch.slices[2].sampling = nullptr;
   EXPECT_EQ(run(), 8 * 8 + 2 * 4 * drawing.vocabulary());
   EXPECT_EQ(drawing.device.graphs(), graphs) << "the same one, whoever draws";

@@ -170,6 +170,28 @@ TEST(DeviceTransformer, ADecodeDoesNotDependOnWhatElseIsDecoded) {
   }
 }
 
+// Kernels may be loaded with the first, which no recording allows.
+TEST(DeviceTransformer, RecordsTheSecondDecodeOfASizeAndStartsThoseAfterIt) {
+  Pair pair(MixedModelSpecs()[0]);
+  ASSERT_NE(pair.on_device, nullptr);
+  const std::vector<int32_t> ids = pair.Ids(8, 6);
+  std::vector<float> logits(pair.model.config().vocabulary), expected(logits.size());
+  int64_t graphs = pair.device.graphs();
+  for (int32_t position = 0; position < 5; ++position) {
+    StepBatch batch;
+    batch.slices = {{absl::MakeSpan(ids).subspan(position, 1), position, pair.tables[0], true}};
+    ASSERT_TRUE(pair.on_device->Forward(batch, absl::MakeSpan(logits)).ok());
+    ASSERT_TRUE(pair.cpu->Forward(batch, absl::MakeSpan(expected)).ok());
+    EXPECT_LT(RelativeError(logits, expected), 0.02) << "position " << position;
+    if (position == 1) ++graphs;
+    EXPECT_EQ(pair.device.graphs(), graphs) << "position " << position;
+  }
+  StepBatch prompt;
+  prompt.slices = {{ids, 0, pair.tables[1], true}};
+  ASSERT_TRUE(pair.on_device->Forward(prompt, absl::MakeSpan(logits)).ok());
+  EXPECT_EQ(pair.device.graphs(), graphs) << "none of a prompt";
+}
+
 TEST(DeviceTransformer, DecodesManyStepsWithOneWaitAndNoAllocation) {
   Pair pair(MixedModelSpecs()[0]);
   ASSERT_NE(pair.on_device, nullptr);
