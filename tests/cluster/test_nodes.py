@@ -2,8 +2,9 @@
 """dev/cluster itself: two nodes, and GPUs that only the API server believes in."""
 import json
 import subprocess
+import time
 
-from conftest import NAMESPACE, ROOT, eventually
+from conftest import NAMESPACE, ROOT, condition, eventually, model
 
 
 def fake_gpus(node: str, count: int) -> None:
@@ -31,3 +32,33 @@ def test_a_pod_is_scheduled_on_gpus_that_a_node_claims(kube, namespace):
     finally:
         fake_gpus("node-1", 0)
         kube.run("-n", NAMESPACE, "delete", "pod", "gpu", "--force", "--grace-period=0")
+
+
+def test_a_model_on_gpus_gets_one_for_each_rank_and_says_what_is_wrong_with_them(kube, namespace):
+    kube.apply(model("on-gpus", device="gpu", parallelism={"tensor": 2}, engine={"contextLength": 1024, "maxSequences": 8}))
+    try:
+        def pods():
+            return kube.list("pods", selector="rempart.dev/model=on-gpus")
+
+        def waits():
+            return [c for p in pods() for c in p["status"].get("conditions") or [] if c["type"] == "PodScheduled" and c["status"] == "False"]
+        assert "nvidia.com/gpu" in eventually("no node has GPUs", waits, 60)[0]["message"]
+        fake_gpus("node-1", 1)
+        time.sleep(2)
+        assert waits(), "one of two is not enough"
+        fake_gpus("node-1", 2)
+        eventually("scheduled", lambda: any(p["spec"].get("nodeName") == "node-1" for p in pods()), 60)
+        spec = next(p["spec"] for p in pods() if p["spec"].get("nodeName") == "node-1")
+        resources = spec["containers"][0]["resources"]
+        assert resources["limits"]["nvidia.com/gpu"] == resources["requests"]["nvidia.com/gpu"] == "2"
+        shared = [v["emptyDir"] for v in spec["volumes"] if (v.get("emptyDir") or {}).get("medium") == "Memory"]
+        assert shared and all(v["sizeLimit"] for v in shared)
+        # There is no GPU behind the number: the worker ends, and the Model says why.
+        def fits():
+            found = condition(kube.get("model", "on-gpus"), "Fits")
+            return found if found.get("status") == "False" else None
+        found = eventually("why it does not start", fits, 120)
+        assert found["reason"] == "DeviceUnavailable" and "GPU 0 cannot be used" in found["message"], found
+    finally:
+        kube.delete("model", "on-gpus")
+        fake_gpus("node-1", 0)
