@@ -43,6 +43,7 @@ def test_a_model_on_gpus_gets_one_for_each_rank_and_says_what_is_wrong_with_them
         def waits():
             return [c for p in pods() for c in p["status"].get("conditions") or [] if c["type"] == "PodScheduled" and c["status"] == "False"]
         assert "nvidia.com/gpu" in eventually("no node has GPUs", waits, 60)[0]["message"]
+        eventually("the Model says so", lambda: condition(kube.get("model", "on-gpus"), "Fits").get("reason") == "Unschedulable", 60)
         fake_gpus("node-1", 1)
         time.sleep(2)
         assert waits(), "one of two is not enough"
@@ -56,9 +57,9 @@ def test_a_model_on_gpus_gets_one_for_each_rank_and_says_what_is_wrong_with_them
         # There is no GPU behind the number: the worker ends, and the Model says why.
         def fits():
             found = condition(kube.get("model", "on-gpus"), "Fits")
-            return found if found.get("status") == "False" else None
+            return found if found.get("reason") == "DeviceUnavailable" else None
         found = eventually("why it does not start", fits, 120)
-        assert found["reason"] == "DeviceUnavailable" and "GPU 0 cannot be used" in found["message"], found
+        assert found["status"] == "False" and "GPU 0 cannot be used" in found["message"], found
     finally:
         kube.delete("model", "on-gpus")
         fake_gpus("node-1", 0)
