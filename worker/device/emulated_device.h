@@ -50,6 +50,8 @@ class EmulatedDevice : public Device {
   void WorkAtOnce() { defers_ = false; }
   // Does the work, or keeps it: for a graph, or until somebody waits.
   void Queue(std::function<void()> work) const;
+  // Of what is kept until somebody waits: pieces of work.
+  int64_t pending() const { return static_cast<int64_t>(pending_.size()); }
   // As where GPUs have no way to each other; before anybody asks.
   void CutOff() { is_cut_off_ = true; }
 

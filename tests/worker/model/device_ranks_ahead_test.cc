@@ -56,14 +56,18 @@ class Decoding {
     params_[2] = {.temperature = 0};
   }
 
-  // All that was drawn, step by step; of other ranks than 0 nothing.
-  std::vector<DrawnToken> Run(bool ahead) {
+  // All that was drawn, step by step; of other ranks than 0 nothing. `deferring` is a device that
+  // works when it is waited for, or null.
+  std::vector<DrawnToken> Run(bool ahead, const EmulatedDevice* deferring = nullptr) {
     for (size_t step = 0; step < Steps().size(); ++step) {
       const absl::StatusOr<bool> started = Start(step, ahead);
       EXPECT_TRUE(started.ok()) << started.status();
       if (!started.ok()) return drawn_;
       EXPECT_EQ(*started, is_first()) << "rank 0 draws all";
       if (!ahead || step > 0) Finish(ahead ? step - 1 : step);
+      if (deferring != nullptr && step > 0) {
+        EXPECT_GT(deferring->pending(), 0) << "the step behind was waited for, too";
+      }
     }
     if (ahead) Finish(Steps().size() - 1);
     return drawn_;
@@ -158,11 +162,12 @@ void ExpectTheSameAhead(int size, CollectiveLibrary& library) {
   ASSERT_TRUE(LoadAll(model, size, ranks, parts));
   std::vector<DrawnToken> expected, ahead;
   ranks.OnEach([&](int rank) {
+    EmulatedDevice& device = *ranks[rank].device;
     const auto run = [&](bool is_ahead) {
-      return Decoding(*parts[rank].transformer, ranks.host(rank)).Run(is_ahead);
+      return Decoding(*parts[rank].transformer, ranks.host(rank))
+          .Run(is_ahead, is_ahead ? &device : nullptr);
     };
     const std::vector<DrawnToken> one_by_one = run(false);
-    EmulatedDevice& device = *ranks[rank].device;
     device.Defer();
     const int64_t allocations = device.allocations(), waits = device.waits();
     const std::vector<DrawnToken> drawn = run(true);
@@ -232,7 +237,11 @@ TEST(RanksAheadTest, ALostRankEndsBothStepsAndTheNextEpochComputesAsTheFirst) {
       EXPECT_EQ(transformer.Finish({}, {}).message(), "a rank is lost");
       EXPECT_EQ(lost.Start(2, true).status().message(), "a rank is lost");
     }
+    if (rank == 1) {
+      EXPECT_GT(ranks[rank].device->pending(), 0) << "it has not waited";
+    }
     transformer.SetCommunicator(nullptr);
+    EXPECT_EQ(ranks[rank].device->pending(), 0) << "what holds the communicator that goes";
     const int64_t waits = ranks[rank].device->waits();
     EXPECT_EQ(transformer.Finish({}, {}).message(), "no step runs");
     EXPECT_EQ(ranks[rank].device->waits(), waits);
