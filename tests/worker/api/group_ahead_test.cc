@@ -16,8 +16,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/clock.h"
+#include "tests/worker/api/short_traffic.h"
 #include "tests/worker/api/tiny_tokenizer.h"
-#include "tests/worker/engine/random_traffic.h"
 #include "worker/api/load_model.h"
 #include "worker/comm/host_collectives.h"
 #include "worker/comm/in_process.h"
@@ -181,61 +181,6 @@ class Ahead : public ModelRunner, private StepPipeline {
   GroupRunner& group_;
 };
 
-// Short prompts, which no step cuts, because a GPU's last bits depend on where a prompt is cut.
-SequenceRequest ShortRequest(Draw& draw, uint64_t id) {
-  SequenceRequest request = RandomRequest(draw, id, {320, 96, !draw.OneIn(6)});
-  request.prompt_ids.resize(2, 7);
-  request.max_tokens = draw(1, 16);
-  request.n = 1;
-  if (draw.OneIn(3)) request.sampling.logit_bias = {{5, 2.0f}, {300, -4.0f}};
-  if (draw.OneIn(3)) request.sampling.repetition_penalty = 1.3f;
-  if (draw.OneIn(3)) request.stop = {"e", "the"};
-  return request;
-}
-
-Answers Serve(const LoadedModel& model, ModelRunner& runner, std::set<uint64_t>& cancelled) {
-  Draw draw(3);
-  ManualClock clock;
-  Answers answers;
-  Engine engine(model.engine, &runner, model.vocabulary.get(), &clock,
-                [&](const StepResult& result) { Collect(result, answers); });
-  for (uint64_t id = 1; id <= 7; ++id) {
-    engine.Submit(ShortRequest(draw, id));
-    if (draw.OneIn(6)) {
-      cancelled.insert(static_cast<uint64_t>(draw(1, static_cast<int>(id))));
-      engine.Cancel(*cancelled.rbegin());
-    }
-    for (int steps = draw(0, 9); steps > 0; --steps) engine.Step();
-  }
-  while (engine.Step()) {
-  }
-  EXPECT_EQ(engine.load().blocks_used, 0);
-  return answers;
-}
-
-void ExpectTheSame(const Answers& expected, const Answers& actual,
-                   const std::set<uint64_t>& cancelled) {
-  ASSERT_EQ(expected.size(), actual.size());
-  size_t tokens = 0;
-  for (const auto& [key, received] : expected) {
-    Received other = actual.at(key), wanted = received;
-    EXPECT_FALSE(other.failure.has_value()) << other.failure->message;
-    EXPECT_EQ(other.endings, 1);
-    if (cancelled.contains(key.first)) {  // in one of them a step later
-      const size_t both = std::min(wanted.tokens.size(), other.tokens.size());
-      const size_t logprobs = std::min(wanted.logprobs.size(), other.logprobs.size());
-      for (Received* each : {&wanted, &other}) {
-        each->tokens.resize(both);
-        each->logprobs.resize(logprobs);
-      }
-    }
-    EXPECT_EQ(wanted.tokens, other.tokens) << "request " << key.first;
-    EXPECT_EQ(wanted.logprobs, other.logprobs) << "request " << key.first;
-    tokens += wanted.tokens.size();
-  }
-  EXPECT_GT(tokens, 35u);
-}
-
 class GroupAhead : public testing::TestWithParam<Sums> {};
 
 TEST_P(GroupAhead, GivesTheSame) {
@@ -244,11 +189,11 @@ TEST_P(GroupAhead, GivesTheSame) {
   Epoch epoch(gpus.model());
   std::set<uint64_t> cancelled;
   OneByOne one_by_one(*epoch.runner);
-  const Answers expected = Serve(gpus.model(), one_by_one, cancelled);
+  const Answers expected = ServeShort(gpus.model(), one_by_one, cancelled);
   gpus.Defer();
   Ahead ahead(*epoch.runner);
   ASSERT_NE(ahead.pipeline(), nullptr);
-  ExpectTheSame(expected, Serve(gpus.model(), ahead, cancelled), cancelled);
+  ExpectTheSame(expected, ServeShort(gpus.model(), ahead, cancelled), cancelled);
   EXPECT_GT(ahead.ahead, ahead.steps / 2);
   EXPECT_EQ(ahead.running, 0);
   EXPECT_FALSE(epoch.fate.end().has_value());
@@ -266,7 +211,7 @@ TEST(GroupAheadTest, AnEpochThatEndsAmongStepsLeavesNothingToTheNext) {
   {
     Epoch epoch(gpus.model());
     Ahead ahead(*epoch.runner);
-    expected = Serve(gpus.model(), ahead, cancelled);
+    expected = ServeShort(gpus.model(), ahead, cancelled);
     gpus.Defer();
     const std::vector<int32_t> ids = {3}, table = {0};
     StepBatch batch;
@@ -280,7 +225,7 @@ TEST(GroupAheadTest, AnEpochThatEndsAmongStepsLeavesNothingToTheNext) {
   }
   Epoch epoch(gpus.model());
   Ahead ahead(*epoch.runner);
-  ExpectTheSame(expected, Serve(gpus.model(), ahead, cancelled), cancelled);
+  ExpectTheSame(expected, ServeShort(gpus.model(), ahead, cancelled), cancelled);
 }
 
 }  // namespace

@@ -18,6 +18,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/clock.h"
+#include "tests/worker/api/short_traffic.h"
 #include "tests/worker/api/tiny_tokenizer.h"
 #include "tests/worker/engine/random_traffic.h"
 #include "worker/api/load_model.h"
@@ -288,8 +289,7 @@ TEST_F(LoadOnDeviceTest, RequestsGetTheSameWhetherTheDeviceOrTheHostDraws) {
   EXPECT_GT(preemptions, 0u);
 }
 
-// Short prompts, which no step cuts, because a GPU's last bits depend on where a prompt is cut. The
-// device has done nothing yet when the host goes on.
+// The device has done nothing yet when the host goes on.
 TEST_F(LoadOnDeviceTest, StepsBegunAheadGiveTheSame) {
   UseFamily("gemma3");
   settings_.engine.max_step_tokens = 8;
@@ -298,49 +298,9 @@ TEST_F(LoadOnDeviceTest, StepsBegunAheadGiveTheSame) {
   ASSERT_TRUE(gpu->ranks[0]->Begin(nullptr, gpu->engine.blocks_total).ok());
   device_->Defer();
   std::set<uint64_t> cancelled;
-  const auto serve = [&](ModelRunner* model, uint64_t seed) {
-    Draw draw(seed);
-    ManualClock clock;
-    Answers answers;
-    cancelled.clear();
-    Engine engine(gpu->engine, model, gpu->vocabulary.get(), &clock,
-                  [&](const StepResult& result) { Collect(result, answers); });
-    for (uint64_t id = 1; id <= 8; ++id) {
-      SequenceRequest request = RandomRequest(draw, id, {320, 96, !draw.OneIn(6)});
-      request.prompt_ids.resize(2, 7);
-      request.max_tokens = draw(1, 16);
-      request.n = 1;
-      if (draw.OneIn(3)) request.sampling.logit_bias = {{5, 2.0f}, {300, -4.0f}};
-      if (draw.OneIn(3)) request.stop = {"e", "the"};
-      engine.Submit(std::move(request));
-      if (draw.OneIn(6)) {
-        cancelled.insert(static_cast<uint64_t>(draw(1, static_cast<int>(id))));
-        engine.Cancel(*cancelled.rbegin());
-      }
-      for (int steps = draw(0, 9); steps > 0; --steps) engine.Step();
-    }
-    while (engine.Step()) {
-    }
-    EXPECT_EQ(engine.load().blocks_used, 0);
-    return answers;
-  };
   DrawnRank one_by_one(gpu->ranks[0].get());
-  const Answers expected = serve(&one_by_one, 3), ahead = serve(gpu->ranks[0].get(), 3);
-  ASSERT_EQ(expected.size(), ahead.size());
-  for (const auto& [key, received] : expected) {
-    Received other = ahead.at(key), wanted = received;
-    EXPECT_EQ(other.endings, 1);
-    if (cancelled.contains(key.first)) {  // in one of them a step later
-      const size_t tokens = std::min(wanted.tokens.size(), other.tokens.size());
-      const size_t logprobs = std::min(wanted.logprobs.size(), other.logprobs.size());
-      for (Received* each : {&wanted, &other}) {
-        each->tokens.resize(tokens);
-        each->logprobs.resize(logprobs);
-      }
-    }
-    EXPECT_EQ(wanted.tokens, other.tokens) << "request " << key.first;
-    EXPECT_EQ(wanted.logprobs, other.logprobs) << "request " << key.first;
-  }
+  const Answers expected = ServeShort(*gpu, one_by_one, cancelled);
+  ExpectTheSame(expected, ServeShort(*gpu, *gpu->ranks[0], cancelled), cancelled);
 }
 
 TEST_F(LoadOnDeviceTest, SaysWhatItRunsOnAndWhatTheStartWasMadeOf) {
