@@ -28,6 +28,7 @@
 #include "worker/comm/one_shot.h"
 #include "worker/config/worker_config.h"
 #include "worker/device/gpu.h"
+#include "worker/model/file_pages.h"
 #include "worker/strike/strike.h"
 
 namespace rempart::worker {
@@ -41,8 +42,8 @@ constexpr char kUsage[] =
     "                      [--kernel-tier NAME] [--exact | --divergence]\n"
     "FILE is JSON as proto/worker/v1/config.proto describes it. `rempart drill` uses strike.\n"
     "Exit status: 0 ended as asked, 1 failed while running, 2 wrong flags or configuration,\n"
-    "3 no valid model, 4 not enough memory, 5 address in use or not permitted, 6 no GPU to\n"
-    "compute on.\n";
+    "3 no valid model, or it cannot be read any more, 4 not enough memory, 5 address in use\n"
+    "or not permitted, 6 no GPU to compute on.\n";
 
 int RunProbe(const std::vector<std::string>& arguments) {
   if (arguments.size() != 4 || arguments[1] != "--address" ||
@@ -100,6 +101,7 @@ int Run(const std::string& config) {
     std::cerr << "rempart-worker: " << linked.message() << "\n";
     return kExitConfig;
   }
+  EndOnUnreadablePages(kExitModel);
   // Signals go to one thread, which may take locks.
   const sigset_t signals = BlockEndSignals();
   static StopRequest stop;  // outlives the thread below, which nobody joins
@@ -126,6 +128,7 @@ int Main(const std::vector<std::string>& arguments) {
     return RunOneStrike({arguments.begin() + 1, arguments.end()});
   }
   if (!arguments.empty() && arguments[0] == "perplexity") {
+    EndOnUnreadablePages(kExitModel);
     return RunPerplexity({arguments.begin() + 1, arguments.end()});
   }
   if (arguments.size() == 1 && (arguments[0] == "--help" || arguments[0] == "-h")) {

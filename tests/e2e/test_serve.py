@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -33,6 +34,29 @@ def test_a_worker_that_dies_is_started_again(tmp_path):
     assert answer.usage.completion_tokens == 2
     assert served.children("rempart-worker") != before
     assert served.stop() == 0
+
+
+def test_a_file_that_is_cut_while_it_is_served_is_named_and_taken_up_again(tmp_path):
+    whole = MODELS / "smollm2-135m-instruct-q4_1.gguf"
+    file = tmp_path / "model.gguf"
+    shutil.copyfile(whole, file)
+    served = Served(tmp_path, manifest(file), "--dev")
+    client = served.client()
+    os.truncate(file, 1 << 20)
+    named = f"{file}: cannot be read any more where it is mapped"
+    wait_until("the file named", lambda: ask_in_vain(client) and served.said(named))
+    wait_until("said so", lambda: served.said("ended with exit status 3"))
+    shutil.copyfile(whole, tmp_path / "new.gguf")
+    os.rename(tmp_path / "new.gguf", file)
+    answer = client.chat.completions.create(model="smollm2", messages=QUESTION, max_tokens=2)
+    assert answer.usage.completion_tokens == 2
+    assert served.stop() == 0
+
+
+def ask_in_vain(client) -> bool:
+    with contextlib.suppress(openai.APIError):
+        client.with_options(timeout=2).chat.completions.create(model="smollm2", messages=QUESTION, max_tokens=2)
+    return True
 
 
 def test_two_replicas_outlive_one_without_a_failed_request(tmp_path):
@@ -219,4 +243,8 @@ def test_plan_doctor_version_help():
     assert "GPUs: " in doctor
     assert re.search(r"baseline:\n +matmul_fast +quantised weights, 1 to 3 tokens +codes from memory to registers", doctor)
     assert run("version").stdout.startswith("rempart ")
-    assert "serve" in run("help").stdout
+    usage = run("help").stdout
+    assert "serve" in usage
+    for words in ((), ("--help",), ("-h",), ("serve", "--help"), ("drill", "kill-rank", "-h"), ("perplexity", "--help")):
+        asked = run(*words)
+        assert (asked.returncode, asked.stdout, asked.stderr) == (0, usage, "")

@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "worker/model/file_pages.h"
 
 namespace rempart::worker {
 
@@ -28,10 +29,11 @@ class MappedFile {
 
  private:
   MappedFile(std::string path, absl::Span<const uint8_t> bytes, int descriptor)
-      : path_(std::move(path)), bytes_(bytes), descriptor_(descriptor) {}
+      : path_(std::move(path)), bytes_(bytes), pages_(bytes_, path_), descriptor_(descriptor) {}
 
   std::string path_;
   absl::Span<const uint8_t> bytes_;
+  FilePages pages_;
   int descriptor_ = -1;
 };
 

@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "worker/model/file_pages.h"
 
 namespace rempart::worker {
 
@@ -17,9 +18,10 @@ class PackedMemory {
   PackedMemory() = default;
   // Zeroed private memory, aligned to 4 KiB. ResourceExhausted says how much is missing.
   static absl::StatusOr<PackedMemory> Allocate(int64_t bytes);
-  // `bytes` of the open file from `offset` (a multiple of 4 KiB), read-only. The descriptor stays
-  // the caller's.
-  static absl::StatusOr<PackedMemory> MapFile(int fd, int64_t offset, int64_t bytes);
+  // `bytes` of the open file `path` from `offset` (a multiple of 4 KiB), read-only. The descriptor
+  // stays the caller's.
+  static absl::StatusOr<PackedMemory> MapFile(int fd, const std::string& path, int64_t offset,
+                                              int64_t bytes);
   PackedMemory(PackedMemory&& other) noexcept;
   PackedMemory& operator=(PackedMemory&& other) noexcept;
   ~PackedMemory();
@@ -36,6 +38,7 @@ class PackedMemory {
   uint8_t* data_ = nullptr;
   int64_t size_ = 0;
   bool is_file_ = false;
+  FilePages pages_;
 };
 
 }  // namespace rempart::worker
