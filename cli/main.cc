@@ -3,6 +3,7 @@
 #include <google/protobuf/util/json_util.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
@@ -198,10 +199,16 @@ int RunDrillCommand(const std::vector<std::string>& arguments) {
   return RunDrill(*options, stop.get_token());
 }
 
+bool AsksForHelp(const std::string& argument) { return argument == "--help" || argument == "-h"; }
+
 int Main(const std::vector<std::string>& arguments) {
-  const std::string command = arguments.empty() ? "help" : arguments[0];
-  const std::vector<std::string> rest(arguments.begin() + (arguments.empty() ? 0 : 1),
-                                      arguments.end());
+  if (arguments.empty() || arguments[0] == "help" ||
+      std::any_of(arguments.begin(), arguments.end(), AsksForHelp)) {
+    std::printf("%s\n%s", kUsage, kDrillUsage);
+    return kExitOk;
+  }
+  const std::string& command = arguments[0];
+  const std::vector<std::string> rest(arguments.begin() + 1, arguments.end());
   if (command == "serve") return RunServe(rest);
   if (command == "plan") return RunPlan(rest);
   if (command == "drill") return RunDrillCommand(rest);
@@ -209,10 +216,6 @@ int Main(const std::vector<std::string>& arguments) {
   if (command == "doctor") return RunDoctorCommand(rest);
   if (command == "version" || command == "--version") {
     std::printf("rempart %s\n", REMPART_VERSION);
-    return kExitOk;
-  }
-  if (command == "help" || command == "--help" || command == "-h") {
-    std::printf("%s\n%s", kUsage, kDrillUsage);
     return kExitOk;
   }
   return UsageError(absl::StrCat("unknown command ", command));
