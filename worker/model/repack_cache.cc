@@ -165,7 +165,8 @@ absl::StatusOr<RepackCache::Found> RepackCache::Find(const RepackKey& key) const
     Remove(key);
     return absl::NotFoundError(absl::StrCat(path, " is not valid"));
   }
-  ASSIGN_OR_RETURN(PackedMemory memory, PackedMemory::MapFile(file.get(), path, kHeaderBytes, key.bytes));
+  ASSIGN_OR_RETURN(PackedMemory memory,
+                   PackedMemory::MapFile(file.get(), path, kHeaderBytes, key.bytes));
   // A file that is used is young: the oldest are removed first.
   (void)utimensat(AT_FDCWD, path.c_str(), nullptr, AT_SYMLINK_NOFOLLOW);
   return Found{std::move(memory), {header.source_digest, header.payload_digest}};
