@@ -24,10 +24,12 @@ int32_t TensorOf(const ModelSpec& spec) { return std::max(spec.parallelism().ten
 // The settings that workspaces and the KV cache follow from.
 std::string EngineInWords(const ModelSpec& spec) {
   const auto& engine = spec.engine();
-  return absl::StrCat("contextLength ", engine.context_length(), ", maxSequences ",
-                      engine.max_sequences(), ", kvCacheType ",
-                      engine.has_kv_cache_type() ? engine.kv_cache_type() : "auto", ", kvCacheMib ",
-                      engine.kv_cache_mib());
+  return absl::StrCat(
+      "contextLength ", engine.context_length(), ", maxSequences ", engine.max_sequences(),
+      ", kvCacheType ", engine.has_kv_cache_type() ? engine.kv_cache_type() : "auto",
+      ", kvCacheMib ", engine.kv_cache_mib(),
+      engine.has_max_step_tokens() ? absl::StrCat(", maxStepTokens ", engine.max_step_tokens())
+                                   : "");
 }
 
 }  // namespace

@@ -27,6 +27,7 @@ void FillEngine(const serving::v1alpha1::EngineSpec& spec, worker::v1::EngineCon
     engine.set_max_step_milliseconds(spec.max_step_milliseconds());
   }
   engine.set_kv_cache_mib(spec.kv_cache_mib());
+  engine.set_max_step_tokens(spec.max_step_tokens());
 }
 
 void FillAddresses(const Settings& settings, int32_t pod_count, worker::v1::WorkerConfig& config) {

@@ -25,7 +25,8 @@ using serving::v1alpha1::ModelSpec;
 constexpr size_t kMaxNameLength = 46;
 constexpr size_t kMaxMountedParts = 64;
 constexpr int32_t kMaxRanksPerPod = 16;
-constexpr int32_t kMaxRanks = 64;  // of a group, as communicators have it
+constexpr int32_t kMaxSequences = 32;  // where the Model does not say
+constexpr int32_t kMaxRanks = 64;      // of a group, as communicators have it
 
 std::optional<Refusal> NotSupported(absl::string_view field, absl::string_view advice) {
   return Refusal{"NotSupported",
@@ -188,6 +189,16 @@ std::optional<Refusal> WrongShape(const ModelSpec& spec) {
   return std::nullopt;
 }
 
+std::optional<Refusal> WrongEngine(const ModelSpec& spec) {
+  const auto& engine = spec.engine();
+  const int32_t sequences = engine.has_max_sequences() ? engine.max_sequences() : kMaxSequences;
+  if (!engine.has_max_step_tokens() || engine.max_step_tokens() >= sequences) return std::nullopt;
+  return Refusal{"InvalidEngine",
+                 absl::StrCat("spec.engine.maxStepTokens: ", engine.max_step_tokens(),
+                              " is less than maxSequences, ", sequences,
+                              ": each may need one in a step; raise it, or leave it out")};
+}
+
 std::optional<Refusal> WrongSharedMemory(const ModelSpec& spec) {
   if (!spec.parallelism().has_shared_memory_mib()) return std::nullopt;
   if (!LinksGpus(spec)) {
@@ -293,6 +304,7 @@ std::optional<Refusal> Validate(const Observed& observed, ParsedSource& source) 
   if (auto refusal = WrongShape(model.spec())) return refusal;
   if (auto refusal = WrongGpus(model.spec())) return refusal;
   if (auto refusal = WrongNccl(model.spec())) return refusal;
+  if (auto refusal = WrongEngine(model.spec())) return refusal;
   if (auto refusal = WrongSharedMemory(model.spec())) return refusal;
   if (auto refusal = ParseSource(observed.settings, model.spec(), source)) return refusal;
   if (auto refusal = WrongCacheClaim(observed)) return refusal;

@@ -38,6 +38,8 @@ REFUSED = [
     ("no-source", {"source": None}, "spec.source"),
     ("uneven-parallelism", {"parallelism": {"tensor": 3, "ranksPerPod": 2}}, "tensor must be a multiple of"),
     ("context-of-nothing", {"engine": {"contextLength": 1}}, "spec.engine.contextLength"),
+    ("steps-too-short", {"engine": {"maxSequences": 64, "maxStepTokens": 63}}, "engine.maxStepTokens must be at least engine.maxSequences"),
+    ("steps-too-short-for-the-default", {"engine": {"maxStepTokens": 31}}, "engine.maxStepTokens must be at least engine.maxSequences"),
     ("autoscaling-upside-down", {"autoscaling": {"min": 3, "max": 2}}, "min must not exceed"),
     ("bad-digest", {"source": {"uri": "pvc://models/a.gguf", "digest": "sha256:short"}}, "spec.source.digest"),
 ]

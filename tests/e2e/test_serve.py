@@ -149,6 +149,8 @@ def test_a_port_in_use(tmp_path):
     (("name: smollm2", "name: Smol LM"), "metadata.name"),
     (("maxSequences: 8", "maxStepMilliseconds: -1"), "spec.engine.maxStepMilliseconds"),
     (("maxSequences: 8", "kvCacheMib: 0"), "spec.engine.kvCacheMib: 0 must be from 1 to 16777216"),
+    (("maxSequences: 8", "maxSequences: 40, maxStepTokens: 39"), "spec.engine.maxStepTokens: 39 is less than maxSequences, 40"),
+    (("maxSequences: 8", "maxStepTokens: 65536"), "spec.engine.maxStepTokens: 65536 must be from 16 to 65535"),
     (("spec:", "spec: ["), "not YAML"),
 ])
 def test_wrong_manifests(change, field):
@@ -232,6 +234,15 @@ def test_a_worker_takes_little_beside_weights_and_cache(tmp_path, file):
         workers = served.children("rempart-worker")
         assert len(workers) == 1
         assert resident_bytes_beside(file, workers[0]) < 150 << 20
+    finally:
+        assert served.stop() == 0
+
+
+def test_more_sequences_than_a_step_has_tokens_by_default(tmp_path):
+    served = Served(tmp_path, manifest().replace("maxSequences: 8", "maxSequences: 513"), "--dev")
+    try:
+        answer = served.client().chat.completions.create(model="smollm2", messages=QUESTION, max_tokens=2)
+        assert answer.usage.completion_tokens == 2
     finally:
         assert served.stop() == 0
 

@@ -48,7 +48,6 @@ EngineSettings EngineFrom(const v1::EngineConfig& config, Problems& problems) {
   EngineSettings engine;
   engine.context_length = config.context_length();
   if (config.max_sequences() != 0) engine.max_sequences = config.max_sequences();
-  if (config.max_step_tokens() != 0) engine.max_step_tokens = config.max_step_tokens();
   engine.kv_cache_bytes = int64_t{config.kv_cache_mib()} << 20;
   if (!config.kv_cache_type().empty()) engine.kv_cache_type = config.kv_cache_type();
   if (config.has_prefix_cache()) engine.prefix_cache = config.prefix_cache();
@@ -59,14 +58,25 @@ EngineSettings EngineFrom(const v1::EngineConfig& config, Problems& problems) {
   engine.exact_arithmetic = config.arithmetic() == "exact";
   engine.kernel_tier = config.kernel_tier();
   CheckRange("engine.context_length", engine.context_length, 0, 1 << 24, problems);
-  CheckRange("engine.max_sequences", engine.max_sequences, 1, 4096, problems);
-  CheckRange("engine.max_step_tokens", engine.max_step_tokens, engine.max_sequences, 1 << 20,
-             problems);
+  CheckRange("engine.max_sequences", engine.max_sequences, 1, kMostSequences, problems);
   CheckRange("engine.kv_cache_mib", config.kv_cache_mib(), 0, 1 << 24, problems);
   CheckRange("engine.max_step_milliseconds", engine.max_step_milliseconds, 0, 60'000, problems);
   CheckRange("engine.threads", engine.threads, 0, 1024, problems);
   CheckOneOf("engine.arithmetic", config.arithmetic(), {"", "fast", "exact"}, problems);
   return engine;
+}
+
+// As config.proto says, of the device that is known by now.
+void CheckStepTokens(const v1::EngineConfig& config, WorkerSettings& settings, Problems& problems) {
+  constexpr int32_t kMost = 65'535;  // a GPU's kernels count tokens in a dimension of its grid
+  EngineSettings& engine = settings.engine;
+  engine.max_step_tokens = config.max_step_tokens() != 0
+                               ? config.max_step_tokens()
+                               : DefaultStepTokens(settings.device, engine.max_sequences);
+  if (engine.max_step_tokens >= engine.max_sequences && engine.max_step_tokens <= kMost) return;
+  problems.push_back(absl::StrCat("engine.max_step_tokens is ", engine.max_step_tokens,
+                                  ": it must be from ", engine.max_sequences,
+                                  ", engine.max_sequences, to ", kMost));
 }
 
 // What computes, and what it can do.
@@ -209,6 +219,7 @@ absl::StatusOr<WorkerSettings> ParseWorkerSettings(absl::string_view json) {
   CheckAddresses(settings, problems);
   CheckGroup(config, settings, problems);
   CheckDevice(config, settings, problems);
+  CheckStepTokens(config.engine(), settings, problems);
   if (!problems.empty()) {
     return absl::InvalidArgumentError(
         absl::StrCat("worker configuration: ", absl::StrJoin(problems, "; ")));

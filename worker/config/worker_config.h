@@ -3,6 +3,7 @@
 // read into a plain struct that is valid afterwards. An unknown field is an error that names it.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <string>
@@ -16,10 +17,20 @@ namespace rempart::worker {
 
 enum class DeviceKind { kCpu, kGpu };
 
+// Tokens of a step where nobody says how many, of CPUs and of GPUs: enough for the products of a
+// prompt to pay. Of many sequences more, so that decodes leave room for prompts.
+inline constexpr int32_t kMostSequences = 4096;
+inline constexpr int32_t kStepTokensOnCpu = 512;
+inline constexpr int32_t kStepTokensOnGpu = 2048;
+constexpr int32_t DefaultStepTokens(DeviceKind device, int32_t max_sequences) {
+  return std::max(device == DeviceKind::kGpu ? kStepTokensOnGpu : kStepTokensOnCpu,
+                  2 * std::min(max_sequences, kMostSequences));
+}
+
 struct EngineSettings {
   int32_t context_length = 0;  // 0: what the model declares, at most 8192
   int32_t max_sequences = 32;
-  int32_t max_step_tokens = 512;
+  int32_t max_step_tokens = kStepTokensOnCpu;
   int64_t kv_cache_bytes = 0;  // 0: by the memory that is free
   std::string kv_cache_type = "auto";
   bool prefix_cache = true;

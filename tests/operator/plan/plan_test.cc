@@ -128,6 +128,15 @@ TEST(MakePlan, RefusesWhatThisVersionDoesNotDo) {
          o.model.mutable_spec()->mutable_parallelism()->set_ranks_per_pod(4);
        },
        "InvalidParallelism", "choose one of 1, 2, 3, 6"},
+      {"steps shorter than the default of sequences",
+       [](Observed& o) { o.model.mutable_spec()->mutable_engine()->set_max_step_tokens(31); },
+       "InvalidEngine", "spec.engine.maxStepTokens: 31 is less than maxSequences, 32"},
+      {"steps shorter than sequences",
+       [](Observed& o) {
+         o.model.mutable_spec()->mutable_engine()->set_max_sequences(100);
+         o.model.mutable_spec()->mutable_engine()->set_max_step_tokens(99);
+       },
+       "InvalidEngine", "spec.engine.maxStepTokens: 99 is less than maxSequences, 100"},
       {"too many ranks for a pod",
        [](Observed& o) { o.model.mutable_spec()->mutable_parallelism()->set_tensor(32); },
        "InvalidParallelism", "ranksPerPod is missing"},
@@ -282,6 +291,11 @@ TEST(MakePlan, TheWorkerHearsOfTheSizeOfItsKvCacheWhereTheManifestNamesOne) {
   observed.model.mutable_spec()->mutable_engine()->set_kv_cache_mib(3000);
   const GroupPlan named = MakePlan(observed).groups.at(0);
   EXPECT_EQ(named.config.engine().kv_cache_mib(), 3000);
+  EXPECT_EQ(named.config.engine().max_step_tokens(), 0);
+  observed.model.mutable_spec()->mutable_engine()->set_max_step_tokens(4096);
+  const GroupPlan long_steps = MakePlan(observed).groups.at(0);
+  EXPECT_EQ(long_steps.config.engine().max_step_tokens(), 4096);
+  EXPECT_NE(long_steps.config_hash, named.config_hash);
   EXPECT_NE(named.config_hash, unnamed.config_hash);
   EXPECT_THAT(MakeGroupObjects(observed, named).config_map.data().at("worker.json"),
               HasSubstr("\"kvCacheMib\": 3000"));

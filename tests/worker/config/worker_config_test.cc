@@ -93,6 +93,32 @@ TEST(WorkerConfig, ComputesOnTheCpuUnlessToldOtherwise) {
               HasSubstr("device is \"tpu\": it must be one of"));
 }
 
+TEST(WorkerConfig, AStepHoldsATokenOfEachSequenceAndRoomForPrompts) {
+  const auto with = [](const std::string& device, const std::string& engine) {
+    return ParseWorkerSettings(std::string("{") + kMinimal + R"(,"device":")" + device +
+                               R"(","engine":{)" + engine + "}}");
+  };
+  const auto tokens = [&](const std::string& device, const std::string& engine) {
+    const auto settings = with(device, engine);
+    EXPECT_TRUE(settings.ok()) << settings.status();
+    return settings.ok() ? settings->engine.max_step_tokens : -1;
+  };
+  EXPECT_EQ(tokens("cpu", ""), 512);
+  EXPECT_EQ(tokens("gpu", ""), 2048);
+  EXPECT_EQ(tokens("cpu", R"("maxSequences":513)"), 1026);
+  EXPECT_EQ(tokens("gpu", R"("maxSequences":513)"), 2048);
+  // Whatever number of sequences a Model may have.
+  EXPECT_EQ(tokens("cpu", R"("maxSequences":4096)"), 8192);
+  EXPECT_EQ(tokens("gpu", R"("maxSequences":4096)"), 8192);
+  EXPECT_EQ(tokens("gpu", R"("maxSequences":600,"maxStepTokens":600)"), 600);
+  EXPECT_EQ(tokens("gpu", R"("maxStepTokens":65535)"), 65535);
+  EXPECT_THAT(std::string(with("cpu", R"("maxStepTokens":16)").status().message()),
+              HasSubstr("engine.max_step_tokens is 16: it must be from 32, engine.max_sequences, "
+                        "to 65535"));
+  EXPECT_THAT(std::string(with("gpu", R"("maxStepTokens":65536)").status().message()),
+              HasSubstr("engine.max_step_tokens is 65536: it must be from 32"));
+}
+
 TEST(WorkerConfig, WhatADeviceCannotDoIsRefused) {
   const auto message = [](const std::string& more) {
     return Message(std::string("{") + kMinimal + more + "}");
