@@ -43,6 +43,7 @@ struct CommandLine {
   std::string worker_pull_policy = "IfNotPresent";
   std::string allow_node_paths = "false";
   std::string network_policies = "true";
+  std::string gpu_runtime_class;
   std::string router_url;
   std::string kubeconfig;
 
@@ -67,6 +68,8 @@ struct CommandLine {
          &allow_node_paths},
         {"network-policies", "true or false: whether groups of several pods get a NetworkPolicy",
          &network_policies},
+        {"gpu-runtime-class", "RuntimeClass of pods with device: gpu; empty: none",
+         &gpu_runtime_class},
         {"router-url",
          "what status.url tells; empty: http://rempart.NAMESPACE.svc.cluster.local/v1",
          &router_url},
@@ -151,6 +154,7 @@ OperatorOptions OptionsFrom(const CommandLine& line) {
       line.control_address.empty() ? line.listen : line.control_address;
   options.settings.allow_node_paths = line.allow_node_paths == "true";
   options.settings.network_policies = line.network_policies == "true";
+  options.settings.gpu_runtime_class = line.gpu_runtime_class;
   options.settings.system_namespace = line.name_space;
   options.settings.url = line.router_url.empty() ? absl::StrCat("http://rempart.", line.name_space,
                                                                 ".svc.cluster.local/v1")

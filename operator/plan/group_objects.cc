@@ -241,6 +241,7 @@ void FillPod(const Observed& observed, const GroupPlan& group, k8s::v1::PodSpec&
     toleration.set_key(kGpuTaint);
     toleration.set_operator_("Exists");
     toleration.set_effect("NoSchedule");
+    pod.set_runtime_class_name(observed.settings.gpu_runtime_class);
   }
   pod.set_automount_service_account_token(false);
   pod.set_enable_service_links(false);

@@ -30,6 +30,8 @@ struct Settings {
   bool network_policies = true;
   // Chart value models.allowNodePaths: whether file:// is served.
   bool allow_node_paths = false;
+  // Chart value gpu.runtimeClassName: of pods with device gpu; empty: the runtime of each node.
+  std::string gpu_runtime_class;
   // Child processes of `rempart serve` instead of pods: file:// is a path of this machine, and
   // pvc:// does not exist.
   bool local = false;

@@ -40,11 +40,20 @@ def test_lint_finds_nothing():
     ("router.replicas=0", "replicas"),
     ("images.worker=no-tag", "worker"),
     ("images.pullPolicy=Sometimes", "pullPolicy"),
+    ("gpu.runtimeClassName=NVIDIA_", "runtimeClassName"),
 ])
 def test_a_wrong_value_is_refused_by_name(values, words):
     done = helm("template", "rempart", str(CHART), "--set", values)
     assert done.returncode != 0
     assert words in done.stderr
+
+
+def test_the_runtime_class_of_gpus_is_told_where_it_is_named(documents):
+    def told(found: list[dict]) -> list[str]:
+        operator = named(found, "Deployment", "rempart-operator")
+        return [word for word in operator["spec"]["template"]["spec"]["containers"][0]["args"] if "runtime-class" in word]
+    assert told(documents) == []
+    assert told(rendered("gpu.runtimeClassName=nvidia")) == ["--gpu-runtime-class=nvidia"]
 
 
 def test_every_pod_meets_the_restricted_profile(documents):

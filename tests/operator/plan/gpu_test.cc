@@ -194,6 +194,18 @@ TEST(Gpu, TheWorkerIsToldAndThePodAsksForOneGpuOfEachRank) {
   EXPECT_EQ(pod.tolerations(0).effect(), "NoSchedule");
 }
 
+TEST(Gpu, ThePodRunsWhereNvidiasRuntimeIsNotTheDefault) {
+  Observed observed = OneModelOnGpu();
+  EXPECT_EQ(PodOf(observed).runtime_class_name(), "");
+  const std::string before = MakePlan(observed).groups.at(0).config_hash;
+  observed.settings.gpu_runtime_class = "nvidia";
+  EXPECT_EQ(PodOf(observed).runtime_class_name(), "nvidia");
+  EXPECT_NE(MakePlan(observed).groups.at(0).config_hash, before) << "pods are replaced";
+  Observed on_cpu = OneModel();
+  on_cpu.settings.gpu_runtime_class = "nvidia";
+  EXPECT_EQ(PodOf(on_cpu).runtime_class_name(), "");
+}
+
 TEST(Gpu, ClaimsTakeThePlaceOfTheDevicePluginsGpus) {
   Observed observed = OneModelOnGpu();
   const std::string before = MakePlan(observed).groups.at(0).config_hash;
