@@ -5,15 +5,15 @@ import os
 import pathlib
 import subprocess
 
+import models as files
 from report import Case
-from servers import BINARIES, ROOT, THREADS
+from servers import BINARIES, THREADS
 
 OURS = BINARIES / "model_bench"
 BANDWIDTH = BINARIES / "bandwidth_bench"
 PREFILL = (128, 512, 4096)
 DECODE, DEPTHS = 64, (128, 4096)
 BATCHES = (4, 8, 16, 32)
-RANDOM = ("q4_k", "q8_0")
 TIMEOUT_SECONDS = 600
 
 
@@ -66,8 +66,7 @@ def run(models: dict, rounds: int, quick: bool, wanted):
     shapes += [(f"decode_1_at_{depth}", 0, DECODE, depth) for depth in DEPTHS]
     if quick:
         shapes = [("prefill_512", 512, 0, 0), ("decode_1_at_128", 0, DECODE, 128)]
-    random = {} if quick else {f"random-1b-{kind}": pathlib.Path(output(ROOT / "benchmarks/cpu/random_model", kind).strip())
-                               for kind in RANDOM}
+    random = {} if quick else {name: files.random(name) for name in files.RANDOM}
     for model, path in {**models, **random}.items():
         for tier, binary in tiers():
             for threads in (THREADS,) if quick else (1, THREADS):

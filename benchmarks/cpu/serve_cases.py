@@ -4,14 +4,17 @@ import asyncio
 import contextlib
 import pathlib
 import random
+import string
 import subprocess
 import sys
 
 import load
+import models as files
 from report import Case, percentile
-from servers import THREADS, LlamaCpp, Rempart, Vllm, VllmWithoutAvx512
+from servers import THREADS, LlamaCpp, LlamaCppWithoutAvx512, Rempart, Vllm, VllmWithoutAvx512
 
 CLIENTS = (1, 4, 8, 16, 32)
+RANDOM_CLIENTS = (1, 16)
 SHAPES = {"128_128": (128, 128), "1024_64": (1024, 64)}
 PREFIX_TOKENS, PREFIX_ASKS = 2000, 4
 # Common words that are one token each with their space.
@@ -28,14 +31,20 @@ def prompt(seed: str, tokens: int) -> str:
     return " ".join(draw.choice(WORDS) for _ in range(tokens))
 
 
-def bodies(label: str, clients: int, tokens: int, out: int) -> list:
-    return [[load.completion("bench", prompt(f"{label}/{client}", tokens), out)] for client in range(clients)]
+def letters(seed: str, tokens: int) -> str:
+    """For the random models: they know no words, so that each letter is a token."""
+    draw = random.Random(seed)
+    return "".join(draw.choice(string.ascii_lowercase) for _ in range(tokens))
 
 
-def burst(server, label: str, clients: int, tokens: int, out: int) -> dict:
+def bodies(label: str, clients: int, tokens: int, out: int, text=prompt) -> list:
+    return [[load.completion("bench", text(f"{label}/{client}", tokens), out)] for client in range(clients)]
+
+
+def burst(server, label: str, clients: int, tokens: int, out: int, text=prompt) -> dict:
     """Every client asks at once."""
-    asyncio.run(load.run_clients(server.port, bodies(label + "/warm-up", 1, tokens, 4), 1))
-    answers, seconds = asyncio.run(load.run_clients(server.port, bodies(label, clients, tokens, out), 1))
+    asyncio.run(load.run_clients(server.port, bodies(label + "/warm-up", 1, tokens, 4, text), 1))
+    answers, seconds = asyncio.run(load.run_clients(server.port, bodies(label, clients, tokens, out, text), 1))
     gaps = [gap for answer in answers for gap in answer.gaps]
     ttfts = [answer.ttft for answer in answers]
     return {"tokens_per_s": clients * out / seconds, "ttft_p50": percentile(ttfts, 50), "ttft_p99": percentile(ttfts, 99),
@@ -46,7 +55,7 @@ UNITS = {"tokens_per_s": "tokens/s", "ttft_p50": "s", "ttft_p99": "s", "itl_p50"
          "anonymous_mib": "MiB"}
 
 
-def under_load(model: str, mine, peer, clients: int, shape: str, rounds: int) -> list:
+def under_load(model: str, mine, peer, clients: int, shape: str, rounds: int, text=prompt) -> list:
     """`mine` and `peer` make a server for a number of sequences and a context."""
     tokens, out = SHAPES[shape]
     # The words make a few tokens more than their number in some vocabularies.
@@ -58,7 +67,7 @@ def under_load(model: str, mine, peer, clients: int, shape: str, rounds: int) ->
         seen = []
         for make in (mine, peer):
             with make(clients, context) as server:
-                seen.append({**burst(server, f"{shape}/{clients}/{number}", clients, tokens, out),
+                seen.append({**burst(server, f"{shape}/{clients}/{number}", clients, tokens, out, text),
                              "exec_to_first_token": server.exec_to_first_token})
         for key, case in names.items():
             case.add(seen[0][key], max(seen[1][key], 1e-6))
@@ -110,14 +119,16 @@ def beside_others(model: str, mine, peer, rounds: int) -> list:
     return [case.say()]
 
 
-def makers(ours: pathlib.Path, theirs: pathlib.Path, peer) -> tuple:
-    return (lambda sequences, context: Rempart(ours, sequences, context), lambda sequences, context: peer(theirs, sequences, context))
+def makers(path: pathlib.Path, without_avx512: bool) -> tuple:
+    """Of ours and of llama.cpp's server, from a number of sequences and a context."""
+    tier, peer = ("avx2", LlamaCppWithoutAvx512) if without_avx512 else ("", LlamaCpp)
+    return (lambda sequences, context: Rempart(path, sequences, context, tier=tier), lambda sequences, context: peer(path, sequences, context))
 
 
-def run(models: dict, rounds: int, quick: bool, wanted):
-    """`wanted` says of a case's name whether it is to be run."""
-    for index, (model, path) in enumerate(models.items()):
-        mine, peer = makers(path, path, LlamaCpp)
+def run_real(models: dict, rounds: int, quick: bool, wanted, without_avx512: bool):
+    for index, (name, path) in enumerate(models.items()):
+        model = f"{name}/serve_avx2" if without_avx512 else name
+        mine, peer = makers(path, without_avx512)
         # The second model shows that the first is no exception.
         clients = (1, 16) if quick or index > 0 else CLIENTS
         for shape in list(SHAPES)[:1] if quick or index > 0 else SHAPES:
@@ -128,6 +139,23 @@ def run(models: dict, rounds: int, quick: bool, wanted):
             yield from shared_prefix(model, mine, peer, rounds)
         if wanted(f"{model}/busy_cores"):
             yield from beside_others(model, mine, peer, rounds)
+
+
+def run_random(rounds: int, wanted, without_avx512: bool):
+    """The models that no cache holds, alone and together."""
+    for name in files.RANDOM:
+        model = f"{name}/serve_avx2" if without_avx512 else name
+        for count in RANDOM_CLIENTS:
+            if wanted(f"{model}/serve_{count}/128_128"):
+                yield from under_load(model, *makers(files.random(name), without_avx512), count, "128_128", rounds, letters)
+
+
+def run(models: dict, rounds: int, quick: bool, wanted, tiers=(False,)):
+    """`wanted` says of a case's name whether it is to be run; `tiers`, for each pass, whether both sides do without AVX-512."""
+    for without_avx512 in tiers:
+        yield from run_real(models, rounds, quick, wanted, without_avx512)
+        if not quick:
+            yield from run_random(rounds, wanted, without_avx512)
 
 
 def run_vllm(model: str, ours: pathlib.Path, bf16: pathlib.Path, rounds: int, wanted, clients=(1, 4, 16), without_avx512=False):

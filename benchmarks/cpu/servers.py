@@ -132,23 +132,28 @@ class Server:
 class Rempart(Server):
     name = "rempart"
 
-    def __init__(self, *args, tier: str = ""):
+    def __init__(self, *args, tier: str = "", cache: pathlib.Path | None = None):
         super().__init__(*args)
-        self.tier = tier
+        self.tier, self.cache = tier, cache
 
     def command(self) -> list:
         manifest = pathlib.Path(self.folder.name) / "model.yaml"
         manifest.write_text(MANIFEST.format(path=self.model, context=self.context, sequences=self.sequences, threads=THREADS))
         return [BINARIES / "rempart", "serve", "-f", manifest, "--dev", "--port", self.port,
-                *(["--kernel-tier", self.tier] if self.tier else [])]
+                *(["--kernel-tier", self.tier] if self.tier else []), *(["--cache", self.cache] if self.cache else [])]
 
 
 class LlamaCpp(Server):
     name = "llama.cpp"
+    binary = "LLAMA_SERVER"
 
     def command(self) -> list:
-        return [os.environ["LLAMA_SERVER"], "-m", self.model, "-t", THREADS, "-np", self.sequences, "-c", self.sequences * self.context,
+        return [os.environ[self.binary], "-m", self.model, "-t", THREADS, "-np", self.sequences, "-c", self.sequences * self.context,
                 "--port", self.port, "--host", "127.0.0.1", "--alias", "bench"]
+
+
+class LlamaCppWithoutAvx512(LlamaCpp):
+    binary = "LLAMA_SERVER_AVX2"
 
 
 class Vllm(Server):
