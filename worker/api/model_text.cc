@@ -120,9 +120,11 @@ absl::Status ModelText::ReadSpecialTokens(const GgufMetadata& metadata,
   const size_t count = tokenizer.tokens.size();
   ASSIGN_OR_RETURN(begin_id_, SpecialId(metadata, "tokenizer.ggml.bos_token_id", count));
   ASSIGN_OR_RETURN(end_id_, SpecialId(metadata, "tokenizer.ggml.eos_token_id", count));
-  // Without a word in the file: SentencePiece models begin with BOS, and so does Llama 3.
-  const bool begins = tokenizer.model == "llama" || tokenizer.pre == "llama-bpe" ||
-                      tokenizer.pre == "llama3" || tokenizer.pre == "llama-v3";
+  // Without a word in the file: SentencePiece models begin with BOS, and so do Llama 3 and Mistral.
+  bool begins = tokenizer.model == "llama";
+  for (const char* pre : {"llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "tekken"}) {
+    begins = begins || tokenizer.pre == pre;
+  }
   ASSIGN_OR_RETURN(add_begin_, metadata.Bool("tokenizer.ggml.add_bos_token", begins));
   add_begin_ = add_begin_ && begin_id_ >= 0;
   if (end_id_ >= 0) ends_.insert(end_id_);

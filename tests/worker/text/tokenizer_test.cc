@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <simdjson.h>
 
+#include <algorithm>
 #include <fstream>
 #include <random>
 #include <string>
@@ -143,14 +144,57 @@ TEST(ByteLevelTokenizer, KnowsNoTokensOutsideTheVocabulary) {
 }
 
 TEST(ByteLevelTokenizer, EncodesLongRunsOfOneCharacter) {
-  auto tokenizer = Tokenizer::FromGguf(SmallByteLevel());
-  ASSERT_TRUE(tokenizer.ok());
-  for (const char* piece : {" ", "h", "\n", "1", "é"}) {
-    std::string text;
-    while (text.size() < 200000) text += piece;
-    EXPECT_TRUE((*tokenizer)->Encode(text, SpecialTokens::kPlain).ok());
+  for (const char* pre : {"gpt-2", "smollm", "llama-bpe", "qwen2", "tekken", "gpt-4o"}) {
+    TokenizerMetadata metadata = SmallByteLevel();
+    metadata.pre = pre;
+    auto tokenizer = Tokenizer::FromGguf(metadata);
+    ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+    for (const char* piece : {" ", "h", "\n", "1", "é", "\u0301"}) {
+      std::string text;
+      while (text.size() < 200000) text += piece;
+      EXPECT_TRUE((*tokenizer)->Encode(text, SpecialTokens::kPlain).ok()) << pre << piece;
+    }
   }
 }
+
+// tests/goldens/make_gguf_splits.py says how its vocabulary shows where a text is split.
+class GgufSplits : public ::testing::TestWithParam<std::pair<const char*, const char*>> {};
+
+TEST_P(GgufSplits, AreThoseOfTheModelsOwnTokenizers) {
+  const auto [pre, golden_name] = GetParam();
+  simdjson::dom::parser parser;
+  const simdjson::dom::element golden =
+      parser.load("tests/goldens/tokenizers/gguf_splits.json").value();
+  TokenizerMetadata metadata;
+  metadata.model = "gpt2";
+  metadata.pre = pre;
+  for (auto token : golden["tokens"].get_array()) metadata.tokens.push_back(Text(token));
+  for (auto merge : golden["merges"].get_array()) metadata.merges.push_back(Text(merge));
+  const auto tokenizer = Tokenizer::FromGguf(metadata);
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  const auto texts = golden["texts"].get_array();
+  size_t cases = 0;
+  for (auto expected : golden["ids"][golden_name].get_array()) {
+    const std::string text = Text(texts.at(cases++));
+    const auto ids = (*tokenizer)->Encode(text, SpecialTokens::kPlain);
+    ASSERT_TRUE(ids.ok()) << ids.status();
+    EXPECT_EQ(*ids, Ids(expected)) << text;
+  }
+  EXPECT_EQ(cases, 100u);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, GgufSplits,
+    ::testing::Values(std::pair("gpt-2", "gpt-2"), std::pair("smollm", "smollm"),
+                      std::pair("llama-bpe", "llama-bpe"), std::pair("llama3", "llama-bpe"),
+                      std::pair("dbrx", "llama-bpe"), std::pair("qwen2", "qwen2"),
+                      std::pair("deepseek-r1-qwen", "qwen2"), std::pair("tekken", "tekken"),
+                      std::pair("gpt-4o", "gpt-4o")),
+    [](const auto& info) {
+      std::string name = info.param.first;
+      std::replace(name.begin(), name.end(), '-', '_');
+      return name;
+    });
 
 struct Refusal {
   std::string what;
@@ -168,6 +212,8 @@ TEST(TokenizerMetadata, RefusesWhatItCannotRun) {
        "tokenizer.ggml.model is 'rwkv'"},
       {"unknown pre", [](TokenizerMetadata& m) { m.pre = "klingon"; },
        "tokenizer.ggml.pre is 'klingon'"},
+      {"a family that is not served", [](TokenizerMetadata& m) { m.pre = "command-r"; },
+       "tokenizer.ggml.pre is 'command-r'; this version knows default, gpt-2, smollm"},
       {"misspelt byte", [](TokenizerMetadata& m) { m.types[1] = 6; },
        "tokenizer.ggml.tokens[1] is of type byte"},
   };

@@ -315,24 +315,29 @@ const GPT2_SPLIT: &str =
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const LLAMA3_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const TEKKEN_SPLIT: &str = r"[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))*((?=[\p{L}])([^A-Z]))+|[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))+((?=[\p{L}])([^A-Z]))*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const TEKKEN_SPLIT: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const O200K_SPLIT: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// The pre-tokenizers that GGUF names in tokenizer.ggml.pre, as successive splits.
+/// The pre-tokenizers that GGUF names in tokenizer.ggml.pre, as successive splits: those of the models' own
+/// tokenizer.json, so that a GGUF file and a folder of one model read a text alike. (llama.cpp rewrites tekken's
+/// and gpt-4o's without classes of letters, and splits accents and marks otherwise.)
 fn splits(pre: &str) -> Result<Vec<&'static str>, String> {
     Ok(match pre {
-        "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone" | "minerva-7b" => {
+        "smollm" | "starcoder" | "refact" | "codeshell" | "exaone" | "minerva-7b" => {
             vec![r"\p{N}", GPT2_SPLIT]
         }
         "" | "default" | "gpt-2" | "gpt2" | "mpt" | "olmo" | "jais" | "phi-2" => vec![GPT2_SPLIT],
-        "llama3" | "llama-v3" | "llama-bpe" | "smaug-bpe" | "falcon3" | "pixtral" => {
+        "llama3" | "llama-v3" | "llama-bpe" | "smaug-bpe" | "falcon3" | "pixtral" | "dbrx" => {
             vec![LLAMA3_SPLIT]
         }
         "qwen2" | "deepseek-r1-qwen" | "megrez" | "stablelm2" | "hunyuan" => vec![QWEN2_SPLIT],
         "tekken" => vec![TEKKEN_SPLIT],
+        "gpt-4o" => vec![O200K_SPLIT],
         other => {
             return Err(format!(
                 "tokenizer.ggml.pre is '{other}'; this version knows default, gpt-2, smollm, \
-                 starcoder, llama-bpe, qwen2 and tekken"
+                 starcoder, llama-bpe (Llama 3), qwen2, tekken (Mistral), dbrx (Phi 4) and gpt-4o (Phi 4 \
+                 mini): use a file of one of these, or the model's folder with its tokenizer.json"
             ))
         }
     })
