@@ -4,9 +4,14 @@
 #include <gtest/gtest.h>
 #include <simdjson.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <fstream>
 #include <string>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "worker/api/model_text.h"
 #include "worker/model/gguf.h"
 #include "worker/model/mapped_file.h"
@@ -90,6 +95,53 @@ TEST_P(ChatGoldens, TheTemplateRendersTheSamePrompt) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, ChatGoldens, ::testing::Values("smollm2-135m-instruct-q4_1"));
+
+// Vocabularies of llama.cpp's own tests, each with texts and the ids that transformers gives them.
+// REMPART_TEST_VOCABULARIES names their folder.
+class Vocabularies : public ::testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    const char* folder = std::getenv("REMPART_TEST_VOCABULARIES");
+    ASSERT_NE(folder, nullptr);
+    path_ = std::string(folder) + "/ggml-vocab-" + GetParam() + ".gguf";
+    auto file = MappedFile::Open(path_);
+    ASSERT_TRUE(file.ok()) << file.status();
+    auto gguf = ParseGguf(GetParam(), file->bytes());
+    ASSERT_TRUE(gguf.ok()) << gguf.status();
+    auto text = ModelText::FromGguf(gguf->metadata);
+    ASSERT_TRUE(text.ok()) << text.status();
+    text_ = *std::move(text);
+  }
+
+  std::string Read(const char* suffix) const {
+    std::ifstream file(path_ + suffix, std::ios::binary);
+    return std::string((std::istreambuf_iterator<char>(file)), {});
+  }
+
+  std::string path_;
+  std::unique_ptr<ModelText> text_;
+};
+
+TEST_P(Vocabularies, GiveTheIdsOfTransformers) {
+  const std::vector<std::string> texts = absl::StrSplit(Read(".inp"), "\n__ggml_vocab_test__\n");
+  const std::vector<std::string> lines = absl::StrSplit(Read(".out"), '\n');
+  ASSERT_EQ(texts.size(), lines.size());
+  EXPECT_GE(texts.size(), 46u);
+  for (size_t i = 0; i < texts.size(); ++i) {
+    auto ids = text_->EncodePlainText(texts[i]);
+    ASSERT_TRUE(ids.ok()) << ids.status();
+    if (text_->begin_id().has_value()) ids->erase(ids->begin());
+    EXPECT_EQ(absl::StrJoin(*ids, " "), absl::StripAsciiWhitespace(lines[i])) << texts[i];
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, Vocabularies,
+                         ::testing::Values("llama-spm", "llama-bpe", "qwen2", "phi-3"),
+                         [](const auto& info) {
+                           std::string name = info.param;
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
+                         });
 
 }  // namespace
 }  // namespace rempart::worker
