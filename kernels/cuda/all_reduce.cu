@@ -142,7 +142,8 @@ REMPART_DEVICE void AddUnits(const PeerGroup& peers, const uint4 (&parts)[kMaxPe
 }
 
 template <class T>
-REMPART_KERNEL AllReduceKernel(AllReduceArgs args) {
+REMPART_KERNEL(kThreads)
+AllReduceKernel(const REMPART_IN_PLACE AllReduceArgs args) {
   WaitForPrevious();
   Shared& shared = *DynamicShared<Shared>();
   const PeerGroup& peers = args.peers;
@@ -168,7 +169,8 @@ REMPART_KERNEL AllReduceKernel(AllReduceArgs args) {
 }
 
 template <int kRounds>
-REMPART_KERNEL AllReduceNormKernel(AllReduceNormArgs args) {
+REMPART_KERNEL(kThreads)
+AllReduceNormKernel(const REMPART_IN_PLACE AllReduceNormArgs args) {
   WaitForPrevious();
   Shared& shared = *DynamicShared<Shared>();
   const PeerGroup& peers = args.peers;

@@ -119,7 +119,8 @@ REMPART_DEVICE void MergeWarps(const DeviceAttentionArgs& args, const Work& work
 }
 
 template <int kHeadDim, bool kIsFp8>
-REMPART_KERNEL DecodeKernel(DeviceAttentionArgs args) {
+REMPART_KERNEL(kThreads)
+DecodeKernel(DeviceAttentionArgs args) {
   WaitForPrevious();
   LetNextStart();
   auto& shared = *DynamicShared<Shared<kHeadDim>>();
@@ -180,7 +181,7 @@ REMPART_KERNEL DecodeKernel(DeviceAttentionArgs args) {
   MergeWarps<kHeadDim>(args, work, shared);
 }
 
-REMPART_KERNEL CombineKernel(DeviceAttentionArgs args) {
+REMPART_KERNEL(kThreads) CombineKernel(DeviceAttentionArgs args) {
   WaitForPrevious();
   LetNextStart();
   const int64_t head = blockIdx.x;
@@ -233,8 +234,8 @@ void AttentionDecode(const DeviceAttentionArgs& args, DeviceStream stream) {
     LaunchSplits<256>(args, stream);
   }
   Launch(CombineKernel,
-         {static_cast<uint32_t>(args.num_heads), static_cast<uint32_t>(args.batch.num_slices)}, 128,
-         0, stream, args);
+         {static_cast<uint32_t>(args.num_heads), static_cast<uint32_t>(args.batch.num_slices)},
+         kThreads, 0, stream, args);
 }
 
 }  // namespace rempart::kernels::cuda

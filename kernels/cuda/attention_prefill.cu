@@ -105,7 +105,8 @@ REMPART_DEVICE void StoreRows(const DeviceAttentionArgs& args, const Tile& tile,
 }
 
 template <int kHeadDim, bool kIsFp8>
-REMPART_KERNEL PrefillKernel(DeviceAttentionArgs args) {
+REMPART_KERNEL(kThreads)
+PrefillKernel(DeviceAttentionArgs args) {
   constexpr int kBuffers = kHeadDim > 128 ? 1 : 2;
   WaitForPrevious();
   LetNextStart();

@@ -13,7 +13,8 @@ namespace {
 constexpr int kThreads = 256;
 
 template <class WeightDecoder>
-REMPART_KERNEL EmbedKernel(DeviceEmbedArgs args) {
+REMPART_KERNEL(kThreads)
+EmbedKernel(DeviceEmbedArgs args) {
   WaitForPrevious();
   LetNextStart();
   const int64_t token = blockIdx.x;
@@ -28,7 +29,7 @@ REMPART_KERNEL EmbedKernel(DeviceEmbedArgs args) {
   }
 }
 
-REMPART_KERNEL AdvanceKernel(AdvanceArgs args) {
+REMPART_KERNEL(kThreads) AdvanceKernel(AdvanceArgs args) {
   WaitForPrevious();
   LetNextStart();
   const int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -44,7 +45,7 @@ REMPART_KERNEL AdvanceKernel(AdvanceArgs args) {
   args.samplings[row].position += 1;
 }
 
-REMPART_KERNEL CopyBlocksKernel(CopyBlocksArgs args) {
+REMPART_KERNEL(kThreads) CopyBlocksKernel(CopyBlocksArgs args) {
   WaitForPrevious();
   LetNextStart();
   const int64_t pair = blockIdx.y;
@@ -57,13 +58,13 @@ REMPART_KERNEL CopyBlocksKernel(CopyBlocksArgs args) {
   }
 }
 
-REMPART_KERNEL ClearKernel(uint64_t* out) {
+REMPART_KERNEL(kWarp) ClearKernel(uint64_t* out) {
   WaitForPrevious();
   LetNextStart();
   if (threadIdx.x == 0) *out = 0;
 }
 
-REMPART_KERNEL HashKernel(HashArgs args) {
+REMPART_KERNEL(kThreads) HashKernel(HashArgs args) {
   WaitForPrevious();
   LetNextStart();
   const auto* words = static_cast<const uint64_t*>(args.data);
@@ -113,7 +114,7 @@ void CopyBlocks(const CopyBlocksArgs& args, DeviceStream stream) {
 }
 
 void Hash(const HashArgs& args, DeviceStream stream) {
-  Launch(ClearKernel, {1}, 32, 0, stream, args.out);
+  Launch(ClearKernel, {1}, kWarp, 0, stream, args.out);
   const int64_t blocks = Min<int64_t>(CeilDivide(args.bytes, kThreads * 8), 1024);
   if (blocks == 0) return;
   Launch(HashKernel, {static_cast<uint32_t>(blocks)}, kThreads, 0, stream, args);

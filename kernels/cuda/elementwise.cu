@@ -16,7 +16,8 @@ REMPART_DEVICE float GeluTanh(float x) {
 }
 
 template <bool kIsGelu>
-REMPART_KERNEL ActivateKernel(ActivateArgs args) {
+REMPART_KERNEL(kThreads)
+ActivateKernel(ActivateArgs args) {
   WaitForPrevious();
   LetNextStart();
   const int64_t per_row = args.cols / 8;
@@ -39,7 +40,8 @@ struct Shared {
 
 // One block a token: finds the largest magnitude, then codes. The second read hits the cache.
 template <bool kIsInt8>
-REMPART_KERNEL QuantizeRowsKernel(QuantizeRowsArgs args) {
+REMPART_KERNEL(kThreads)
+QuantizeRowsKernel(QuantizeRowsArgs args) {
   WaitForPrevious();
   LetNextStart();
   Shared& shared = *DynamicShared<Shared>();
@@ -73,7 +75,7 @@ REMPART_KERNEL QuantizeRowsKernel(QuantizeRowsArgs args) {
   }
 }
 
-REMPART_KERNEL ScaleSumsKernel(ScaleSumsArgs args) {
+REMPART_KERNEL(kThreads) ScaleSumsKernel(ScaleSumsArgs args) {
   WaitForPrevious();
   LetNextStart();
   const int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;

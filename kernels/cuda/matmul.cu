@@ -121,7 +121,8 @@ REMPART_DEVICE void StorePair(const DeviceMatmulArgs& args, int64_t token, int64
 }
 
 template <class WeightDecoder, int kTileTokens>
-REMPART_KERNEL MatmulKernel(DeviceMatmulArgs args) {
+REMPART_KERNEL(kThreads)
+MatmulKernel(DeviceMatmulArgs args) {
   using Tile = WarpTile<kTileTokens>;
   WaitForPrevious();
   LetNextStart();

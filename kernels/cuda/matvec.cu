@@ -14,6 +14,7 @@ namespace rempart::kernels::cuda {
 namespace {
 
 constexpr int kWarps = 4;
+constexpr int kThreads = kWarps * kWarp;
 constexpr int kRows = 2;
 
 template <class WeightDecoder>
@@ -28,7 +29,8 @@ REMPART_DEVICE void PrefetchRows(const DeviceMatrix& w, int64_t first_row) {
 }
 
 template <class WeightDecoder, int kTokens>
-REMPART_KERNEL MatvecKernel(DeviceMatmulArgs args) {
+REMPART_KERNEL(kThreads)
+MatvecKernel(DeviceMatmulArgs args) {
   const int64_t first_row = (static_cast<int64_t>(blockIdx.x) * kWarps + WarpIndex()) * kRows;
   PrefetchRows<WeightDecoder>(args.w, first_row);
   WaitForPrevious();
@@ -81,11 +83,11 @@ void Matvec(const DeviceMatmulArgs& args, DeviceStream stream) {
   WithDecoder(args.w, [&](auto decoder) {
     using D = decltype(decoder);
     if (args.num_tokens == 1) {
-      Launch(MatvecKernel<D, 1>, grid, kWarps * kWarp, 0, stream, args);
+      Launch(MatvecKernel<D, 1>, grid, kThreads, 0, stream, args);
     } else if (args.num_tokens <= 4) {
-      Launch(MatvecKernel<D, 4>, grid, kWarps * kWarp, 0, stream, args);
+      Launch(MatvecKernel<D, 4>, grid, kThreads, 0, stream, args);
     } else {
-      Launch(MatvecKernel<D, kMatvecTokens>, grid, kWarps * kWarp, 0, stream, args);
+      Launch(MatvecKernel<D, kMatvecTokens>, grid, kThreads, 0, stream, args);
     }
   });
 }

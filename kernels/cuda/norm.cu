@@ -21,7 +21,8 @@ struct Shared {
 };
 
 template <int kRounds>
-REMPART_KERNEL AddNormKernel(AddNormArgs args) {
+REMPART_KERNEL(kThreads)
+AddNormKernel(AddNormArgs args) {
   WaitForPrevious();
   LetNextStart();
   Shared& shared = *DynamicShared<Shared>();

@@ -7,6 +7,11 @@
 // and memory primitives of kernels/cuda/primitives.h, and DynamicShared. Shared memory is always
 // dynamic, so that the emulator can fill it with NaN before each block. Host code starts a kernel
 // with Launch and never with <<<>>>.
+//
+// A kernel names the most threads that a block of it is started with: REMPART_KERNEL(kThreads). The
+// compiler then gives each thread no more registers than so many threads find in a multiprocessor
+// (64 Ki); without it a large kernel compiles, and its launch fails. tests/cuda/launchable.py looks
+// at what was compiled.
 #pragma once
 
 #include <cstddef>
@@ -18,14 +23,18 @@
 #include <cuda_runtime.h>
 
 #define REMPART_DEVICE __device__ __forceinline__
-#define REMPART_KERNEL __global__ void
+#define REMPART_KERNEL(threads) __global__ void __launch_bounds__(threads)
 #define REMPART_UNROLL _Pragma("unroll")
+// Before a kernel's argument, const: what is indexed in it stays where it is, and is not copied to
+// the thread's local memory first.
+#define REMPART_IN_PLACE __grid_constant__
 #else
 #include "kernels/cuda/emulator.h"
 
 #define REMPART_DEVICE inline
-#define REMPART_KERNEL static void
+#define REMPART_KERNEL(threads) static void
 #define REMPART_UNROLL
+#define REMPART_IN_PLACE
 #endif
 
 namespace rempart::kernels::cuda {

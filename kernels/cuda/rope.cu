@@ -11,6 +11,7 @@ namespace rempart::kernels::cuda {
 namespace {
 
 constexpr int kWarps = 8;
+constexpr int kThreads = kWarps * kWarp;
 constexpr int kPairs = 4;  // pairs of a lane: head_dim up to 256
 
 template <class Element>
@@ -48,7 +49,7 @@ REMPART_DEVICE void NormAndRotate(const RopeStoreArgs& args, const float* norm, 
   }
 }
 
-REMPART_KERNEL RopeStoreKernel(RopeStoreArgs args) {
+REMPART_KERNEL(kThreads) RopeStoreKernel(RopeStoreArgs args) {
   WaitForPrevious();
   LetNextStart();
   const int64_t token = blockIdx.y;
@@ -108,8 +109,8 @@ void RopeStore(const RopeStoreArgs& args, DeviceStream stream) {
   const auto columns = static_cast<uint32_t>(CeilDivide(heads, kWarps));
   // A grid has at most 65535 rows; a step has fewer tokens than that.
   if (args.batch.num_tokens == 0) return;
-  Launch(RopeStoreKernel, {columns, static_cast<uint32_t>(args.batch.num_tokens)}, kWarps * kWarp,
-         0, stream, args);
+  Launch(RopeStoreKernel, {columns, static_cast<uint32_t>(args.batch.num_tokens)}, kThreads, 0,
+         stream, args);
 }
 
 }  // namespace rempart::kernels::cuda

@@ -257,7 +257,7 @@ REMPART_DEVICE float OriginalLogit(const Row& row, const Shared& shared, int64_t
   return row.Logit(id);
 }
 
-REMPART_KERNEL SampleKernel(SampleArgs args) {
+REMPART_KERNEL(kThreads) SampleKernel(SampleArgs args) {
   WaitForPrevious();
   LetNextStart();
   Shared& shared = *DynamicShared<Shared>();
