@@ -32,6 +32,7 @@
 #include "worker/model/repack_cache.h"
 #include "worker/model/rope.h"
 #include "worker/model/transformer.h"
+#include "worker/model/weight_memory.h"
 
 namespace rempart::worker {
 namespace {
@@ -162,36 +163,50 @@ RankPosition PositionInGroup(const WorkerSettings& settings, int index) {
                     settings.pipeline_parallel);
 }
 
-absl::Status BindParts(const WorkerSettings& settings, ModelFile& model, WorkerStatus& status) {
+absl::StatusOr<PackOptions> PackOptionsOf(const WorkerSettings& settings, const ModelFile& model,
+                                          WorkerStatus& status) {
   PackOptions pack;
   pack.pack = !model.options.exact && model.gpus.empty();
   if (!model.gpus.empty()) pack.expand = ExpandQuantized::kNever;
-  pack.on_progress = [&](int64_t done, int64_t total) { status.SetLoaded(done, total); };
+  pack.files = model.source.files;
+  pack.on_progress = [&status](int64_t done, int64_t total) { status.SetLoaded(done, total); };
   if (model.cache) {
     pack.cache = &*model.cache;
     ASSIGN_OR_RETURN(pack.source, SampleModel(settings.model_path));
   }
-  const absl::Time begin = SteadyNow();
+  return pack;
+}
+
+// Views of the file, and what an earlier start left; copies nothing.
+absl::Status BindParts(const WorkerSettings& settings, const PackOptions& pack, ModelFile& model,
+                       WorkerStatus& status) {
   const MatrixCut cut = model.gpus.empty() ? MatrixCut::kOutputs : MatrixCut::kPairs;
   for (size_t i = 0; i < model.parts.size(); ++i) {
     RankPart& part = *model.parts[i];
     const RankPosition of = PositionInGroup(settings, static_cast<int>(i));
     absl::StatusOr<Weights> weights;
     RunBound(part.cpus, [&] {
-      weights = BindWeights(model.source.tensors, model.source.config, *model.ops, pack, part.pool,
-                            of, cut);
+      weights = BindTensors(model.source.tensors, model.source.config, *model.ops, of, cut);
     });
     RETURN_IF_ERROR(weights.status());
     part.weights = *std::move(weights);
+    FindRepacked(*model.ops, pack, part.weights);
     status.AddBytesRead(part.weights.bytes_read);
   }
-  const Weights& weights = model.parts[0]->weights;
-  const char* const how = !model.gpus.empty() ? "bind" : weights.from_cache ? "map" : "repack";
-  status.AddStartPart(how, SteadyNow() - begin);
-  if (!model.gpus.empty()) return absl::OkStatus();
+  return absl::OkStatus();
+}
+
+absl::Status CopyParts(const PackOptions& pack, ModelFile& model, WorkerStatus& status) {
+  for (const auto& part : model.parts) {
+    absl::Status copied;
+    RunBound(part->cpus,
+             [&] { copied = CopyWeights(*model.ops, pack, part->pool, part->weights); });
+    RETURN_IF_ERROR(copied);
+  }
   const int64_t bytes = status.snapshot().weight_bytes_read;
   status.SetLoaded(bytes, bytes);
   // Only rows of the embedding and small vectors are read from the file from here on.
+  const Weights& weights = model.parts[0]->weights;
   if (!weights.packed.bytes().empty() || !weights.expanded.bytes().empty()) {
     for (const MappedFile& file : model.source.files) file.DropResidentPages();
   }
@@ -270,8 +285,11 @@ absl::Status LoadOnGpus(const DeviceModelOptions& options, bool wants_hash, Mode
 // The weights go to the GPUs, each with as many KV blocks as it has room for.
 absl::Status PrepareOnGpus(const WorkerSettings& settings, ModelFile& model, EngineOptions& engine,
                            WorkerStatus& status) {
-  RETURN_IF_ERROR(BindParts(settings, model, status));
-  const absl::Time begin = SteadyNow();
+  absl::Time begin = SteadyNow();
+  ASSIGN_OR_RETURN(const PackOptions pack, PackOptionsOf(settings, model, status));
+  RETURN_IF_ERROR(BindParts(settings, pack, model, status));
+  status.AddStartPart("bind", SteadyNow() - begin);
+  begin = SteadyNow();
   const DeviceModelOptions options = DeviceOptions(settings, engine.context_length);
   RETURN_IF_ERROR(TellNeeds(options, model, status));
   const bool wants_hash = !settings.model_digest.empty();
@@ -299,36 +317,48 @@ absl::Status PrepareOnGpus(const WorkerSettings& settings, ModelFile& model, Eng
   return absl::OkStatus();
 }
 
-absl::Status PrepareOnCpu(const WorkerSettings& settings, ModelFile& model, EngineOptions& engine,
-                          WorkerStatus& status) {
-  const EngineSettings& wanted = settings.engine;
+// Of all ranks of this pod.
+HostMemoryNeeds NeedsOfPod(const WorkerSettings& settings, const PackOptions& pack,
+                           const EngineOptions& engine, const ModelFile& model) {
   const ModelConfig& config = model.source.config;
-  const RankPosition first = PositionInGroup(settings, 0);
-  const kernels::DType kv_type = KvType(wanted.kv_cache_type);
-  const int64_t weight_bytes =
-      settings.ranks_per_pod * WeightBytes(model.source.tensors, config, first);
+  HostMemoryNeeds needs;
+  std::vector<Weights*> ranks;
+  for (const auto& part : model.parts) {
+    const RankPosition& of = part->weights.partition.of;
+    ranks.push_back(&part->weights);
+    needs.workspace_bytes += WorkspaceBytes(config, model.options, of);
+    needs.kv_block_bytes += KvBytesPerBlock(config, model.options.kv_type, of);
+  }
+  needs.weights = MemoryOf(*model.ops, pack, ranks);
+  needs.context_length = engine.context_length;
+  needs.max_sequences = settings.engine.max_sequences;
+  needs.kv_bytes = settings.engine.kv_cache_bytes;
+  return needs;
+}
+
+// `use` as it was before anything of the model was there.
+absl::Status PrepareOnCpu(const WorkerSettings& settings, const MemoryUse& use, ModelFile& model,
+                          EngineOptions& engine, WorkerStatus& status) {
+  const EngineSettings& wanted = settings.engine;
   TransformerOptions& options = model.options;
-  options.kv_type = kv_type;
+  options.kv_type = KvType(wanted.kv_cache_type);
   options.exact = wanted.exact_arithmetic;
   options.max_step_tokens = wanted.max_step_tokens;
   options.max_step_logits = wanted.max_sequences;
-  HostMemoryNeeds needs;
-  needs.weight_bytes = weight_bytes;
-  needs.repacked_bytes =
-      settings.ranks_per_pod *
-      CopiedWeightBytes(model.source.tensors, config, first, {.pack = !options.exact});
-  needs.workspace_bytes = settings.ranks_per_pod * WorkspaceBytes(config, options, first);
-  needs.kv_block_bytes = settings.ranks_per_pod * KvBytesPerBlock(config, kv_type, first);
-  needs.context_length = engine.context_length;
-  needs.max_sequences = wanted.max_sequences;
-  needs.kv_bytes = wanted.kv_cache_bytes;
-  ASSIGN_OR_RETURN(options.kv_blocks, PlanKvBlocks(needs, ReadMemoryUse("")));
+  const absl::Time begin = SteadyNow();
+  ASSIGN_OR_RETURN(const PackOptions pack, PackOptionsOf(settings, model, status));
+  RETURN_IF_ERROR(BindParts(settings, pack, model, status));
+  const HostMemoryNeeds needs = NeedsOfPod(settings, pack, engine, model);
+  ASSIGN_OR_RETURN(options.kv_blocks, PlanKvBlocks(needs, use));
   engine.blocks_total = static_cast<int32_t>(options.kv_blocks);
-  return BindParts(settings, model, status);
+  RETURN_IF_ERROR(CopyParts(pack, model, status));
+  const char* const how = model.parts[0]->weights.from_cache ? "map" : "repack";
+  status.AddStartPart(how, SteadyNow() - begin);
+  return absl::OkStatus();
 }
 
-absl::Status Prepare(const WorkerSettings& settings, ModelFile& model, EngineOptions& engine,
-                     WorkerStatus& status) {
+absl::Status Prepare(const WorkerSettings& settings, const MemoryUse& use, ModelFile& model,
+                     EngineOptions& engine, WorkerStatus& status) {
   const EngineSettings& wanted = settings.engine;
   ModelConfig& config = model.source.config;
   const RankPosition first = PositionInGroup(settings, 0);
@@ -342,7 +372,7 @@ absl::Status Prepare(const WorkerSettings& settings, ModelFile& model, EngineOpt
   engine.prefix_cache = wanted.prefix_cache;
   engine.max_step_time = absl::Milliseconds(wanted.max_step_milliseconds);
   engine.limits.block_size = static_cast<int32_t>(kernels::kKvBlockTokens);
-  return model.gpus.empty() ? PrepareOnCpu(settings, model, engine, status)
+  return model.gpus.empty() ? PrepareOnCpu(settings, use, model, engine, status)
                             : PrepareOnGpus(settings, model, engine, status);
 }
 
@@ -450,6 +480,7 @@ absl::StatusOr<LoadedModel> LoadModelFile(const WorkerSettings& settings, const 
                                           const CollectiveLoader& load_collectives,
                                           WorkerStatus& status) {
   const std::string& path = settings.model_path;
+  const MemoryUse use = ReadMemoryUse("");
   LoadedModel loaded;  // its library outlives what the model has on GPUs
   auto model = std::make_shared<ModelFile>();
   RETURN_IF_ERROR(OpenParts(settings, open_gpu, load_collectives, *model, loaded, status));
@@ -472,7 +503,7 @@ absl::StatusOr<LoadedModel> LoadModelFile(const WorkerSettings& settings, const 
   };
   std::optional<Beside> hash;
   if (!settings.model_digest.empty() && model->gpus.empty()) hash.emplace("hash", status, verify);
-  const absl::Status prepared = Prepare(settings, *model, loaded.engine, status);
+  const absl::Status prepared = Prepare(settings, use, *model, loaded.engine, status);
   const absl::Status named = tokenizer.Join();
   RETURN_IF_ERROR(hash ? hash->Join() : verify());
   if (!named.ok()) return About(path, named);

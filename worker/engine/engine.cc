@@ -37,6 +37,9 @@ Engine::Engine(const EngineOptions& options, ModelRunner* model, const Vocabular
   CHECK_LE(BlocksFor(options.context_length, options.limits.block_size), options.blocks_total);
   figures_.blocks_total = options.blocks_total;
   published_ = figures_;
+  // Addresses alone. Growing into other memory would hold both for a moment, which nobody counted.
+  logits_.reserve(static_cast<size_t>(options.limits.max_sequences) *
+                  static_cast<size_t>(model->vocabulary_size()));
 }
 
 Engine::~Engine() {

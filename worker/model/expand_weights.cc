@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "common/status_macros.h"
+#include "worker/model/copy_weights.h"
 #include "worker/model/weights.h"
 
 namespace rempart::worker {
@@ -12,12 +13,17 @@ namespace {
 constexpr int64_t kExpandChunk = 256;  // rows; a multiple of kINT4Rows
 constexpr int64_t kExpandAlign = 64;
 
+}  // namespace
+
 int64_t ExpandedBytes(const Matrix& matrix) {
   const int64_t bytes = matrix.view.rows * kernels::RowBytes(matrix.view.type, matrix.view.cols);
   return (bytes + kExpandAlign - 1) / kExpandAlign * kExpandAlign;
 }
 
-}  // namespace
+bool IsExpanded(const kernels::Ops& ops, const PackOptions& options, const Matrix& matrix) {
+  if (options.expand != ExpandQuantized::kForCpu || matrix.quantized == nullptr) return false;
+  return !options.pack || ops.packed_bytes(matrix.view) == 0;
+}
 
 void ExpandRows(const Matrix& matrix, int64_t begin, int64_t end, uint8_t* memory) {
   const kernels::WeightView& view = matrix.view;
@@ -30,14 +36,14 @@ absl::Status ExpandWeights(const kernels::Ops& ops, const PackOptions& options, 
   std::vector<Matrix*> matrices;
   int64_t total = 0;
   for (Matrix* matrix : ProductMatrices(weights)) {
-    if (matrix->quantized == nullptr) continue;
-    if (options.pack && ops.packed_bytes(matrix->view) > 0) continue;
+    if (!IsExpanded(ops, options, *matrix)) continue;
     matrices.push_back(matrix);
     total += ExpandedBytes(*matrix);
   }
   if (total == 0) return absl::OkStatus();
   ASSIGN_OR_RETURN(weights.expanded, PackedMemory::Allocate(total));
   uint8_t* memory = weights.expanded.writable();
+  SourcePages source(options.files);
   int64_t done = 0;
   for (Matrix* matrix : matrices) {
     uint8_t* const to = memory + done;
@@ -45,6 +51,7 @@ absl::Status ExpandWeights(const kernels::Ops& ops, const PackOptions& options, 
                      [&](int64_t begin, int64_t end) { ExpandRows(*matrix, begin, end, to); });
     matrix->view.data = to;
     done += ExpandedBytes(*matrix);
+    source.Copied(ExpandedBytes(*matrix));
     if (options.on_progress) options.on_progress(done, total);
   }
   return absl::OkStatus();

@@ -9,13 +9,13 @@
 #include "absl/status/statusor.h"
 #include "worker/device/memory_limit.h"
 #include "worker/model/transformer.h"
+#include "worker/model/weight_memory.h"
 
 namespace rempart::worker {
 
 // Of all ranks of this process.
 struct HostMemoryNeeds {
-  int64_t weight_bytes = 0;    // as they lie in the file, whose pages are mapped
-  int64_t repacked_bytes = 0;  // of another layout beside them; 0: none
+  WeightMemory weights;
   int64_t workspace_bytes = 0;
   int64_t kv_block_bytes = 0;
   int64_t context_length = 0;  // tokens of one sequence, at most
@@ -23,8 +23,11 @@ struct HostMemoryNeeds {
   int64_t kv_bytes = 0;  // 0: enough for all sequences, or what fits in half of what is left
 };
 
-// Of code, stacks, the tokenizer and what a request needs beside the model.
+// Of code, stacks, the tokenizer and what a request needs beside the model; and so much that memory
+// is not short (MemoryWatch) when all else is in use.
 inline constexpr int64_t kProcessBytes = int64_t{64} << 20;
+// The system keeps a table entry of 8 bytes for each page of 4 KiB, and charges the process for it.
+inline constexpr int64_t kBytesPerTableByte = 512;
 
 // What a Transformer of these options allocates beside the KV cache, and the engine for its logits.
 int64_t WorkspaceBytes(const ModelConfig& config, const TransformerOptions& options,

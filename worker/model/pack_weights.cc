@@ -7,6 +7,7 @@
 
 #include "common/check.h"
 #include "common/status_macros.h"
+#include "worker/model/copy_weights.h"
 #include "worker/model/weights.h"
 
 namespace rempart::worker {
@@ -19,12 +20,6 @@ constexpr int64_t kExpandVersion = 1;
 // Of the matrix that shows a layout.
 constexpr int64_t kProbeRows = 64;
 constexpr int64_t kProbeCols = 512;
-
-// A matrix and where its copy lies.
-struct Job {
-  Matrix* matrix;
-  int64_t offset;
-};
 
 int64_t RoundUp(int64_t bytes) { return (bytes + kPackAlign - 1) / kPackAlign * kPackAlign; }
 
@@ -42,10 +37,10 @@ void AppendProbe(const kernels::Ops& ops, kernels::DType type, std::string& layo
 }
 
 // What the bytes of the copies depend on besides the source and the tier's name.
-Sha256 Layout(const kernels::Ops& ops, const RankPosition& of, const std::vector<Job>& jobs) {
+Sha256 Layout(const kernels::Ops& ops, const RankPosition& of, const std::vector<PackJob>& jobs) {
   std::vector<int64_t> facts = {of.rank, of.size, of.stage, of.stages};
   std::array<bool, kernels::kDTypeCount> types = {};
-  for (const Job& job : jobs) {
+  for (const PackJob& job : jobs) {
     const kernels::WeightView& view = job.matrix->view;
     facts.insert(facts.end(), {static_cast<int64_t>(view.type), view.rows, view.cols, job.offset});
     if (job.matrix->quantized != nullptr) facts.push_back(kExpandVersion);
@@ -58,44 +53,54 @@ Sha256 Layout(const kernels::Ops& ops, const RankPosition& of, const std::vector
   return HashOf({reinterpret_cast<const uint8_t*>(layout.data()), layout.size()});
 }
 
-// Bytes that the largest of those takes which are expanded on their way.
-int64_t LargestQuantized(const std::vector<Job>& jobs) {
-  int64_t largest = 0;
-  for (const Job& job : jobs) {
-    const kernels::WeightView& view = job.matrix->view;
-    if (job.matrix->quantized == nullptr) continue;
-    largest = std::max(largest, view.rows * kernels::RowBytes(view.type, view.cols));
-  }
-  return largest;
-}
-
 }  // namespace
 
-absl::Status PackWeights(const kernels::Ops& ops, const PackOptions& options, ThreadPool& pool,
-                         Weights& weights) {
-  std::vector<Job> jobs;
-  int64_t total = 0;
+void SourcePages::Copied(int64_t bytes) {
+  bytes_ += bytes;
+  if (bytes_ < kMostBytes) return;
+  for (const MappedFile& file : files_) file.DropResidentPages();
+  bytes_ = 0;
+}
+
+PackPlan PlanPack(const kernels::Ops& ops, Weights& weights) {
+  PackPlan plan;
   // The embedding is looked up by rows: no copy.
   for (Matrix* matrix : ProductMatrices(weights)) {
     const int64_t bytes = ops.packed_bytes(matrix->view);
     if (bytes == 0) continue;
-    jobs.push_back({matrix, total});
-    total += RoundUp(bytes);
+    plan.jobs.push_back({matrix, plan.bytes});
+    plan.bytes += RoundUp(bytes);
+    if (matrix->quantized == nullptr) continue;
+    const int64_t expanded =
+        matrix->view.rows * kernels::RowBytes(matrix->view.type, matrix->view.cols);
+    plan.scratch_bytes = std::max(plan.scratch_bytes, expanded);
   }
-  if (total == 0) return absl::OkStatus();
-  weights.packed_key = {options.source, ops.name, Layout(ops, weights.partition.of, jobs), total};
-  if (options.cache != nullptr) {
-    absl::StatusOr<RepackCache::Found> found = options.cache->Find(weights.packed_key);
-    if (found.ok()) {
-      weights.packed = std::move(found->memory);
-      weights.from_cache = found->digests;
-    }
-  }
+  return plan;
+}
+
+void FindRepacked(const kernels::Ops& ops, const PackOptions& options, Weights& weights) {
+  if (!options.pack) return;
+  const PackPlan plan = PlanPack(ops, weights);
+  if (plan.bytes == 0) return;
+  weights.packed_key = {options.source, ops.name, Layout(ops, weights.partition.of, plan.jobs),
+                        plan.bytes};
+  if (options.cache == nullptr) return;
+  absl::StatusOr<RepackCache::Found> found = options.cache->Find(weights.packed_key);
+  if (!found.ok()) return;
+  weights.packed = std::move(found->memory);
+  weights.from_cache = found->digests;
+}
+
+absl::Status PackWeights(const kernels::Ops& ops, const PackOptions& options, ThreadPool& pool,
+                         Weights& weights) {
+  const PackPlan plan = PlanPack(ops, weights);
+  if (plan.bytes == 0) return absl::OkStatus();
   if (!weights.from_cache) {
-    ASSIGN_OR_RETURN(weights.packed, PackedMemory::Allocate(total));
+    ASSIGN_OR_RETURN(weights.packed, PackedMemory::Allocate(plan.bytes));
     uint8_t* const memory = weights.packed.writable();
-    ASSIGN_OR_RETURN(PackedMemory scratch, PackedMemory::Allocate(LargestQuantized(jobs)));
-    for (const Job& job : jobs) {
+    ASSIGN_OR_RETURN(PackedMemory scratch, PackedMemory::Allocate(plan.scratch_bytes));
+    SourcePages source(options.files);
+    for (const PackJob& job : plan.jobs) {
       kernels::WeightView view = job.matrix->view;
       if (job.matrix->quantized != nullptr) view.data = scratch.writable();
       pool.ParallelFor(view.rows, kPackChunk, [&](int64_t begin, int64_t end) {
@@ -103,10 +108,13 @@ absl::Status PackWeights(const kernels::Ops& ops, const PackOptions& options, Th
           ExpandRows(*job.matrix, begin, end, scratch.writable());
         ops.pack_rows(view, memory + job.offset, begin, end);
       });
-      if (options.on_progress) options.on_progress(job.offset, total);
+      if (options.on_progress) options.on_progress(job.offset, plan.bytes);
+      source.Copied(view.rows * kernels::RowBytes(view.type, view.cols));
     }
   }
-  for (const Job& job : jobs) job.matrix->packed = weights.packed.bytes().data() + job.offset;
+  for (const PackJob& job : plan.jobs) {
+    job.matrix->packed = weights.packed.bytes().data() + job.offset;
+  }
   return absl::OkStatus();
 }
 

@@ -133,6 +133,17 @@ absl::Status Transformer::AllocateForOthers() {
       absl::StrCat("no memory for ", bytes >> 20, " MiB of logits"));
 }
 
+int64_t Transformer::workspace_bytes() const {
+  const size_t floats = residual_.size() + normed_.size() + qkv_.size() + attended_.size() +
+                        branch_.size() + gate_up_.size() + last_.size() + wide_.size() +
+                        cos_.size() + sin_.size();
+  const size_t bytes = (floats + ids_.size() + positions_.size()) * 4 + rounded_.size() * 2 +
+                       quantized_.size() * sizeof(kernels::ActivationBlock);
+  const bool has_logits = partition_.of.group_rank() == 0 || logits_ != nullptr;
+  return static_cast<int64_t>(bytes) +
+         (has_logits ? options_.max_step_logits * config_.vocabulary * 4 : 0);
+}
+
 kernels::KvView Transformer::KvOf(size_t layer) const {
   const int64_t bytes = kernels::KvBlockBytes(options_.kv_type, kv_heads_, config_.head_dim);
   kernels::KvView view;

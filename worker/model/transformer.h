@@ -61,6 +61,8 @@ class Transformer {
   absl::Status Forward(const StepBatch& batch, absl::Span<float> logits);
 
   const ModelConfig& config() const { return config_; }
+  // That Create has allocated beside the KV cache, with what rank 0's caller has for its logits.
+  int64_t workspace_bytes() const;
 
  private:
   struct Product {

@@ -9,10 +9,9 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
 #include "absl/strings/match.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/strip.h"
 #include "common/status_macros.h"
+#include "worker/model/copy_weights.h"
 
 namespace rempart::worker {
 namespace {
@@ -292,43 +291,7 @@ void AddToNorms(float offset, Weights& weights) {
   }
 }
 
-// "blk.12.attn_q.weight" is of layer 12; -1: of none.
-int64_t LayerOf(absl::string_view name) {
-  int64_t layer = -1;
-  if (!absl::ConsumePrefix(&name, "blk.")) return -1;
-  return absl::SimpleAtoi(name.substr(0, name.find('.')), &layer) ? layer : -1;
-}
-
-// A rank's share of the bytes that `bytes_of` says of each of its tensors.
-template <class BytesOf>
-int64_t SumOfOwn(const TensorMap& tensors, const ModelConfig& config, const RankPosition& of,
-                 BytesOf bytes_of) {
-  const Range layers = MakePartition(config, of).layers;
-  const std::string head = tensors.contains("output.weight") ? "output.weight" : kEmbedding;
-  int64_t bytes = 0;
-  for (const auto& [name, tensor] : tensors) {
-    const int64_t layer = LayerOf(name);
-    const bool is_own = layer >= 0 ? layer >= layers.begin && layer < layers.end
-                                   : (of.is_first_stage() && name == kEmbedding) ||
-                                         (of.is_last_stage() && name == head);
-    if (is_own) bytes += bytes_of(tensor);
-  }
-  return bytes / of.size;
-}
-
 }  // namespace
-
-int64_t WeightBytes(const TensorMap& tensors, const ModelConfig& config, const RankPosition& of) {
-  return SumOfOwn(tensors, config, of, [](const TensorView& tensor) { return tensor.bytes; });
-}
-
-int64_t CopiedWeightBytes(const TensorMap& tensors, const ModelConfig& config,
-                          const RankPosition& of, const PackOptions& options) {
-  return SumOfOwn(tensors, config, of, [&](const TensorView& tensor) {
-    if (tensor.quantized == nullptr) return options.pack ? tensor.bytes : 0;
-    return tensor.rows() * kernels::RowBytes(tensor.type, tensor.cols());
-  });
-}
 
 std::vector<Matrix*> ProductMatrices(Weights& weights) {
   std::vector<Matrix*> matrices;
@@ -342,9 +305,9 @@ std::vector<Matrix*> ProductMatrices(Weights& weights) {
   return matrices;
 }
 
-absl::StatusOr<Weights> BindWeights(const TensorMap& tensors, const ModelConfig& config,
-                                    const kernels::Ops& ops, const PackOptions& options,
-                                    ThreadPool& pool, const RankPosition& of, MatrixCut cut) {
+absl::StatusOr<Weights> BindTensors(const TensorMap& tensors, const ModelConfig& config,
+                                    const kernels::Ops& ops, const RankPosition& of,
+                                    MatrixCut cut) {
   RETURN_IF_ERROR(CheckTensorParallel(config, of.size));
   RETURN_IF_ERROR(CheckPipelineParallel(config, of.stages));
   Binder binder(tensors, ops);
@@ -366,10 +329,23 @@ absl::StatusOr<Weights> BindWeights(const TensorMap& tensors, const ModelConfig&
   weights.bytes_read = binder.bytes_read();
   RETURN_IF_ERROR(binder.CheckAllUsed());
   AddToNorms(config.norm_offset, weights);
+  return weights;
+}
+
+absl::Status CopyWeights(const kernels::Ops& ops, const PackOptions& options, ThreadPool& pool,
+                         Weights& weights) {
   if (options.expand == ExpandQuantized::kForCpu) {
     RETURN_IF_ERROR(ExpandWeights(ops, options, pool, weights));
   }
-  if (options.pack) RETURN_IF_ERROR(PackWeights(ops, options, pool, weights));
+  return options.pack ? PackWeights(ops, options, pool, weights) : absl::OkStatus();
+}
+
+absl::StatusOr<Weights> BindWeights(const TensorMap& tensors, const ModelConfig& config,
+                                    const kernels::Ops& ops, const PackOptions& options,
+                                    ThreadPool& pool, const RankPosition& of, MatrixCut cut) {
+  ASSIGN_OR_RETURN(Weights weights, BindTensors(tensors, config, ops, of, cut));
+  FindRepacked(ops, options, weights);
+  RETURN_IF_ERROR(CopyWeights(ops, options, pool, weights));
   return weights;
 }
 

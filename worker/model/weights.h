@@ -11,8 +11,10 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "kernels/ops.h"
 #include "worker/device/thread_pool.h"
+#include "worker/model/mapped_file.h"
 #include "worker/model/model_config.h"
 #include "worker/model/packed_memory.h"
 #include "worker/model/partition.h"
@@ -79,6 +81,9 @@ struct PackOptions {
   // Where an earlier start may have left them; null: they are made.
   const RepackCache* cache = nullptr;
   Sha256 source = {};  // of SampleSource; with a cache
+  // Where what is copied lies: given back on the way, so that copies and their source are never
+  // resident together as a whole. Empty where it is not in files.
+  absl::Span<const MappedFile> files = {};
   // Called with the bytes packed so far and their total.
   std::function<void(int64_t done, int64_t total)> on_progress = {};
 };
@@ -93,26 +98,17 @@ absl::StatusOr<Weights> BindWeights(const TensorMap& tensors, const ModelConfig&
                                     ThreadPool& pool, const RankPosition& of = {},
                                     MatrixCut cut = MatrixCut::kOutputs);
 
-// Of the file, that a rank reads, about: before anything is bound.
-int64_t WeightBytes(const TensorMap& tensors, const ModelConfig& config, const RankPosition& of);
-
-// What BindWeights will allocate for a rank, about: expanded and packed copies of what it reads.
-int64_t CopiedWeightBytes(const TensorMap& tensors, const ModelConfig& config,
-                          const RankPosition& of, const PackOptions& options);
+// The three steps of it. Views alone, and small vectors: nothing has been copied.
+absl::StatusOr<Weights> BindTensors(const TensorMap& tensors, const ModelConfig& config,
+                                    const kernels::Ops& ops, const RankPosition& of = {},
+                                    MatrixCut cut = MatrixCut::kOutputs);
+// Maps what an earlier start has left in options.cache, if there is any.
+void FindRepacked(const kernels::Ops& ops, const PackOptions& options, Weights& weights);
+// Makes the copies that kernels read, but those that have been found.
+absl::Status CopyWeights(const kernels::Ops& ops, const PackOptions& options, ThreadPool& pool,
+                         Weights& weights);
 
 // Every matrix of a product: the head where there is one, and those of the layers.
 std::vector<Matrix*> ProductMatrices(Weights& weights);
-
-// Rows [begin, end) of a quantised matrix as its view's type, to where they belong in `memory`.
-void ExpandRows(const Matrix& matrix, int64_t begin, int64_t end, uint8_t* memory);
-
-// The last steps of BindWeights. Expands quantised matrices, but those that `ops` has a packed
-// layout for where options.pack.
-absl::Status ExpandWeights(const kernels::Ops& ops, const PackOptions& options, ThreadPool& pool,
-                           Weights& weights);
-// Fills in `packed` of every matrix that `ops` has a layout for, quantised ones by way of a
-// scratch.
-absl::Status PackWeights(const kernels::Ops& ops, const PackOptions& options, ThreadPool& pool,
-                         Weights& weights);
 
 }  // namespace rempart::worker

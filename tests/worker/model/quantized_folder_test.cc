@@ -17,6 +17,7 @@
 #include "worker/model/gather_quantized.h"
 #include "worker/model/model_source.h"
 #include "worker/model/quantization_config.h"
+#include "worker/model/weight_memory.h"
 
 namespace rempart::worker {
 namespace {
@@ -93,41 +94,63 @@ TEST_P(QuantizedFolders, AreTheSameOnTwoRanks) {
 INSTANTIATE_TEST_SUITE_P(All, QuantizedFolders, ::testing::ValuesIn(Cases()),
                          [](const auto& info) { return std::string(info.param.name); });
 
-int64_t FileBytes(const QuantizedFolder& folder) {
-  int64_t bytes = 0;
-  for (const auto& [name, tensor] : folder.tensors) {
-    // AutoGPTQ's biases of zero are not read.
-    if (absl::EndsWith(name, ".bias") || absl::StrContains(name, "norm")) continue;
-    bytes += static_cast<int64_t>(tensor.bytes.size());
+// Of the ranks of one process, before and after they have copied.
+struct Counted {
+  WeightMemory memory;
+  int64_t packed = 0;
+  int64_t expanded = 0;
+};
+
+Counted CountAndCopy(const ModelSource& source, bool pack, int size) {
+  Counted counted;
+  const PackOptions options = {.pack = pack};
+  const kernels::Ops& ops = kernels::BestOps();
+  ThreadPool pool({.threads = 1});
+  std::vector<Weights> ranks;
+  for (int rank = 0; rank < size; ++rank) {
+    auto bound = BindTensors(source.tensors, source.config, ops, PositionOf(rank, size, 1));
+    EXPECT_TRUE(bound.ok()) << bound.status();
+    ranks.push_back(*std::move(bound));
   }
-  return bytes;
+  std::vector<Weights*> pointers;
+  for (Weights& weights : ranks) pointers.push_back(&weights);
+  counted.memory = MemoryOf(ops, options, pointers);
+  for (Weights& weights : ranks) {
+    EXPECT_TRUE(CopyWeights(ops, options, pool, weights).ok());
+    counted.packed += static_cast<int64_t>(weights.packed.bytes().size());
+    counted.expanded += static_cast<int64_t>(weights.expanded.bytes().size());
+  }
+  return counted;
 }
 
-TEST(QuantizedMemory, CountsWhatIsReadAndWhatIsMade) {
+// Codes that are expanded are read no more, so they do not count.
+TEST(QuantizedMemory, CountsWhatIsMadeAndWhatStaysInTheFile) {
   constexpr int64_t kMatrices = 2 * (2 * 256 * 256 + 2 * 128 * 256 + 3 * 384 * 256);
   constexpr int64_t kPlain = 2 * 2 * 96 * 256;  // embedding and head, in BF16
+  constexpr int64_t kNorms = 4 * 256 * (2 * 2 + 1);
   for (const Case& each : Cases()) {
     const QuantizedFolder folder(FolderName(), each.layout, each.group);
     const auto source = OpenModel(folder.folder());
     ASSERT_TRUE(source.ok()) << source.status();
-    const int64_t read = WeightBytes(source->tensors, source->config, {});
-    EXPECT_NEAR(static_cast<double>(read), static_cast<double>(FileBytes(folder)), 6 * 1024)
-        << each.name << ": norms";
     const int64_t made = kernels::RowBytes(each.expanded, 256) * kMatrices / 256;
-    EXPECT_EQ(CopiedWeightBytes(source->tensors, source->config, {}, {.pack = false}), made)
-        << each.name;
-    EXPECT_EQ(CopiedWeightBytes(source->tensors, source->config, {.size = 2}, {.pack = false}),
-              made / 2)
-        << each.name;
-    EXPECT_NEAR(
-        static_cast<double>(CopiedWeightBytes(source->tensors, source->config, {}, {.pack = true})),
-        static_cast<double>(made + kPlain), 6 * 1024)
-        << each.name;
-    ThreadPool pool({.threads = 1});
-    const auto exact =
-        BindWeights(source->tensors, source->config, kernels::BestOps(), {.pack = false}, pool);
-    ASSERT_TRUE(exact.ok()) << exact.status();
-    EXPECT_EQ(static_cast<int64_t>(exact->expanded.bytes().size()), made) << each.name;
+    const Counted exact = CountAndCopy(*source, false, 1);
+    EXPECT_EQ(exact.expanded, made) << each.name;
+    for (const bool pack : {false, true}) {
+      for (const int ranks : {1, 2}) {
+        const Counted counted = CountAndCopy(*source, pack, ranks);
+        EXPECT_EQ(counted.memory.expanded, counted.expanded) << each.name;
+        EXPECT_EQ(counted.memory.repacked, counted.packed) << each.name;
+        EXPECT_FALSE(counted.memory.repacked_is_kept) << each.name;
+        EXPECT_NEAR(static_cast<double>(counted.memory.in_file),
+                    static_cast<double>(kPlain + ranks * kNorms), 8.0 * 1024)
+            << each.name << " on " << ranks << " ranks: biases";
+        const bool packs = pack && counted.packed > 0;
+        // The largest of the matrices is of the FFN.
+        EXPECT_EQ(counted.memory.scratch,
+                  packs ? kernels::RowBytes(each.expanded, 256) * 384 / ranks : 0)
+            << each.name << " on " << ranks;
+      }
+    }
   }
 }
 
