@@ -124,6 +124,23 @@ TEST_F(LoadModelTest, ACacheThatDoesNotFitIsRefusedWithTheArithmetic) {
                      HasSubstr("engine.kvCacheMib")));
 }
 
+TEST_F(LoadModelTest, WhatAnEarlierStartKeptIsCountedOnceAndNamed) {
+  settings_.repack_cache_folder = root_ + "/cache";
+  const auto refusal = [&] {
+    WorkerStatus status;
+    settings_.engine.kv_cache_bytes = int64_t{1} << 50;
+    const absl::Status refused = LoadModelFile(settings_, OpenGpu, nullptr, status).status();
+    settings_.engine.kv_cache_bytes = 0;
+    return std::string(refused.message());
+  };
+  EXPECT_THAT(refusal(), HasSubstr("weights repacked 1 MiB + weights read from the file 1 MiB"));
+  Start();
+  EXPECT_THAT(refusal(), HasSubstr("weights repacked 1 MiB (kept from an earlier start) + weights "
+                                   "read from the file 1 MiB"));
+  settings_.engine.exact_arithmetic = true;
+  EXPECT_THAT(refusal(), HasSubstr("not enough memory: weights read from the file 1 MiB + KV"));
+}
+
 TEST_F(LoadModelTest, AModelInPartsIsTheSameAndItsDigestIsOfAllParts) {
   const std::vector<float> whole = Start();
   const int64_t read = status_->snapshot().weight_bytes_read;
