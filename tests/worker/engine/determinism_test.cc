@@ -2,7 +2,7 @@
 // What a request gets does not depend on its company: tokens and log-probabilities are the same,
 // bit for bit, in random batches, with prompts cut anywhere, with the prefix cache on or off,
 // forked or not, preempted or not. The oracle is an engine that runs one sequence at a time and
-// caches nothing. Over the fake model and over a real one.
+// caches nothing. Over the fake model, over a real one, and over small ones as they are served.
 #include <gtest/gtest.h>
 
 #include "common/clock.h"
@@ -10,6 +10,7 @@
 #include "tests/worker/engine/fake_model.h"
 #include "tests/worker/engine/random_traffic.h"
 #include "tests/worker/engine/real_model.h"
+#include "tests/worker/engine/served_model.h"
 
 namespace rempart::worker {
 namespace {
@@ -106,16 +107,17 @@ void RunSeed(const Subject& subject, uint64_t seed, int request_count, Totals& t
   }
 }
 
-void ExpectHardEnough(const Totals& totals) {
+// `few`: of so many times fewer requests.
+void ExpectHardEnough(const Totals& totals, uint64_t few = 1) {
   std::cout << totals.compared << " requests: " << totals.preemptions << " preemptions, "
             << totals.hit_tokens << " tokens from the cache, " << totals.forks << " forks, "
             << totals.copies << " copies, " << totals.evictions << " evictions, "
             << totals.cancelled << " cancelled\n";
-  EXPECT_GT(totals.preemptions, 50u);
-  EXPECT_GT(totals.hit_tokens, 1000u);
-  EXPECT_GT(totals.forks, 20u);
-  EXPECT_GT(totals.copies, 20u);
-  EXPECT_GT(totals.evictions, 50u);
+  EXPECT_GT(totals.preemptions, 50 / few);
+  EXPECT_GT(totals.hit_tokens, 1000 / few);
+  EXPECT_GT(totals.forks, 20 / few);
+  EXPECT_GT(totals.copies, 20 / few);
+  EXPECT_GT(totals.evictions, 50 / few);
   EXPECT_GT(totals.cancelled, 0);
 }
 
@@ -219,6 +221,28 @@ TEST(Determinism, OfARealModelInRandomCompany) {
     RunSeed({&model, &vocabulary, {512, 96}, kStoriesBlockSize, 24}, seed, 40, totals);
   }
   ExpectHardEnough(totals);
+}
+
+// All of the models on the best tier of this machine, and each other tier with one of them.
+TEST(Determinism, OfQuantisedModelsWithF16KvInRandomCompany) {
+  PlainVocabulary vocabulary;
+  const std::vector<MixedModelSpec> specs = MixedModelSpecs();
+  const auto run = [&](size_t index, const kernels::Ops& ops, int requests, Totals& totals) {
+    SCOPED_TRACE(testing::Message() << specs[index].name << " on " << ops.name);
+    ServedModel model(specs[index], ops);
+    ASSERT_TRUE(model.ok());
+    const TrafficShape shape = {model.vocabulary_size(), 96};
+    RunSeed({&model, &vocabulary, shape, ServedModel::kBlockSize, ServedModel::kBlocks},
+            500 + index, requests, totals);
+  };
+  Totals on_best, on_others;
+  for (size_t i = 0; i < specs.size(); ++i) run(i, kernels::BestOps(), 24, on_best);
+  ExpectHardEnough(on_best, 4);
+  size_t next = 0;
+  for (const kernels::OpsTier& tier : kernels::AllOps()) {
+    if (!tier.is_supported || tier.is_twin || tier.ops == &kernels::BestOps()) continue;
+    if (tier.ops != &kernels::ReferenceOps()) run(next++ % specs.size(), *tier.ops, 6, on_others);
+  }
 }
 
 }  // namespace

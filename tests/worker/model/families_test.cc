@@ -13,6 +13,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "tests/worker/model/divergence.h"
 #include "tests/worker/model/whole_model.h"
 
 namespace rempart::worker {
@@ -37,23 +38,6 @@ std::vector<float> ReadNpy(const std::string& path) {
   std::vector<float> values((bytes.size() - start) / sizeof(float));
   std::memcpy(values.data(), bytes.data() + start, values.size() * sizeof(float));
   return values;
-}
-
-// sum p log(p / q) of two rows of logits.
-double Divergence(absl::Span<const float> p, absl::Span<const float> q) {
-  const auto log_sum = [](absl::Span<const float> row) {
-    double largest = *std::max_element(row.begin(), row.end());
-    double sum = 0;
-    for (const float x : row) sum += std::exp(x - largest);
-    return largest + std::log(sum);
-  };
-  const double log_p = log_sum(p);
-  const double log_q = log_sum(q);
-  double divergence = 0;
-  for (size_t i = 0; i < p.size(); ++i) {
-    divergence += std::exp(p[i] - log_p) * ((p[i] - log_p) - (q[i] - log_q));
-  }
-  return divergence;
 }
 
 std::vector<std::string> GoldenFamilies() {

@@ -115,6 +115,10 @@ class MixedModel {
 
   const ModelConfig& config() const { return spec_.config; }
   const Weights& weights() const { return weights_; }
+  // As a CPU serves them.
+  absl::Status Pack(const kernels::Ops& ops, ThreadPool& pool) {
+    return PackWeights(ops, {}, pool, weights_);
+  }
 
  private:
   std::vector<float> Random(int64_t count, float deviation) {

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/worker/model/divergence.h"
 #include "tests/worker/model/mixed_model.h"
 #include "worker/model/transformer.h"
 
@@ -104,21 +105,6 @@ TEST_P(PlainWeights, LogitsDoNotDependOnTheBatchNorOnTheCut) {
   }
 }
 
-// sum p log(p / q) of two rows of logits.
-double Divergence(const float* p, const float* q, size_t count) {
-  const auto log_sum = [count](const float* row) {
-    double sum = 0;
-    for (size_t i = 0; i < count; ++i) sum += std::exp(double{row[i]});
-    return std::log(sum);
-  };
-  const double log_p = log_sum(p), log_q = log_sum(q);
-  double divergence = 0;
-  for (size_t i = 0; i < count; ++i) {
-    divergence += std::exp(p[i] - log_p) * ((p[i] - log_p) - (q[i] - log_q));
-  }
-  return divergence;
-}
-
 TEST_P(PlainWeights, FastArithmeticKeepsTheDistribution) {
   constexpr double kLimit = 1e-3;
   const std::unique_ptr<Transformer> exact = Make(true), fast = Make(false);
@@ -136,7 +122,7 @@ TEST_P(PlainWeights, FastArithmeticKeepsTheDistribution) {
   double worst = 0;
   for (size_t i = 0; i < ids.size(); ++i) {
     const size_t at = i * vocabulary();
-    worst = std::max(worst, Divergence(&expected[at], &actual[at], vocabulary()));
+    worst = std::max(worst, Divergence({&expected[at], vocabulary()}, {&actual[at], vocabulary()}));
   }
   EXPECT_LE(worst, kLimit);
   std::printf("%s %s: worst divergence %.1e, tolerance %.1e\n", GetParam().ops->name,
