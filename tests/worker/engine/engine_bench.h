@@ -40,6 +40,7 @@ struct Setup {
   int32_t max_waiting = 100;
   bool prefix_cache = true;
   bool is_pipelined = false;  // the model, which then draws all that it may
+  absl::Duration max_step_time = absl::ZeroDuration();
 };
 
 class Bench {
@@ -52,7 +53,8 @@ class Bench {
                 .context_length = setup.context,
                 .blocks_total = setup.blocks,
                 .max_waiting = setup.max_waiting,
-                .prefix_cache = setup.prefix_cache},
+                .prefix_cache = setup.prefix_cache,
+                .max_step_time = setup.max_step_time},
                &model, &vocabulary, &clock,
                [this](StepResult result) { Collect(std::move(result)); }) {}
 

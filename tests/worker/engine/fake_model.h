@@ -50,6 +50,7 @@ class FakeModel : public ModelRunner, private StepPipeline {
                        absl::Span<DrawnToken> drawn) override {
     ++forward_count;
     batch_sizes.push_back(batch.slices.size());
+    if (on_forward) on_forward(batch);
     if (!next_status.ok()) return std::exchange(next_status, absl::OkStatus());
     for (const BlockCopy& copy : batch.copies) {
       ++copy_count;
@@ -84,6 +85,8 @@ class FakeModel : public ModelRunner, private StepPipeline {
   float end_logit = -1e9f;
   // May change the logits of a context.
   std::function<void(const std::vector<int32_t>&, float*)> script;
+  // Hears of each batch before it is computed.
+  std::function<void(const StepBatch&)> on_forward;
   // Whether to draw a token that the engine lets it draw.
   std::function<bool()> draws;
   absl::Status next_status;  // returned once
