@@ -76,6 +76,39 @@ TEST_F(Ledger, EvictsLeavesFirstAndAMatchNotices) {
   EXPECT_EQ(waiting.match.size(), 2u) << "the end of the chain has gone, its start has not";
 }
 
+// Two ends of one beginning, of which the first was used again, and a text of its own:
+//   aaaa - bbbb    used first, and again
+//        \ cccc
+//   dddd
+TEST_F(Ledger, EvictsLeavesInTheOrderOfTheirLastUse) {
+  for (const char* text : {"aaaabbbb", "aaaacccc", "dddd", "aaaabbbb"}) {
+    SequenceBlocks page = Waiting();
+    ledger_.Match(page, Ids(std::string(text) + "."));
+    const int32_t known = ledger_.TakeMatch(page);
+    ledger_.Add(page, static_cast<int32_t>(std::string(text).size() + 1 - known + 3) / 4);
+    ledger_.Publish(page, Ids(std::string(text) + "."),
+                    static_cast<int32_t>(std::string(text).size() + 1));
+    ledger_.Release(page);
+  }
+  EXPECT_EQ(ledger_.pool().blocks_cached(), 4);
+  SequenceBlocks filler = Waiting();
+  ledger_.Add(filler, 4);
+  EXPECT_EQ(ledger_.evictions(), 0u) << "blocks without content come first";
+  const auto left = [&] {
+    return std::vector<size_t>{Matched("aaaabbbb."), Matched("aaaacccc."), Matched("dddd.")};
+  };
+  EXPECT_THAT(left(), ElementsAre(2, 2, 1));
+  ledger_.Add(filler, 1);
+  EXPECT_THAT(left(), ElementsAre(2, 1, 1)) << "the leaf used longest ago, not what it follows";
+  ledger_.Add(filler, 1);
+  EXPECT_THAT(left(), ElementsAre(2, 1, 0));
+  ledger_.Add(filler, 1);
+  EXPECT_THAT(left(), ElementsAre(1, 1, 0)) << "a beginning after all that follow it";
+  ledger_.Add(filler, 1);
+  EXPECT_THAT(left(), ElementsAre(0, 0, 0));
+  EXPECT_EQ(ledger_.evictions(), 4u);
+}
+
 TEST_F(Ledger, AMatchNoticesThatABlockHasOtherTokensNow) {
   SequenceBlocks first = Computed("aaaa");
   ledger_.Release(first);
@@ -94,6 +127,19 @@ TEST_F(Ledger, EqualBlocksBecomeOne) {
   EXPECT_EQ(second.blocks[1], first.blocks[1]);
   EXPECT_EQ(ledger_.pool().blocks_held(), 3);
   EXPECT_EQ(ledger_.pool().references(first.blocks[0]), 2);
+}
+
+TEST_F(Ledger, EqualBlocksOfOtherSaltsStayApart) {
+  SequenceBlocks first = Computed("aaaabbbb");
+  SequenceBlocks other;
+  other.salt = SaltKey("another tenant");
+  ledger_.Match(other, Ids("aaaabbbbc"));
+  EXPECT_TRUE(other.match.empty());
+  ledger_.Add(other, 2);
+  EXPECT_EQ(ledger_.CatchUp(other, Ids("aaaabbbbc"), 0), 0);
+  ledger_.Publish(other, Ids("aaaabbbbc"), 8);
+  EXPECT_NE(other.blocks[0], first.blocks[0]);
+  EXPECT_EQ(ledger_.pool().blocks_held(), 4);
 }
 
 TEST_F(Ledger, CatchesUpWithWhatOthersHaveFilled) {

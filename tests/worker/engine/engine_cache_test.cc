@@ -32,6 +32,55 @@ TEST(EngineCache, WhatWasComputedForOneIsNotComputedForTheNext) {
   EXPECT_GT(load.blocks_cached, 0);
 }
 
+// The first one still decodes when the others come.
+TEST(EngineCache, OneThatRunsSharesItsBlocksWithThoseThatComeLaterButNotWithOtherClients) {
+  Bench bench;
+  const std::string prefix(40, 'x');
+  const auto submit = [&](uint64_t id, const std::string& client) {
+    SequenceRequest request = Greedy(id, prefix + std::to_string(id), 30);
+    request.client = client;
+    bench.engine.Submit(request);
+    while (bench.answers[{id, 0}].tokens.empty()) ASSERT_TRUE(bench.engine.Step());
+  };
+  submit(1, "alice");
+  const int32_t alone = bench.engine.load().blocks_used;
+  submit(2, "alice");
+  const int32_t shared = bench.engine.load().blocks_used;
+  submit(3, "bob");
+  const int32_t apart = bench.engine.load().blocks_used;
+  EXPECT_EQ(bench.engine.load().running, 3) << "nobody has ended";
+  EXPECT_GE(alone, 11);
+  EXPECT_LT(shared - alone, 4) << "ten blocks of the second are the first one's";
+  EXPECT_GE(apart - shared, 11) << "none of the third";
+  EXPECT_EQ((bench.answers[{2, 0}].prompt->cached_tokens), 40);
+  EXPECT_EQ((bench.answers[{3, 0}].prompt->cached_tokens), 0);
+  bench.RunAll();
+  for (uint64_t id = 1; id <= 3; ++id) {
+    EXPECT_EQ((bench.answers[{id, 0}].tokens), Expected(Ids(prefix + std::to_string(id)), 30));
+  }
+}
+
+// Hit statistics are of prompts as they came: one that is preempted and computed again, and one
+// with many continuations, count once.
+TEST(EngineCache, EachPromptIsCountedOnceInTheHitStatistics) {
+  Bench bench({.max_sequences = 1});
+  bench.engine.Submit(Greedy(1, std::string(16, 'x'), 20));
+  for (int i = 0; i < 10; ++i) bench.engine.Step();
+  SequenceRequest urgent = Greedy(2, std::string(16, 'x') + "yy", 4);
+  urgent.priority = 1;
+  bench.engine.Submit(urgent);
+  bench.RunAll();
+  ASSERT_EQ(bench.engine.load().preemptions, 1u);
+  SequenceRequest many = Greedy(3, std::string(8, 'z'), 4);
+  many.n = 4;
+  bench.engine.Submit(many);
+  bench.RunAll();
+  const EngineLoad load = bench.engine.load();
+  EXPECT_EQ(load.prefix_lookups, 3u);
+  EXPECT_EQ(load.prefix_queried_tokens, 16u + 18 + 8);
+  EXPECT_EQ(load.prefix_hit_tokens, 16u) << "of the second";
+}
+
 TEST(EngineCache, AConversationFindsItsOwnAnswerInTheCache) {
   Bench bench;
   bench.engine.Submit(Greedy(1, std::string(16, 'x'), 17));
