@@ -42,6 +42,13 @@ class GgufBuilder {
     for (const std::string& value : values) AppendString(&metadata_, value);
     return *this;
   }
+  GgufBuilder& Bools(absl::string_view key, const std::vector<bool>& values) {
+    Key(key, 9);
+    Append(&metadata_, uint32_t{7});
+    Append(&metadata_, uint64_t{values.size()});
+    for (const bool value : values) Append(&metadata_, uint8_t{value});
+    return *this;
+  }
   // An array header that claims `count` numbers of `type` and holds none.
   GgufBuilder& EmptyArray(absl::string_view key, uint32_t type, uint64_t count) {
     Key(key, 9);
@@ -53,7 +60,15 @@ class GgufBuilder {
     tensors_.push_back(std::move(tensor));
     return *this;
   }
+  // With its bytes, after those of the tensors before.
+  GgufBuilder& Add(Tensor tensor, absl::string_view data) {
+    tensor.offset = data_.size();
+    data_.append(data.data(), data.size());
+    data_.resize((data_.size() + 31) / 32 * 32);
+    return Add(std::move(tensor));
+  }
 
+  // `data_bytes`: zeros after the tensors that were added with their bytes.
   std::string Build(size_t data_bytes, uint32_t version = 3) const {
     std::string out = "GGUF";
     Append(&out, version);
@@ -68,6 +83,7 @@ class GgufBuilder {
       Append(&out, tensor.offset);
     }
     out.resize((out.size() + 31) / 32 * 32);
+    out += data_;
     out.resize(out.size() + data_bytes);
     return out;
   }
@@ -90,6 +106,7 @@ class GgufBuilder {
   std::string metadata_;
   uint64_t metadata_count_ = 0;
   std::vector<Tensor> tensors_;
+  std::string data_;
 };
 
 }  // namespace rempart::worker

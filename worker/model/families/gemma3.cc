@@ -32,6 +32,51 @@ void SetArithmetic(ModelConfig& config) {
   config.embedding_scale = std::sqrt(static_cast<float>(config.hidden));
 }
 
+// Without a scaling.type the factor counts, as in llama.cpp; the local rotation is never scaled.
+absl::Status ReadGgufRopes(const GgufFile& file, ModelConfig& config) {
+  ASSIGN_OR_RETURN(const double base, file.metadata.Float("gemma3.rope.freq_base", kGlobalBase));
+  ASSIGN_OR_RETURN(const double local,
+                   file.metadata.Float("gemma3.rope.freq_base_swa", kLocalBase));
+  ASSIGN_OR_RETURN(const absl::string_view type,
+                   file.metadata.String("gemma3.rope.scaling.type", "linear"));
+  ASSIGN_OR_RETURN(double factor, file.metadata.Float("gemma3.rope.scaling.factor", 1.0));
+  if (type != "linear" && type != "none") {
+    return absl::UnimplementedError(absl::StrCat("gemma3.rope.scaling.type \"", type,
+                                                 "\" is not served; served are none and linear"));
+  }
+  if (!(base > 1) || !(local > 1) || !(factor > 0)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "gemma3.rope.*: freq_base ", base, ", freq_base_swa ", local, " or scaling.factor ", factor,
+        " is invalid; bases must be above 1, the factor above 0"));
+  }
+  if (type == "none") factor = 1.0;
+  config.ropes.resize(2);
+  config.ropes[0].inverse_frequency = InverseFrequencies(base, config.head_dim, factor);
+  config.ropes[1].inverse_frequency = InverseFrequencies(local, config.head_dim, 1.0);
+  for (RopeSpec& rope : config.ropes) rope.layout = kernels::RopeLayout::kHalves;
+  return absl::OkStatus();
+}
+
+// attention.sliding_window_pattern: a flag for each layer, or the period at whose end a layer sees
+// everything (1: all do; 0: none does).
+absl::StatusOr<std::vector<bool>> SlidingLayers(const GgufFile& file, size_t layers) {
+  constexpr char kKey[] = "gemma3.attention.sliding_window_pattern";
+  std::vector<bool> slides(layers);
+  const absl::StatusOr<uint64_t> period = file.metadata.Uint(kKey, kPattern);
+  if (period.ok()) {
+    for (size_t i = 0; i < layers; ++i) slides[i] = *period == 0 || (i + 1) % *period != 0;
+    return slides;
+  }
+  const absl::StatusOr<std::vector<int64_t>> flags = file.metadata.Ints(kKey);
+  if (!flags.ok() || flags->size() != layers) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        kKey, flags.ok() ? absl::StrCat(" has ", flags->size(), " entries") : "",
+        " must be a whole number, or an array of a flag for each of the ", layers, " layers"));
+  }
+  for (size_t i = 0; i < layers; ++i) slides[i] = (*flags)[i] != 0;
+  return slides;
+}
+
 absl::StatusOr<ModelConfig> FromGguf(const GgufFile& file) {
   ASSIGN_OR_RETURN(ModelConfig config, ReadGgufCommon(file, "gemma3"));
   SetArithmetic(config);
@@ -39,19 +84,19 @@ absl::StatusOr<ModelConfig> FromGguf(const GgufFile& file) {
     config.attention_scale =
         1.0f / std::sqrt(static_cast<float>(config.hidden) / static_cast<float>(config.heads));
   }
-  ASSIGN_OR_RETURN(const double base, file.metadata.Float("gemma3.rope.freq_base", kGlobalBase));
-  ASSIGN_OR_RETURN(const double factor, file.metadata.Float("gemma3.rope.scaling.factor", 1.0));
-  ASSIGN_OR_RETURN(const int64_t window, ReadGgufWindow(file, config));
-  if (!(base > 1) || !(factor > 0) || window == 0) {
-    return absl::InvalidArgumentError(
-        "gemma3: rope.freq_base, rope.scaling.factor or attention.sliding_window is invalid");
+  ASSIGN_OR_RETURN(const double logit_cap,
+                   file.metadata.Float("gemma3.final_logit_softcapping", 0.0));
+  if (!(logit_cap >= 0)) {
+    return absl::InvalidArgumentError(absl::StrCat("gemma3.final_logit_softcapping is ", logit_cap,
+                                                   "; it must be 0 (none) or above"));
   }
-  config.ropes.resize(2);
-  config.ropes[0].inverse_frequency = InverseFrequencies(base, config.head_dim, factor);
-  config.ropes[1].inverse_frequency = InverseFrequencies(kLocalBase, config.head_dim, 1.0);
-  for (RopeSpec& rope : config.ropes) rope.layout = kernels::RopeLayout::kHalves;
-  for (size_t i = 0; i < config.layers.size(); ++i) {
-    if (i % kPattern == kPattern - 1) continue;
+  config.logit_softcap = static_cast<float>(logit_cap);
+  RETURN_IF_ERROR(ReadGgufRopes(file, config));
+  ASSIGN_OR_RETURN(const int64_t window, ReadGgufWindow(file, config));
+  if (window == 0) return config;  // all layers see everything
+  ASSIGN_OR_RETURN(const std::vector<bool> slides, SlidingLayers(file, config.layers.size()));
+  for (size_t i = 0; i < slides.size(); ++i) {
+    if (!slides[i]) continue;
     config.layers[i].window = window;
     config.layers[i].rope = 1;
   }
