@@ -73,7 +73,7 @@ def main() -> None:
             notes["vllm_weights"] = {"vllm": f"both {folder.name}, BF16", "vllm_from_file": f"ours {models[first].name}, theirs BF16"}
             for without in tiers:
                 cases.extend(serve_cases.run_vllm(first, models[first], folder, rounds, wanted, without_avx512=without))
-    except (KeyboardInterrupt, RuntimeError) as error:
+    except (KeyboardInterrupt, RuntimeError, SystemExit) as error:
         # What was measured until then is worth keeping.
         notes["ended_early"] = f"{type(error).__name__}: {str(error)[:400]}"
         print(f"benchmarks/cpu: ended early: {error}", file=sys.stderr)
