@@ -334,6 +334,14 @@ void EpochRun::Resume() {
   if (shows_engine_) engine_->Resume();
 }
 
+void EpochRun::SetMemoryShort(const std::string& reason) {
+  if (!is_leader()) return client_->TellMemory(reason);
+  const std::string others =
+      context_.settings->pod_count > 1 ? context_.follow->MemoryShortage() : "";
+  engine_->SetMemoryShort(
+      absl::StrCat(reason, reason.empty() || others.empty() ? "" : "; ", others));
+}
+
 EngineLoad EpochRun::Load() const {
   MutexLock lock(&mu_);
   return shows_engine_ ? engine_->load() : EngineLoad{};

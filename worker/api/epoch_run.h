@@ -64,6 +64,9 @@ class EpochRun {
   void Drain(absl::Time deadline);
   // Takes back Drain. Any thread.
   void Resume();
+  // Why this pod's memory is short; empty: it is not. A leader then admits no requests, nor while
+  // it is told the same by a follower. After Begin.
+  void SetMemoryShort(const std::string& reason);
   EngineLoad Load() const;
   std::vector<RankStatus> Ranks() const;
 

@@ -80,6 +80,11 @@ void FollowClient::TellFault(int32_t rank, const std::string& message) {
   faults_.push_back(std::move(fault));
 }
 
+void FollowClient::TellMemory(const std::string& shortage) {
+  MutexLock lock(&mu_);
+  shortage_ = shortage;
+}
+
 bool FollowClient::stopping() const {
   MutexLock lock(&mu_);
   return stopping_;
@@ -99,6 +104,7 @@ bool FollowClient::RunStream() {
     if (stopping_) return false;
     context_ = &context;
     broken_ = false;
+    told_shortage_.clear();
   }
   auto stub = group::v1::GroupLeader::NewStub(channel_);
   auto stream = stub->Follow(&context);
@@ -153,7 +159,7 @@ void FollowClient::Read(grpc::ClientReaderWriter<FromFollower, ToFollower>& stre
 
 void FollowClient::WriteBeats(grpc::ClientReaderWriter<FromFollower, ToFollower>& stream) {
   const auto wake = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-    return stopping_ || broken_ || !faults_.empty();
+    return stopping_ || broken_ || !faults_.empty() || shortage_ != told_shortage_;
   };
   for (;;) {
     std::vector<FromFollower> frames;
@@ -162,6 +168,10 @@ void FollowClient::WriteBeats(grpc::ClientReaderWriter<FromFollower, ToFollower>
       mu_.AwaitWithTimeout(absl::Condition(&wake), kFollowBeat);
       if (stopping_ || broken_) return;
       frames = std::exchange(faults_, {});
+      if (shortage_ != told_shortage_) {
+        frames.emplace_back().mutable_memory()->set_shortage(shortage_);
+        told_shortage_ = shortage_;
+      }
       const int64_t silent = NowMs() - heard_ms_;
       if (following_ && silent > absl::ToInt64Milliseconds(kFollowSilence)) {
         fate_->End(absl::StrCat("the leader has said nothing for ", silent, " ms"), 0);

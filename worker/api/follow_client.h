@@ -48,6 +48,8 @@ class FollowClient {
   int64_t leader_age_ms() const;
   // Tells the leader of a rank's fault; it ends the epoch for all.
   void TellFault(int32_t rank, const std::string& message);
+  // Tells the leader why this pod's memory is short; empty: it is not.
+  void TellMemory(const std::string& shortage);
 
  private:
   FollowClient(const FollowOptions& options, std::shared_ptr<grpc::Channel> channel, OnStep on_step,
@@ -72,6 +74,8 @@ class FollowClient {
   bool following_ ABSL_GUARDED_BY(mu_) = false;
   int64_t heard_ms_ ABSL_GUARDED_BY(mu_) = 0;
   std::vector<group::v1::FromFollower> faults_ ABSL_GUARDED_BY(mu_);
+  std::string shortage_ ABSL_GUARDED_BY(mu_);
+  std::string told_shortage_ ABSL_GUARDED_BY(mu_);  // on the stream that there is
 
   // Of the reading thread.
   int64_t last_step_ = 0;

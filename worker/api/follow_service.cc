@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/clock.h"
 #include "common/log.h"
+#include "common/printable.h"
 #include "common/tls/tls.h"
 #include "worker/api/group_wire.h"
 
@@ -18,6 +19,8 @@ namespace {
 
 using group::v1::FromFollower;
 using group::v1::ToFollower;
+
+constexpr size_t kMaxShortageBytes = 200;
 
 int64_t NowMs() {
   return std::chrono::duration_cast<std::chrono::milliseconds>(
@@ -168,6 +171,16 @@ std::vector<RankStatus> FollowService::Ranks() const {
   return ranks;
 }
 
+std::string FollowService::MemoryShortage() const {
+  std::string text;
+  MutexLock lock(&mu_);
+  for (const auto& [pod, follower] : followers_) {
+    if (follower.shortage.empty()) continue;
+    absl::StrAppend(&text, text.empty() ? "" : "; ", "pod ", pod, ": ", follower.shortage);
+  }
+  return text;
+}
+
 grpc::Status FollowService::Hello(FollowStream* stream, const group::v1::FollowerHello& hello) {
   MutexLock lock(&mu_);
   if (epoch_ == 0 || hello.epoch() != epoch_) {
@@ -202,6 +215,14 @@ void FollowService::Heard(FollowStream* stream, const FromFollower& message) {
     if (message.has_progress()) {
       const auto known = follower.ranks.find(message.progress().rank());
       if (known != follower.ranks.end()) known->second = ReadRank(message.progress());
+    }
+    if (message.has_memory()) {
+      const std::string shortage = Printable(message.memory().shortage(), kMaxShortageBytes);
+      if (shortage.empty() != follower.shortage.empty()) {
+        LogWarning("follow", shortage.empty() ? "memory is no longer short" : "memory is short",
+                   {{"pod", pod}, {"reason", shortage}});
+      }
+      follower.shortage = shortage;
     }
     if (message.has_fault() && fate_ != nullptr) {
       fate_->End(absl::StrCat("rank ", message.fault().rank(), " failed in step ",

@@ -51,6 +51,9 @@ class FollowService : public group::v1::GroupLeader::CallbackService {
   absl::Status Send(const GroupStep& step);
   // The ranks of the other pods as they last told, with the age of that.
   std::vector<RankStatus> Ranks() const;
+  // Which of the other pods are short of memory and why: "pod 1: 990 of 1000 MiB are in use";
+  // empty: none is.
+  std::string MemoryShortage() const;
 
   grpc::ServerBidiReactor<group::v1::FromFollower, group::v1::ToFollower>* Follow(
       grpc::CallbackServerContext* context) override;
@@ -60,6 +63,7 @@ class FollowService : public group::v1::GroupLeader::CallbackService {
   struct Follower {
     FollowStream* stream = nullptr;  // null: gone
     std::map<int32_t, RankStatus> ranks;
+    std::string shortage;  // of memory
     int64_t heard_ms = 0;  // monotonic
   };
 

@@ -140,11 +140,12 @@ class BackgroundCheck {
 class WorkerProcess {
  public:
   WorkerProcess(const WorkerSettings& settings, const ModelLoader& load, StopRequest& stop,
-                const GpuHost& gpus)
+                const GpuHost& gpus, const MemoryReader& read_memory)
       : settings_(settings),
         load_(load),
         stop_(stop),
         gpus_(gpus),
+        read_memory_(read_memory),
         attach_({.group_name = settings.group_name,
                  .served_names = settings.served_names,
                  .required_caller = TlsIsConfigured(settings.tls) ? "rempart-router" : ""},
@@ -225,7 +226,7 @@ class WorkerProcess {
       run.Look();
       if (SteadyNow() < watch) continue;
       watch = SteadyNow() + kCheckPeriod;
-      if (run.engine() != nullptr) WatchMemory(*run.engine());
+      WatchMemory(run);
     }
     // What runs computes with weights that are not the model's.
     if (check_->failed()) return check_->Outcome();
@@ -245,14 +246,13 @@ class WorkerProcess {
     return &*model_;
   }
 
-  void WatchMemory(Engine& engine) {
-    std::string reason = memory_watch_.Observe(ReadMemoryUse(""));
-    if (reason.empty() != memory_reason_.empty()) {
+  void WatchMemory(EpochRun& run) {
+    const std::string reason = memory_watch_.Observe(read_memory_());
+    if (memory_is_short_.exchange(!reason.empty()) == reason.empty()) {
       LogWarning("worker", reason.empty() ? "memory is no longer short" : "memory is short",
                  {{"reason", reason}});
     }
-    engine.SetMemoryShort(reason);
-    memory_reason_ = std::move(reason);
+    run.SetMemoryShort(reason);
   }
 
   void WatchGpus() {
@@ -497,6 +497,7 @@ class WorkerProcess {
     MutexLock lock(&mu_);
     EngineLoad load = run_ == nullptr ? EngineLoad{} : run_->Load();
     past_.AddTo(load);
+    load.memory_short |= memory_is_short_;
     return load;
   }
 
@@ -530,6 +531,7 @@ class WorkerProcess {
   const ModelLoader& load_;
   StopRequest& stop_;
   const GpuHost& gpus_;
+  const MemoryReader& read_memory_;
   SystemClock clock_;
   WorkerStatus status_;
   bool told_start_ = false;
@@ -541,9 +543,9 @@ class WorkerProcess {
   bool draining_ ABSL_GUARDED_BY(mu_) = false;
   bool leaving_ ABSL_GUARDED_BY(mu_) = false;  // asked to end
   absl::Time drain_deadline_ ABSL_GUARDED_BY(mu_) = absl::InfiniteFuture();
-  MemoryWatch memory_watch_;   // of the main thread
-  DiskWatch disk_watch_;       // of the thread of Join
-  std::string memory_reason_;  // what the engine was told last
+  MemoryWatch memory_watch_;  // of the main thread
+  DiskWatch disk_watch_;      // of the thread of Join
+  std::atomic<bool> memory_is_short_ = false;
   AttachService attach_;
   FollowService follow_;
   std::unique_ptr<LinkListener> listener_;
@@ -587,8 +589,8 @@ void StopRequest::Wait(int signals, absl::Time until) const {
 int ExitCodeOf(const absl::Status& status) { return KindOf(status).exit_code; }
 
 int RunWorker(const WorkerSettings& settings, const ModelLoader& load, StopRequest& stop,
-              const GpuHost& gpus) {
-  return WorkerProcess(settings, load, stop, gpus).Run();
+              const GpuHost& gpus, const MemoryReader& read_memory) {
+  return WorkerProcess(settings, load, stop, gpus, read_memory).Run();
 }
 
 }  // namespace rempart::worker

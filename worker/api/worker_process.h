@@ -19,6 +19,7 @@
 #include "worker/api/worker_status.h"
 #include "worker/config/worker_config.h"
 #include "worker/device/gpu_watch.h"
+#include "worker/device/memory_limit.h"
 #include "worker/engine/engine.h"
 #include "worker/group/rank_model.h"
 
@@ -96,8 +97,12 @@ struct GpuHost {
   std::function<void(int exit_code)> end_process = {};
 };
 
+// How much memory this process may use, and uses.
+using MemoryReader = std::function<MemoryUse()>;
+
 // Runs to the end and returns the process's exit status; what went wrong has been logged.
-int RunWorker(const WorkerSettings& settings, const ModelLoader& load, StopRequest& stop,
-              const GpuHost& gpus = {});
+int RunWorker(
+    const WorkerSettings& settings, const ModelLoader& load, StopRequest& stop,
+    const GpuHost& gpus = {}, const MemoryReader& read_memory = [] { return ReadMemoryUse(""); });
 
 }  // namespace rempart::worker

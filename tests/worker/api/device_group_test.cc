@@ -167,7 +167,10 @@ class Pod {
             const CollectiveLoader collectives = [&] { return Load(library, sums); };
             return LoadModelFile(wanted, open, collectives, status);
           };
-          exit_code_ = RunWorker(settings, load, stop_);
+          const MemoryReader memory = [this] {
+            return MemoryUse{kMemoryLimit, kMemoryLimit - memory_left_, "of a test"};
+          };
+          exit_code_ = RunWorker(settings, load, stop_, {}, memory);
         }) {}
   // Waits until it has ended by itself.
   int Join() {
@@ -183,6 +186,8 @@ class Pod {
   }
   ~Pod() { End(); }
   int loads() const { return loads_; }
+  static constexpr int64_t kMemoryLimit = int64_t{1000} << 20;
+  void SetMemoryLeft(int64_t bytes) { memory_left_ = bytes; }
 
  private:
   static absl::StatusOr<std::unique_ptr<CollectiveLibrary>> Load(const std::string& library,
@@ -197,6 +202,7 @@ class Pod {
 
   StopRequest stop_;
   std::atomic<int> loads_ = 0;
+  std::atomic<int64_t> memory_left_ = kMemoryLimit;
   std::atomic<int> exit_code_ = -1;
   std::thread thread_;
 };
@@ -282,6 +288,7 @@ class DeviceGroupTest : public testing::Test {
           if (tokens.empty() && delta.token_ids_size() > 0) midway();
           tokens.insert(tokens.end(), delta.token_ids().begin(), delta.token_ids().end());
           has_failed |= delta.has_error();
+          if (delta.has_error()) last_error_ = delta.error().message();
           if (delta.has_finish() || delta.has_error()) context.TryCancel();
         }
       }
@@ -301,9 +308,26 @@ class DeviceGroupTest : public testing::Test {
     return tokens;
   }
 
+  // Asks until it is refused, or not any more; returns why it was.
+  std::string AskUntil(bool refused) const {
+    const absl::Time give_up = absl::Now() + absl::Seconds(60);
+    for (bool has_failed = !refused; has_failed != refused;) {
+      if (absl::Now() > give_up) {
+        ADD_FAILURE() << (refused ? "never refused" : "refused for ever: ") << last_error_;
+        break;
+      }
+      has_failed = false;
+      last_error_.clear();
+      Ask(
+          1, [] {}, has_failed);
+    }
+    return last_error_;
+  }
+
   std::string root_;
   WorkerSettings settings_;
   FakeNcclControls* nccl_ = nullptr;
+  mutable std::string last_error_;
 };
 
 TEST_F(DeviceGroupTest, RanksOfOnePodAnswerAsOneGpuDoes) {
@@ -368,6 +392,32 @@ TEST_F(DeviceGroupTest, PodsAnswerAsOneGpuDoesAndEachEpochLinksThemAnew) {
   EXPECT_EQ(nccl_->inits, 4);
   EXPECT_EQ(nccl_->aborts, 2);
   EXPECT_EQ(first.loads(), 1) << "weights stay";
+}
+
+// Also of a pod that follows: the KV cache grows there as it does here.
+TEST_F(DeviceGroupTest, APodThatIsShortOfMemoryStopsAdmissionByNameAndNothingElse) {
+  Operator control(Control());
+  Pod first(Settings(2, 1, 0), REMPART_FAKE_NCCL), second(Settings(2, 1, 1), REMPART_FAKE_NCCL);
+  ASSERT_TRUE(control.RunEpoch(1, 2));
+  const std::vector<int32_t> before = Ask();
+  second.SetMemoryLeft(20 << 20);
+  EXPECT_EQ(AskUntil(true),
+            "the worker has reached its memory limit (pod 1: 980 of 1000 MiB are in use): try "
+            "again later");
+  second.SetMemoryLeft(40 << 20);
+  first.SetMemoryLeft(10 << 20);
+  const absl::Time give_up = absl::Now() + absl::Seconds(30);
+  const std::string both = "(990 of 1000 MiB are in use; pod 1: 960 of 1000 MiB are in use)";
+  while (AskUntil(true).find(both) == std::string::npos && absl::Now() < give_up) {
+  }
+  EXPECT_NE(last_error_.find(both), std::string::npos) << last_error_;
+  first.SetMemoryLeft(500 << 20);
+  second.SetMemoryLeft(500 << 20);
+  AskUntil(false);
+  EXPECT_EQ(Ask(), before);
+  EXPECT_EQ(first.loads(), 1);
+  EXPECT_EQ(second.loads(), 1);
+  EXPECT_EQ(nccl_->inits, 2) << "one epoch";
 }
 
 TEST_F(DeviceGroupTest, APodThatIsLostEndsTheEpochAndAnotherTakesItsPlace) {
