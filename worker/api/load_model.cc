@@ -136,7 +136,7 @@ absl::StatusOr<int32_t> ContextLength(const EngineSettings& settings, const Mode
       std::min<int64_t>(config.context_length, std::numeric_limits<int32_t>::max()));
   if (settings.context_length > trained) {
     return absl::FailedPreconditionError(
-        absl::StrCat("engine.context_length is ", settings.context_length,
+        absl::StrCat("engine.contextLength is ", settings.context_length,
                      ", but the model was made for ", trained, ": set at most ", trained));
   }
   if (settings.context_length > 0) return settings.context_length;
@@ -426,7 +426,7 @@ class Beside {
 absl::Status OpenParts(const WorkerSettings& settings, const GpuOpener& open_gpu,
                        const CollectiveLoader& load_collectives, ModelFile& model,
                        LoadedModel& loaded, WorkerStatus& status) {
-  ASSIGN_OR_RETURN(model.ops, ChooseOps("engine.kernel_tier", settings.engine.kernel_tier));
+  ASSIGN_OR_RETURN(model.ops, ChooseOps("engine.kernelTier", settings.engine.kernel_tier));
   int threads = ThreadsFor(settings.engine.threads);
   if (threads < settings.engine.threads) {
     LogWarning("worker", "engine.threads is more than the CPUs that this process may use",

@@ -57,10 +57,10 @@ EngineSettings EngineFrom(const v1::EngineConfig& config, Problems& problems) {
   engine.threads = config.threads();
   engine.exact_arithmetic = config.arithmetic() == "exact";
   engine.kernel_tier = config.kernel_tier();
-  CheckRange("engine.context_length", engine.context_length, 0, 1 << 24, problems);
-  CheckRange("engine.max_sequences", engine.max_sequences, 1, kMostSequences, problems);
-  CheckRange("engine.kv_cache_mib", config.kv_cache_mib(), 0, 1 << 24, problems);
-  CheckRange("engine.max_step_milliseconds", engine.max_step_milliseconds, 0, 60'000, problems);
+  CheckRange("engine.contextLength", engine.context_length, 0, 1 << 24, problems);
+  CheckRange("engine.maxSequences", engine.max_sequences, 1, kMostSequences, problems);
+  CheckRange("engine.kvCacheMib", config.kv_cache_mib(), 0, 1 << 24, problems);
+  CheckRange("engine.maxStepMilliseconds", engine.max_step_milliseconds, 0, 60'000, problems);
   CheckRange("engine.threads", engine.threads, 0, 1024, problems);
   CheckOneOf("engine.arithmetic", config.arithmetic(), {"", "fast", "exact"}, problems);
   return engine;
@@ -74,9 +74,9 @@ void CheckStepTokens(const v1::EngineConfig& config, WorkerSettings& settings, P
                                ? config.max_step_tokens()
                                : DefaultStepTokens(settings.device, engine.max_sequences);
   if (engine.max_step_tokens >= engine.max_sequences && engine.max_step_tokens <= kMost) return;
-  problems.push_back(absl::StrCat("engine.max_step_tokens is ", engine.max_step_tokens,
+  problems.push_back(absl::StrCat("engine.maxStepTokens is ", engine.max_step_tokens,
                                   ": it must be from ", engine.max_sequences,
-                                  ", engine.max_sequences, to ", kMost));
+                                  ", engine.maxSequences, to ", kMost));
 }
 
 // What computes, and what it can do.
@@ -94,16 +94,16 @@ void CheckDevice(const v1::WorkerConfig& config, WorkerSettings& settings, Probl
     if (!settings.nccl.empty()) {
       problems.push_back("nccl is set and device is not gpu: leave it out");
     }
-    CheckOneOf("engine.kv_cache_type", engine.kv_cache_type, {"auto", "f16", "f32", "bf16", "q8"},
+    CheckOneOf("engine.kvCacheType", engine.kv_cache_type, {"auto", "f16", "f32", "bf16", "q8"},
                problems);
     return;
   }
   settings.device = DeviceKind::kGpu;
-  CheckOneOf("engine.kv_cache_type (on a GPU)", engine.kv_cache_type, {"auto", "bf16", "fp8"},
+  CheckOneOf("engine.kvCacheType (on a GPU)", engine.kv_cache_type, {"auto", "bf16", "fp8"},
              problems);
   CheckOneOf("engine.arithmetic (on a GPU)", config.engine().arithmetic(), {"", "fast"}, problems);
   if (!engine.kernel_tier.empty()) {
-    problems.push_back(absl::StrCat("engine.kernel_tier is \"", engine.kernel_tier,
+    problems.push_back(absl::StrCat("engine.kernelTier is \"", engine.kernel_tier,
                                     "\": a GPU has one set of kernels; leave it out"));
   }
 }

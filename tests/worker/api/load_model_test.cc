@@ -124,6 +124,15 @@ TEST_F(LoadModelTest, ACacheThatDoesNotFitIsRefusedWithTheArithmetic) {
                      HasSubstr("engine.kvCacheMib")));
 }
 
+TEST_F(LoadModelTest, AContextThatIsTooLongIsRefusedByTheNameInTheManifest) {
+  settings_.engine.context_length = 65;
+  WorkerStatus status;
+  const absl::Status refusal = LoadModelFile(settings_, OpenGpu, nullptr, status).status();
+  EXPECT_EQ(refusal.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(refusal.message()),
+              HasSubstr("engine.contextLength is 65, but the model was made for 64: set at most"));
+}
+
 TEST_F(LoadModelTest, WhatAnEarlierStartKeptIsCountedOnceAndNamed) {
   settings_.repack_cache_folder = root_ + "/cache";
   const auto refusal = [&] {

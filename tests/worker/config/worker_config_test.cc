@@ -36,10 +36,13 @@ TEST(WorkerConfig, NamesTheUnknownField) {
 
 TEST(WorkerConfig, ReportsAllProblemsAtOnce) {
   const std::string message =
-      Message(R"({"engine":{"threads":-1,"arithmetic":"wrong"},"healthAddress":"0.0.0.0:9090"})");
+      Message(R"({"engine":{"threads":-1,"arithmetic":"wrong","contextLength":-1,
+                  "kvCacheMib":-1,"maxStepMilliseconds":-1},"healthAddress":"0.0.0.0:9090"})");
   for (const char* part :
-       {"engine.threads is -1", "engine.arithmetic is \"wrong\"", "model_name is missing",
-        "model_path is missing", "listen_address is missing", "health_address is 0.0.0.0:9090"}) {
+       {"engine.threads is -1", "engine.contextLength is -1", "engine.kvCacheMib is -1",
+        "engine.maxStepMilliseconds is -1", "engine.arithmetic is \"wrong\"",
+        "model_name is missing", "model_path is missing", "listen_address is missing",
+        "health_address is 0.0.0.0:9090"}) {
     EXPECT_THAT(message, HasSubstr(part));
   }
 }
@@ -113,23 +116,23 @@ TEST(WorkerConfig, AStepHoldsATokenOfEachSequenceAndRoomForPrompts) {
   EXPECT_EQ(tokens("gpu", R"("maxSequences":600,"maxStepTokens":600)"), 600);
   EXPECT_EQ(tokens("gpu", R"("maxStepTokens":65535)"), 65535);
   EXPECT_THAT(std::string(with("cpu", R"("maxStepTokens":16)").status().message()),
-              HasSubstr("engine.max_step_tokens is 16: it must be from 32, engine.max_sequences, "
+              HasSubstr("engine.maxStepTokens is 16: it must be from 32, engine.maxSequences, "
                         "to 65535"));
   EXPECT_THAT(std::string(with("gpu", R"("maxStepTokens":65536)").status().message()),
-              HasSubstr("engine.max_step_tokens is 65536: it must be from 32"));
+              HasSubstr("engine.maxStepTokens is 65536: it must be from 32"));
 }
 
 TEST(WorkerConfig, WhatADeviceCannotDoIsRefused) {
   const auto message = [](const std::string& more) {
     return Message(std::string("{") + kMinimal + more + "}");
   };
-  EXPECT_THAT(message(R"(,"engine":{"kvCacheType":"fp8"})"), HasSubstr("engine.kv_cache_type is"));
+  EXPECT_THAT(message(R"(,"engine":{"kvCacheType":"fp8"})"), HasSubstr("engine.kvCacheType is"));
   EXPECT_THAT(message(R"(,"device":"gpu","engine":{"kvCacheType":"q8"})"),
-              HasSubstr("engine.kv_cache_type (on a GPU) is \"q8\""));
+              HasSubstr("engine.kvCacheType (on a GPU) is \"q8\""));
   EXPECT_THAT(message(R"(,"device":"gpu","engine":{"arithmetic":"exact"})"),
               HasSubstr("engine.arithmetic (on a GPU) is \"exact\""));
   EXPECT_THAT(message(R"(,"device":"gpu","engine":{"kernelTier":"avx2"})"),
-              HasSubstr("engine.kernel_tier is \"avx2\": a GPU has one"));
+              HasSubstr("engine.kernelTier is \"avx2\": a GPU has one"));
   EXPECT_THAT(message(R"(,"device":"gpu","pipelineParallel":2,"groupName":"ia/g-0",)"
                       R"("dataAddress":"127.0.0.1:0","controlAddress":"unix:/c")"),
               IsEmpty());
