@@ -21,6 +21,7 @@
 #include "cli/child.h"
 #include "cli/manifest.h"
 #include "cli/run_folder.h"
+#include "cli/serve_address.h"
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/signals.h"
@@ -40,7 +41,6 @@ constexpr absl::Duration kLook = absl::Milliseconds(100);
 constexpr absl::Duration kLongestHang = absl::Seconds(3);
 constexpr absl::Duration kStopTime = absl::Seconds(15);
 constexpr int32_t kRouterDrainMs = 8000;
-constexpr int kLastPort = 65535;
 constexpr char kRouterLog[] = "router.log";
 
 template <typename... Args>
@@ -193,13 +193,7 @@ class Server {
 
   // Where a further process shows its metrics: one port after the other.
   absl::StatusOr<std::string> NextMetricsAddress(const std::string& name) {
-    const int port = options_.metrics_port + static_cast<int>(metrics_.size());
-    if (port > kLastPort) {
-      return absl::InvalidArgumentError(absl::StrCat("--metrics ", options_.metrics_port,
-                                                     ": there is no port for ", name,
-                                                     ": give a lower one"));
-    }
-    std::string address = absl::StrCat("127.0.0.1:", port);
+    ASSIGN_OR_RETURN(std::string address, MetricsAddress(options_, metrics_.size(), name));
     metrics_.push_back({name, address});
     return address;
   }
@@ -226,7 +220,7 @@ class Server {
 
   absl::Status PrepareRouter() {
     router::v1::RouterConfig config;
-    config.set_http_address(absl::StrCat(options_.host, ":", options_.port));
+    config.set_http_address(HostAndPort(options_.host, options_.port));
     std::string metrics = "off";
     if (options_.metrics_port > 0) {
       ASSIGN_OR_RETURN(metrics, NextMetricsAddress("the router"));
@@ -386,7 +380,8 @@ class Server {
 
   void TellReady(absl::Time now) {
     told_ = true;
-    const std::string url = absl::StrCat("http://", options_.host, ":", options_.port, "/v1");
+    const std::string url =
+        absl::StrCat("http://", HostAndPort(options_.host, options_.port), "/v1");
     Say("ready after ", absl::StrFormat("%.1f s", absl::ToDoubleSeconds(now - begun_)), ": ", url);
     const std::string header =
         options_.dev ? ""

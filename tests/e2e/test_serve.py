@@ -165,6 +165,8 @@ def test_wrong_flags():
     assert run("serve", "-f", "-", "--port", "0").returncode == 2
     none_left = run("serve", "-f", "-", "--dev", "--metrics", "65535", stdin=manifest())
     assert none_left.returncode == 2 and "--metrics 65535: there is no port for default/smollm2-0" in none_left.stderr
+    same = run("serve", "-f", "-", "--dev", "--metrics", "18000", "--port", "18000", stdin=manifest())
+    assert same.returncode == 2 and "which is that of --port" in same.stderr
     assert run("dance").returncode == 2
     everywhere = run("serve", "-f", "-", "--dev", "--host", "0.0.0.0", "--port", str(free_port()), stdin=manifest())
     assert everywhere.returncode == 2 and "API keys" in everywhere.stderr
