@@ -99,7 +99,10 @@ std::string ReadFlag(const std::string& flag, const std::string& value, ServeOpt
   if (flag == "-f") options.manifest_path = value;
   if (flag == "--host") options.host = value;
   if (flag == "--api-keys") options.api_keys_file = value;
-  if (flag == "--cache") options.cache_folder = value == "none" ? "" : value;
+  if (flag == "--cache") {
+    options.cache_folder = value == "none" ? "" : value;
+    options.cache_is_named = true;
+  }
   if (flag == "--kernel-tier") return ReadKernelTier(value, options.kernel_tier);
   if (flag == "--metrics") return ReadPort(flag, value, options.metrics_port);
   if (flag == "--port") return ReadPort(flag, value, options.port);

@@ -24,6 +24,7 @@
 #include "cli/serve_address.h"
 #include "common/clock.h"
 #include "common/log.h"
+#include "common/own_folder.h"
 #include "common/signals.h"
 #include "common/status_macros.h"
 #include "operator/streams/join_registry.h"
@@ -105,6 +106,7 @@ class Server {
   absl::Status Prepare() {
     ASSIGN_OR_RETURN(const std::vector<op::Model> models, ReadManifests(options_.manifest_path));
     ASSIGN_OR_RETURN(std::vector<op::Plan> plans, PlanLocally(models));
+    RETURN_IF_ERROR(ChooseCacheFolder());
     ASSIGN_OR_RETURN(folder_, RunFolder::Create());
     RETURN_IF_ERROR(OpenControl());
     RETURN_IF_ERROR(PrepareRouter());
@@ -154,7 +156,7 @@ class Server {
   absl::Status AddGroup(const op::Model& model, op::GroupPlan plan) {
     const std::string number = absl::StrCat("worker-", groups_.size());
     plan.config.set_control_address(absl::StrCat("unix:", folder_->Path("control.sock")));
-    plan.config.set_repack_cache_folder(options_.cache_folder);
+    plan.config.set_repack_cache_folder(cache_folder_);
     plan.config.mutable_engine()->set_kernel_tier(options_.kernel_tier);
     WarnOfThreads(plan.config);
     const int32_t pods = std::max(1, plan.pod_count);
@@ -189,6 +191,22 @@ class Server {
     if (wanted <= used || config.device() == "gpu") return;
     Say(config.group_name(), ": engine.threads is ", wanted, ", but this process may use ", used,
         " CPUs: ", used, " threads compute");
+  }
+
+  // Workers would say it in a log of theirs. A folder that was not asked for may be missing.
+  absl::Status ChooseCacheFolder() {
+    cache_folder_ = options_.cache_folder;
+    if (cache_folder_.empty()) return absl::OkStatus();
+    const absl::Status usable = MakeWritableFolder("the repack cache", cache_folder_);
+    if (usable.ok()) return usable;
+    if (options_.cache_is_named) {
+      return absl::InvalidArgumentError(absl::StrCat("--cache: ", usable.message()));
+    }
+    Say(usable.message(),
+        "; each start repacks the weights. --cache DIR names another folder, --cache none says "
+        "that none is wanted");
+    cache_folder_.clear();
+    return absl::OkStatus();
   }
 
   // Where a further process shows its metrics: one port after the other.
@@ -425,6 +443,7 @@ class Server {
   op::JoinRegistry joins_;
   op::JoinService join_service_;
   op::TopologyService topology_service_{""};
+  std::string cache_folder_;
   std::unique_ptr<RunFolder> folder_;
   std::unique_ptr<grpc::Server> control_;
   std::vector<std::unique_ptr<Group>> groups_;

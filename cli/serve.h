@@ -18,6 +18,8 @@ struct ServeOptions {
   std::string api_keys_file;
   // Where workers keep repacked weights for the next start; empty: nowhere.
   std::string cache_folder;
+  // The folder was asked for: without it nothing is served.
+  bool cache_is_named = false;
   // Forces the workers' kernels; empty: the best of this machine.
   std::string kernel_tier;
   // Port of 127.0.0.1 for the router's /metrics; those of the workers follow it. 0: none.

@@ -172,6 +172,14 @@ def test_wrong_flags():
     assert everywhere.returncode == 2 and "API keys" in everywhere.stderr
 
 
+@pytest.mark.parametrize("folder, why", [
+    ("/proc/foo", "cannot be made"), ("/dev/null", "it must be a folder"), ("/dev/null/foo", "cannot be made")])
+def test_a_cache_folder_that_was_asked_for_and_cannot_be_used_is_refused(folder, why):
+    done = run("serve", "-f", "-", "--dev", "--port", str(free_port()), "--cache", folder, stdin=manifest())
+    assert done.returncode == 2
+    assert f"--cache: the repack cache {folder}" in done.stderr and why in done.stderr
+
+
 def test_kernels_that_this_processor_lacks_are_refused_with_those_it_has():
     for command in (("serve", "-f", "-", "--dev"), ("doctor",)):
         done = run(*command, "--kernel-tier", "sse9", stdin=manifest())

@@ -16,6 +16,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
+#include "common/own_folder.h"
 #include "common/status_macros.h"
 
 namespace rempart::worker {
@@ -124,20 +125,7 @@ absl::StatusOr<Sha256> SampleSource(const std::string& path) {
 }
 
 absl::StatusOr<RepackCache> RepackCache::Open(const std::string& folder) {
-  std::error_code error;
-  std::filesystem::create_directories(std::filesystem::path(folder).parent_path(), error);
-  (void)mkdir(folder.c_str(), 0700);  // it may be there; what is there is looked at below
-  struct stat info = {};
-  if (lstat(folder.c_str(), &info) != 0) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("the repack cache ", folder, " cannot be made: ", std::strerror(errno)));
-  }
-  if (!S_ISDIR(info.st_mode) || !IsOurs(info)) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("the repack cache ", folder,
-                     " is not used: it must be a folder that belongs to the worker's user (",
-                     geteuid(), ") and that nobody else may write to (chmod 700)"));
-  }
+  RETURN_IF_ERROR(MakeOwnFolder("the repack cache", folder));
   return RepackCache(folder);
 }
 
