@@ -106,6 +106,7 @@ class Server {
   absl::Status Prepare() {
     ASSIGN_OR_RETURN(const std::vector<op::Model> models, ReadManifests(options_.manifest_path));
     ASSIGN_OR_RETURN(std::vector<op::Plan> plans, PlanLocally(models));
+    for (const op::Model& model : models) TellOfResources(model);
     RETURN_IF_ERROR(ChooseCacheFolder());
     ASSIGN_OR_RETURN(folder_, RunFolder::Create());
     RETURN_IF_ERROR(OpenControl());
@@ -191,6 +192,13 @@ class Server {
     if (wanted <= used || config.device() == "gpu") return;
     Say(config.group_name(), ": engine.threads is ", wanted, ", but this process may use ", used,
         " CPUs: ", used, " threads compute");
+  }
+
+  static void TellOfResources(const op::Model& model) {
+    if (!model.spec().has_resources()) return;
+    Say(op::FullName(model),
+        ": spec.resources counts on Kubernetes alone; here a model takes what the machine has, "
+        "within engine.threads and engine.kvCacheMib");
   }
 
   // Workers would say it in a log of theirs. A folder that was not asked for may be missing.

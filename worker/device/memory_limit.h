@@ -12,8 +12,10 @@ struct MemoryUse {
   int64_t limit_bytes = 0;
   // What cannot be taken back: pages of files, such as mapped weights, do not count.
   int64_t used_bytes = 0;
-  // What sets the limit: "the machine", or the controller's file.
-  std::string limit_of = "the machine";
+  // What sets the limit: the machine, or the controller's file.
+  std::string limit_of = kTheMachine;
+  static constexpr char kTheMachine[] = "the machine";
+  bool is_of_machine() const { return limit_of == kTheMachine; }
   int64_t left_bytes() const { return limit_bytes > used_bytes ? limit_bytes - used_bytes : 0; }
 };
 

@@ -56,15 +56,20 @@ absl::Status DoesNotFit(const HostMemoryNeeds& needs, int64_t kv_bytes, const Me
   for (const Part& part : parts) all += part.mib;
   const std::string sum = absl::StrJoin(
       parts, " + ", [](std::string* out, const Part& part) { absl::StrAppend(out, part.text); });
+  const int64_t missing = all - use.left_bytes() / kMiB;
+  const std::string more =
+      use.is_of_machine()
+          ? absl::StrCat("this machine has ", missing, " MiB too little: end other processes")
+          : absl::StrCat("give the pod ", missing, " MiB more (resources.limits.memory)");
   const std::string smaller = while_copying
                                   ? ""
                                   : absl::StrCat(", or lower engine.contextLength",
                                                  needs.kv_bytes > 0 ? " and engine.kvCacheMib" : "",
                                                  ", or engine.maxSequences");
-  return absl::ResourceExhaustedError(absl::StrCat(
-      "not enough memory: ", sum, " = ", all, " MiB, more than the ", use.left_bytes() / kMiB,
-      " MiB that are left of ", use.limit_bytes / kMiB, " MiB (", use.limit_of, "): give the pod ",
-      all - use.left_bytes() / kMiB, " MiB more (resources.limits.memory)", smaller));
+  return absl::ResourceExhaustedError(absl::StrCat("not enough memory: ", sum, " = ", all,
+                                                   " MiB, more than the ", use.left_bytes() / kMiB,
+                                                   " MiB that are left of ", use.limit_bytes / kMiB,
+                                                   " MiB (", use.limit_of, "): ", more, smaller));
 }
 
 }  // namespace

@@ -71,6 +71,15 @@ TEST(HostMemory, SaysTheArithmeticOfWhatDoesNotFit) {
                     HasSubstr("and engine.kvCacheMib")));
 }
 
+// There is no pod to give more to.
+TEST(HostMemory, WhereTheMachineIsTheLimitThatIsSaid) {
+  MemoryUse use = Limit(226);
+  use.limit_of = MemoryUse::kTheMachine;
+  EXPECT_THAT(std::string(PlanKvBlocks(Needs(), use).status().message()),
+              HasSubstr("left of 226 MiB (the machine): this machine has 1 MiB too little: end "
+                        "other processes, or lower engine.contextLength, or engine.maxSequences"));
+}
+
 // What an earlier start has kept is read as often, so it takes as much; it is not made once more.
 TEST(HostMemory, RepackedWeightsThatAreKeptCountOnceToo) {
   HostMemoryNeeds kept = Needs();
