@@ -236,7 +236,9 @@ struct SampleArgs {
   float* list_originals = nullptr;       // workspace as long as the lists
   const int32_t* ids = nullptr;          // of unlisted_row
   const uint32_t* masks = nullptr;       // [*, ceil(vocabulary / 32)], a set bit allows the token
-  int32_t* tokens = nullptr;  // [num_rows]; -1 where no logit is a number, or none is drawn
+  // [num_rows]; -1 where no logit is a number, or none is drawn; -2 where the mask allows none that
+  // is finite.
+  int32_t* tokens = nullptr;
   float* logprobs = nullptr;  // [num_rows] of the unmodified logits, where the row wants it
   int64_t num_rows = 0;
 };

@@ -272,15 +272,17 @@ REMPART_KERNEL(kThreads) SampleKernel(SampleArgs args) {
   }
   float original_max = 0.0f;
   uint64_t original_sum = 0;
-  if (row.params.wants_logprob) {
-    original_max = FindBest(row, shared);
-    original_sum = SumOfWeights(row, shared, original_max);
-  }
+  // A mask must not hide what is not a number.
+  if (row.params.wants_logprob || row.params.mask_row >= 0) original_max = FindBest(row, shared);
+  if (row.params.wants_logprob) original_sum = SumOfWeights(row, shared, original_max);
   __syncthreads();
   ModifyLogits(row, shared);
   const float max = FindBest(row, shared);
   int64_t token = -1;
-  if (max > -INFINITY && max < INFINITY) {
+  const bool is_number = original_max > -INFINITY && original_max < INFINITY;
+  if (is_number && max == -INFINITY && row.params.mask_row >= 0) {
+    token = -2;
+  } else if (is_number && max > -INFINITY && max < INFINITY) {
     token = row.params.temperature == 0.0f ? static_cast<int64_t>(shared.best_id)
                                            : Draw(row, shared, max);
   }

@@ -8,6 +8,7 @@
 #include "absl/types/optional.h"
 #include "common/check.h"
 #include "common/log.h"
+#include "common/status_macros.h"
 #include "worker/engine/engine_sequence.h"
 #include "worker/engine/scheduler.h"
 
@@ -17,6 +18,22 @@ namespace {
 // Continuation i > 0 of a request draws from a stream of its own.
 uint64_t SeedOf(uint64_t seed, int32_t index) {
   return seed + static_cast<uint64_t>(index) * 0xd1b54a32d192ed03u;
+}
+
+// Of each continuation its own, after what was generated elsewhere; null where there is none.
+absl::StatusOr<std::vector<std::unique_ptr<TokenConstraint>>> ConstraintsOf(
+    const SequenceRequest& request) {
+  std::vector<std::unique_ptr<TokenConstraint>> constraints(static_cast<size_t>(request.n));
+  if (request.constraint == nullptr) return constraints;
+  const TokenConstraint* original = request.constraint.get();
+  for (std::unique_ptr<TokenConstraint>& constraint : constraints) {
+    ASSIGN_OR_RETURN(constraint, original->Copy());
+    CHECK(constraint != nullptr);
+    if (original != request.constraint.get()) continue;
+    for (const int32_t id : request.resume_tokens) RETURN_IF_ERROR(constraint->Accept(id));
+    original = constraint.get();
+  }
+  return constraints;
 }
 
 }  // namespace
@@ -170,6 +187,13 @@ void Engine::Accept(SequenceRequest request) {
     for (int32_t i = 0; i < request.n; ++i) Fail(request.request_id, i, *refusal);
     return;
   }
+  auto constraints = ConstraintsOf(request);
+  if (!constraints.ok()) {
+    const Failure failure = FailureOf(constraints.status());
+    for (int32_t i = 0; i < request.n; ++i) Fail(request.request_id, i, failure);
+    return;
+  }
+  request.constraint = nullptr;  // it has served
   auto shared = std::make_shared<Request>();
   shared->max_new_tokens =
       request.max_tokens > 0
@@ -179,13 +203,16 @@ void Engine::Accept(SequenceRequest request) {
   Sequence* leader = nullptr;
   for (int32_t i = 0; i < shared->asked.n; ++i) {
     Sequence& sequence = AddSequence(shared, i);
+    sequence.constraint = std::move((*constraints)[static_cast<size_t>(i)]);
     if (leader == nullptr) {
       leader = &sequence;
     } else {
       sequence.awaits_fork = true;
       leader->forks.push_back(&sequence);
     }
-    if (sequence.may_generate() < 1) {
+    if (sequence.is_complete()) {
+      End(sequence, FinishReason::kStop);
+    } else if (sequence.may_generate() < 1) {
       End(sequence, FinishReason::kLength);
     }
   }
@@ -252,6 +279,12 @@ void Engine::Fail(uint64_t request_id, int32_t index, Failure failure) {
 void Engine::FailSequence(Sequence& sequence, Failure failure) {
   Fail(sequence.request->asked.request_id, sequence.index, std::move(failure));
   sequence.ended = true;
+}
+
+// Those that wait to be forked from it fail with it.
+void Engine::FailWithForks(Sequence& sequence, const Failure& failure) {
+  FailSequence(sequence, failure);
+  for (Sequence* fork : std::exchange(sequence.forks, {})) FailSequence(*fork, failure);
 }
 
 void Engine::ReleaseBlocks(Sequence& sequence) {

@@ -155,6 +155,7 @@ class Engine {
   Sequence* Find(uint64_t sequence_id);
   void CountPrompt(Sequence& sequence);
   void FillBatch(const StepPlan& plan, StepBatch& batch, RunningStep& step);
+  bool FillMask(Sequence& sequence);
   void Draw(Sequence& sequence, absl::Span<float> logits, const DrawnToken& drawn);
   void ForkFrom(Sequence& leader, absl::Span<const float> logits);
   void Consume(Sequence& sequence, absl::StatusOr<Sampled> sampled);
@@ -163,6 +164,7 @@ class Engine {
   void End(Sequence& sequence, FinishReason reason, std::string matched_stop = "");
   void Fail(uint64_t request_id, int32_t index, Failure failure);
   void FailSequence(Sequence& sequence, Failure failure);
+  void FailWithForks(Sequence& sequence, const Failure& failure);
   void ReleaseBlocks(Sequence& sequence);
   void RemoveEnded();
   SequenceDelta& DeltaOf(Sequence& sequence);

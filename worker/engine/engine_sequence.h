@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
 #include "worker/cache/block_ledger.h"
 #include "worker/engine/client_shares.h"
 #include "worker/engine/engine.h"
@@ -14,8 +16,16 @@
 #include "worker/engine/sequence.h"
 #include "worker/engine/step_plan.h"
 #include "worker/engine/stop_conditions.h"
+#include "worker/engine/token_constraint.h"
 
 namespace rempart::worker {
+
+// What a client is told of a constraint that failed.
+inline Failure FailureOf(const absl::Status& constraint) {
+  return {
+      absl::IsInvalidArgument(constraint) ? FailureCode::kInvalidArgument : FailureCode::kInternal,
+      absl::StrCat("the constraint on this request's tokens failed: ", constraint.message()), ""};
+}
 
 // The part that the n continuations of one request share. Constant after Accept.
 struct Engine::Request {
@@ -35,6 +45,8 @@ struct Engine::Sequence {
   SequenceBlocks page;
   TokenCounts counts;
   TextStream text;
+  std::unique_ptr<TokenConstraint> constraint;  // after `tokens`; or null
+  std::vector<uint32_t> mask;                   // of its next draw
   Client* client = nullptr;
   // Of the first continuation, until its prompt is computed: the others, which are not scheduled
   // before they are forked from it.
@@ -55,8 +67,12 @@ struct Engine::Sequence {
   int32_t generated_count() const { return static_cast<int32_t>(tokens.size()) - prompt_count(); }
   // Tokens beyond those that are known and those in flight.
   int32_t may_generate() const { return request->max_new_tokens - generated_count() - in_flight; }
+  // Nothing may follow, says its constraint.
+  bool is_complete() const { return constraint != nullptr && constraint->IsComplete(); }
+  // What may follow depends on a token that is not known.
+  bool awaits_token() const { return constraint != nullptr && in_flight > 0; }
   SliceSampling next_draw() const {
-    return {&sampling, counts.tokens(), generated_count() + in_flight};
+    return {&sampling, counts.tokens(), generated_count() + in_flight, mask};
   }
   void CountKnown() { view.tokens_known = static_cast<int32_t>(tokens.size()) + in_flight; }
   void Append(int32_t token_id) {

@@ -15,6 +15,13 @@ namespace {
 // Weight of the newest value in a moving average.
 constexpr double kAverageWeight = 0.1;
 
+bool AllowsAny(absl::Span<const uint32_t> mask, int32_t vocabulary_size) {
+  const auto is_set = [](uint32_t word) { return word != 0; };
+  if (std::any_of(mask.begin(), mask.end() - 1, is_set)) return true;
+  const int32_t in_last = (vocabulary_size - 1) % 32 + 1;
+  return (mask.back() & (0xffffffffu >> (32 - in_last))) != 0;
+}
+
 double Average(double average, double value) {
   return average == 0 ? value : average + kAverageWeight * (value - average);
 }
@@ -36,6 +43,7 @@ void Engine::RefreshView(Sequence& sequence) {
   view.copy_source = page.copy_source;
   view.next_block_label = ledger_.NextBlockLabel(page, sequence.tokens, held);
   view.client = sequence.client->index;
+  view.awaits_token = sequence.awaits_token();
 }
 
 StepPlan Engine::MakePlan() {
@@ -103,6 +111,7 @@ void Engine::FillBatch(const StepPlan& plan, StepBatch& batch, RunningStep& step
     Sequence& sequence = *by_id_.at(slice.sequence_id);
     const int32_t first = sequence.view.tokens_computed;
     const bool last = first + slice.token_count == sequence.view.tokens_known;
+    if (last && !FillMask(sequence)) continue;
     SequenceSlice& filled = batch.slices.emplace_back();
     filled.first_position = first;
     filled.block_table = sequence.page.blocks;
@@ -123,6 +132,21 @@ void Engine::FillBatch(const StepPlan& plan, StepBatch& batch, RunningStep& step
       step.labels.push_back(sequence.view.next_block_label);
     }
   }
+}
+
+// For the sequence's next draw, where it has a constraint. False, and it has failed, when that
+// gives none.
+bool Engine::FillMask(Sequence& sequence) {
+  if (sequence.constraint == nullptr) return true;
+  const int32_t vocabulary_size = model_->vocabulary_size();
+  sequence.mask.assign(static_cast<size_t>(MaskWords(vocabulary_size)), 0);
+  absl::Status status = sequence.constraint->FillMask(absl::MakeSpan(sequence.mask));
+  if (status.ok() && !AllowsAny(sequence.mask, vocabulary_size)) {
+    status = absl::InternalError(absl::StrCat("it allows no token after the first ",
+                                              sequence.generated_count(), " of the answer"));
+  }
+  if (!status.ok()) FailWithForks(sequence, FailureOf(status));
+  return status.ok();
 }
 
 // The step is on its way: what its sequences will have.
@@ -153,6 +177,8 @@ std::optional<Engine::RunningStep> Engine::Begin(const StepPlan& plan) {
   RunningStep step;
   ApplyPlan(plan, batch);
   FillBatch(plan, batch, step);
+  RemoveEnded();  // whose constraints failed
+  if (batch.slices.empty()) return std::nullopt;
   step.begun = clock_->Now();
   const absl::Status status = StartModel(batch, step);
   if (!status.ok()) {
@@ -243,9 +269,7 @@ void Engine::FailStep(const RunningStep& step, const absl::Status& status) {
   const Failure failure{FailureCode::kInternal, "the model failed to compute this step", ""};
   for (const RunningStep::Part& part : step.parts) {
     Sequence* const sequence = Find(part.sequence_id);
-    if (sequence == nullptr) continue;
-    FailSequence(*sequence, failure);
-    for (Sequence* fork : std::exchange(sequence->forks, {})) FailSequence(*fork, failure);
+    if (sequence != nullptr) FailWithForks(*sequence, failure);
   }
 }
 
@@ -268,6 +292,7 @@ void Engine::ForkFrom(Sequence& leader, absl::Span<const float> logits) {
     fork->awaits_fork = false;
     fork->has_logits = true;
     fork->prompt_cached = leader.prompt_cached;
+    fork->mask = leader.mask;  // their constraints are in the same state
     fork_logits_.assign(logits.begin(), logits.end());
     Consume(*fork, Sample(absl::MakeSpan(fork_logits_), fork->next_draw(), scratch_));
     if (fork->ended || slots-- <= 0) continue;
@@ -283,10 +308,16 @@ void Engine::Consume(Sequence& sequence, absl::StatusOr<Sampled> sampled) {
     return FailSequence(sequence,
                         {FailureCode::kInternal, std::string(sampled.status().message()), ""});
   }
+  const int32_t token_id = sampled->token_id;
+  const bool is_end = vocabulary_->EndsGeneration(token_id) && !sequence.sampling.ignore_eos;
+  if (sequence.constraint != nullptr && !is_end) {
+    const absl::Status accepted = sequence.constraint->Accept(token_id);
+    if (!accepted.ok()) return FailSequence(sequence, FailureOf(accepted));
+  }
   ++figures_.generated_tokens;
   SequenceDelta& delta = DeltaOf(sequence);
   if (sampled->logprob) delta.logprobs.push_back(*std::move(sampled->logprob));
-  AppendToken(sequence, sampled->token_id, delta);
+  AppendToken(sequence, token_id, delta);
 }
 
 void Engine::AppendToken(Sequence& sequence, int32_t token_id, SequenceDelta& delta) {
@@ -299,6 +330,7 @@ void Engine::AppendToken(Sequence& sequence, int32_t token_id, SequenceDelta& de
   if (sequence.text.stopped()) {
     return End(sequence, FinishReason::kStop, sequence.text.matched_stop());
   }
+  if (sequence.is_complete()) return End(sequence, FinishReason::kStop);
   if (sequence.generated_count() >= sequence.request->max_new_tokens) {
     End(sequence, FinishReason::kLength);
   }

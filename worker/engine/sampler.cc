@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "absl/strings/str_cat.h"
+#include "common/check.h"
 #include "common/status_macros.h"
 #include "kernels/sample_math.h"
 
@@ -26,9 +27,16 @@ constexpr size_t kFirstGuess = 64;
 // are zero.
 constexpr size_t kBuckets = 1024;
 constexpr float kBucketsPerTemperature = 32.0f;
+// The logit of a token that is not allowed.
+constexpr float kNever = -std::numeric_limits<float>::infinity();
 
 absl::Status NotNumbers() {
   return absl::InternalError("the model computed logits that are not numbers");
+}
+
+absl::Status NothingAllowed() {
+  return absl::FailedPreconditionError(
+      "the model gives no token that this request's constraint allows a finite logit");
 }
 
 absl::StatusOr<int32_t> ArgMax(absl::Span<const float> logits, const kernels::Ops& ops) {
@@ -109,6 +117,29 @@ void Penalise(absl::Span<float> logits, const SamplingParams& params,
     float& logit = logits[count.token_id];
     logit = kernels::PenalisedLogit(logit, params.repetition_penalty, params.frequency_penalty,
                                     params.presence_penalty, static_cast<float>(count.generated));
+  }
+}
+
+bool AreAllNever(absl::Span<const float> logits) {
+  return std::all_of(logits.begin(), logits.end(), [](float logit) { return logit == kNever; });
+}
+
+// Whatever is not allowed cannot be drawn any more. Most words allow all, or nothing.
+void ApplyMask(absl::Span<float> logits, absl::Span<const uint32_t> mask) {
+  CHECK_EQ(static_cast<int64_t>(mask.size()), MaskWords(static_cast<int64_t>(logits.size())));
+  for (size_t word = 0; word < mask.size(); ++word) {
+    const uint32_t allowed = mask[word];
+    if (allowed == ~uint32_t{0}) continue;
+    const size_t begin = word * 32;
+    const size_t count = std::min<size_t>(32, logits.size() - begin);
+    float* const first = logits.data() + begin;
+    if (allowed == 0) {
+      std::fill_n(first, count, kNever);
+    } else {
+      for (size_t bit = 0; bit < count; ++bit) {
+        first[bit] = (allowed >> bit & 1) != 0 ? first[bit] : kNever;
+      }
+    }
   }
 }
 
@@ -270,7 +301,8 @@ absl::StatusOr<Sampled> Sample(absl::Span<float> logits, const SliceSampling& sa
   const SamplingParams& params = *sampling.params;
   ASSIGN_OR_RETURN(int32_t best, ArgMax(logits, *scratch.ops));
   const float original_max = logits[best];
-  const bool is_modified = !params.logit_bias.empty() || params.has_penalties();
+  const bool is_masked = !sampling.mask.empty();
+  const bool is_modified = !params.logit_bias.empty() || params.has_penalties() || is_masked;
   Sampled sampled;
   uint64_t original_sum = 0;
   const auto logprob = [&](int32_t id, float logit) {
@@ -288,7 +320,10 @@ absl::StatusOr<Sampled> Sample(absl::Span<float> logits, const SliceSampling& sa
   if (is_modified) {
     for (const auto& [id, bias] : params.logit_bias) logits[id] += bias;
     if (params.has_penalties()) Penalise(logits, params, sampling.counts);
-    ASSIGN_OR_RETURN(best, ArgMax(logits, *scratch.ops));
+    if (is_masked) ApplyMask(logits, sampling.mask);
+    const absl::StatusOr<int32_t> left = ArgMax(logits, *scratch.ops);
+    if (!left.ok()) return is_masked && AreAllNever(logits) ? NothingAllowed() : left.status();
+    best = *left;
   }
   sampled.token_id = best;
   if (params.temperature != 0.0f) {
@@ -303,6 +338,7 @@ absl::StatusOr<Sampled> Sample(absl::Span<float> logits, const SliceSampling& sa
 }
 
 absl::StatusOr<Sampled> SampledFrom(const DrawnToken& drawn, const SamplingParams& params) {
+  if (drawn.token_id == -2) return NothingAllowed();
   if (drawn.token_id < 0) return NotNumbers();
   Sampled sampled;
   sampled.token_id = drawn.token_id;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// From logits to a token. Filters apply in this order: logit bias, penalties, temperature, top-k,
-// top-p, min-p, draw. The draw walks the kept tokens in the order of their ids, and all that
+// From logits to a token. Filters apply in this order: logit bias, penalties, mask, temperature,
+// top-k, top-p, min-p, draw. The draw walks the kept tokens in the order of their ids, and all that
 // decides is computed as kernels/sample_math.h says: a device draws the same token from the same
 // logits (kernels/cuda/sample.cu). The random number is a function of (seed, position) alone, so
 // that a sequence continued elsewhere, or in another batch, draws the same tokens.
@@ -62,7 +62,8 @@ struct SamplerScratch {
 };
 
 // Changes `logits` [vocabulary_size]. Log-probabilities are those of the unmodified logits.
-// Internal when the logits hold no finite maximum.
+// Internal when the logits hold no finite maximum; FailedPrecondition when only those do that the
+// mask does not allow.
 absl::StatusOr<Sampled> Sample(absl::Span<float> logits, const SliceSampling& sampling,
                                SamplerScratch& scratch);
 

@@ -60,6 +60,7 @@ struct Planner {
   }
   void Rank(const EngineState& state);
   void Plan(Candidate& c, int32_t blocks_to_add);
+  void KeepBlocks(Candidate& c, int32_t blocks_needed);
   int32_t GiveBack(const Candidate& victim);
   void TakeBack(const Candidate& victim);
   void Preempt(const std::vector<size_t>& victims);
@@ -93,6 +94,12 @@ void Planner::Plan(Candidate& c, int32_t blocks_to_add) {
   c.planned_blocks = blocks_to_add;
   tokens_left -= c.planned_tokens;
   blocks_available -= blocks_to_add;
+}
+
+// For its next step, which is not planned yet: as far as there are any.
+void Planner::KeepBlocks(Candidate& c, int32_t blocks_needed) {
+  c.planned_blocks = std::clamp(blocks_needed, 0, std::max(blocks_available, 0));
+  blocks_available -= c.planned_blocks;
 }
 
 // Lets the victim's holds go. Returns how many blocks that makes available.
@@ -185,6 +192,10 @@ void Planner::PlanDecodes() {
     Candidate& c = ranked[i];
     if (!c.running || Remaining(c) != 1) continue;
     const int32_t needed = BlocksNeeded(c);
+    if (c.sequence->awaits_token) {
+      KeepBlocks(c, needed);
+      continue;
+    }
     if (needed <= blocks_available || TakeBlocksFromBelow(i, needed)) Plan(c, std::max(needed, 0));
   }
 }
@@ -194,7 +205,7 @@ void Planner::PlanPrefills() {
   bool admitting = true;
   for (size_t i = 0; i < ranked.size(); ++i) {
     const Candidate& c = ranked[i];
-    if (c.preempted || c.planned_tokens > 0) continue;
+    if (c.preempted || c.planned_tokens > 0 || c.sequence->awaits_token) continue;
     if (!c.running || Remaining(c) > 1) places.push_back(PlaceOf(i));
     // A decode that sits out has the first claim on freed blocks.
     if (c.running && Remaining(c) == 1) admitting = false;

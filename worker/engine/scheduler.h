@@ -5,7 +5,9 @@
 // request's own plus one point per `aging_steps` steps spent waiting, so that a low priority is
 // late but never starves; service is the number of tokens computed for the client, so that of equal
 // priorities the client that had less goes first.
-//  1. Running sequences with one token left to compute (decodes), in rank order.
+//  1. Running sequences with one token left to compute (decodes), in rank order. Of one whose token
+//     in flight must be known first nothing is computed, but its slot and the block that it will
+//     need are kept.
 //  2. With what is left of the token budget, running prefills and waiting sequences in rank order,
 //     a long prompt in chunks; each planned chunk counts as service at once. Beside decodes,
 //     prefill gets at most prefill_tokens_beside_decodes. A sequence is admitted with blocks for
@@ -22,9 +24,8 @@
 //  1. Its tokens are at most max_step_tokens; sequences that hold blocks at most max_sequences.
 //  2. Blocks to add, and cached ones to hold, are at most what is available once the preempted have
 //     given theirs back.
-//  3. If any sequence is known whose blocks fit into the pool alone, and whose next block the
-//  running
-//     step does not fill, the plan is not empty.
+//  3. If any sequence is known whose blocks fit into the pool alone, whose next block the running
+//     step does not fill, and which awaits no token, the plan is not empty.
 // Pure: reads no clock, keeps no state. It requires that each sequence fits the pool on its own.
 #pragma once
 

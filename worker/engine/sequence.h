@@ -3,12 +3,14 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/time/time.h"
+#include "worker/engine/token_constraint.h"
 #include "worker/model/sampling.h"
 
 namespace rempart::worker {
@@ -32,6 +34,9 @@ struct SequenceRequest {
   absl::Time deadline = absl::InfiniteFuture();
   // Generated and delivered elsewhere: generation continues after them; they are not sent again.
   std::vector<int32_t> resume_tokens;
+  // What the generated tokens must obey, before the first of them; null: nothing. Each continuation
+  // copies it.
+  std::shared_ptr<const TokenConstraint> constraint;
   // Sent before the completion, in the first delta.
   std::string echo_text;
 };

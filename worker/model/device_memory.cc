@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/device_ops.h"
+#include "worker/model/sampling.h"
 
 namespace rempart::worker {
 namespace {
@@ -85,6 +86,8 @@ DeviceWorkspace LayOutWorkspace(const ModelConfig& config, const DeviceModelOpti
   space.listed = std::max(space.slices * kListed,
                           std::min(options.context_length, config.vocabulary) + kMaxBiases);
   take(space.lists, 3 * 4 * space.listed);  // ids, values, originals
+  space.mask_words = MaskWords(config.vocabulary);
+  take(space.masks, 4 * space.slices * space.mask_words);
   if (!hands_on) {
     take(space.sampled, sampled);
     space.all_sampled = space.sampled;

@@ -40,9 +40,10 @@ struct DeviceWorkspace {
   // Of all rows that are drawn in a step: tokens that have a bias, or have occurred where there are
   // penalties. A row for which there is no room is drawn on the host.
   int64_t listed = 0;
+  int64_t mask_words = 0;  // of each slice's mask of tokens
   // Offsets.
   int64_t residual = 0, normed = 0, qkv = 0, attended = 0, gate_up = 0, activated = 0, branch = 0,
-          last = 0, logits = 0, partial = 0, lists = 0, sampled = 0, inputs = 0;
+          last = 0, logits = 0, partial = 0, lists = 0, masks = 0, sampled = 0, inputs = 0;
   // Of one rank of several that share a stage: the logits of all, [ranks, rows, vocabulary]. Else
   // those above. Both are of the last stage alone, and `last` is.
   int64_t all_logits = 0;

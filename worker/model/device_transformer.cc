@@ -62,6 +62,7 @@ absl::Status DeviceTransformer::Allocate(const Weights& weights, const UploadOpt
     ASSIGN_OR_RETURN(step.copies, PinnedBuffer::Make(device_, kMaxCopies * 8));
     ASSIGN_OR_RETURN(step.inputs, PinnedBuffer::Make(device_, space.bytes - space.inputs));
     ASSIGN_OR_RETURN(step.lists, PinnedBuffer::Make(device_, 2 * 4 * space.listed));
+    ASSIGN_OR_RETURN(step.masks, PinnedBuffer::Make(device_, 4 * space.slices * space.mask_words));
     ASSIGN_OR_RETURN(step.results, PinnedBuffer::Make(device_, 2 * 4 * space.slices));
   }
   ASSIGN_OR_RETURN(sampled_staging_, PinnedBuffer::Make(device_, kRun * space.slices * 4));
@@ -232,6 +233,10 @@ void DeviceTransformer::QueueInputs(int64_t slices) {
   const auto* begin = reinterpret_cast<const int32_t*>(host.sampling);
   const int64_t count = host.tables - begin + slices * plan_.workspace.table_stride;
   device_.CopyIn(on_device_.sampling, begin, count * 4);
+  if (step.masked > 0) {
+    device_.CopyIn(At<uint32_t>(plan_.workspace.masks), step.masks.as<uint32_t>(),
+                   4 * step.masked * plan_.workspace.mask_words);
+  }
   if (step.listed == 0) return;
   const int64_t listed = plan_.workspace.listed;
   auto* lists = At<int32_t>(plan_.workspace.lists);

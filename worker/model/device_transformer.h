@@ -149,6 +149,7 @@ class DeviceTransformer {
   // Which rows are drawn on the device, and how.
   void StageSampling(const StepBatch& batch, StepShape& shape, bool draws);
   bool ListTokens(const SliceSampling& sampling, kernels::DeviceSampling& to);
+  void StageMask(const SliceSampling& sampling, kernels::DeviceSampling& to);
   // As Forward, in runs of so many tokens as the batch says, through all stages. Draws nothing.
   absl::Status ForwardInMicroBatches(const StepBatch& batch, absl::Span<float> logits);
   // Through the layers of this stage. Logits go to the rows of `logits` from `first_row` on; adds
@@ -225,9 +226,10 @@ class DeviceTransformer {
   // A step on the host's side, from its staging to its end. Two take turns: the device may not have
   // read what the one has staged yet when the other is staged.
   struct Step {
-    PinnedBuffer inputs, lists, copies, results;
+    PinnedBuffer inputs, lists, masks, copies, results;
     Inputs host = {};
     int64_t listed = 0;         // of `lists`
+    int64_t masked = 0;         // rows of `masks`
     std::vector<size_t> order;  // slices of the batch as they are computed: decodes first
     std::vector<Row> rows;      // of logits
     std::vector<int32_t> row_of_wanted;

@@ -35,6 +35,12 @@ absl::Status DeviceTransformer::CheckSampling(const SliceSampling& sampling) con
     return absl::InvalidArgumentError(absl::StrCat(
         "token ", id, " of a bias or penalty is outside the vocabulary of ", config_.vocabulary));
   };
+  const auto mask_words = static_cast<int64_t>(sampling.mask.size());
+  if (mask_words != 0 && mask_words != plan_.workspace.mask_words) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a mask of tokens has ", mask_words, " words, but a vocabulary of ",
+                     config_.vocabulary, " tokens takes ", plan_.workspace.mask_words));
+  }
   for (const auto& [id, bias] : sampling.params->logit_bias) RETURN_IF_ERROR(check(id));
   for (const TokenCount& count : sampling.counts) RETURN_IF_ERROR(check(count.token_id));
   return absl::OkStatus();
@@ -111,9 +117,18 @@ bool DeviceTransformer::ListTokens(const SliceSampling& sampling, kernels::Devic
   return true;
 }
 
+// For which there is always room: as many as there are slices.
+void DeviceTransformer::StageMask(const SliceSampling& sampling, kernels::DeviceSampling& to) {
+  if (sampling.mask.empty()) return;
+  Step& step = staged();
+  to.mask_row = static_cast<int32_t>(step.masked++);
+  std::copy(sampling.mask.begin(), sampling.mask.end(),
+            step.masks.as<uint32_t>() + to.mask_row * plan_.workspace.mask_words);
+}
+
 void DeviceTransformer::StageSampling(const StepBatch& batch, StepShape& shape, bool draws) {
   Step& step = staged();
-  step.listed = 0;
+  step.listed = step.masked = 0;
   if (!reads_logits()) return;
   shape.samples = shape.wanting > 0 && config_.logit_softcap > 0;
   for (int64_t i = 0; i < shape.wanting; ++i) {
@@ -130,6 +145,7 @@ void DeviceTransformer::StageSampling(const StepBatch& batch, StepShape& shape, 
     const SliceSampling& sampling = *slice.sampling;
     kernels::DeviceSampling drawn = DeviceSamplingOf(sampling);
     if (!ListTokens(sampling, drawn)) continue;
+    StageMask(sampling, drawn);
     // The token that it follows is in no list yet: the device alone knows it.
     if (slice.follows >= 0 && sampling.params->has_penalties()) {
       drawn.unlisted_row = step.host.rows[i];
@@ -153,6 +169,7 @@ void DeviceTransformer::QueueSample(const StepShape& shape) {
   args.list_values = At<float>(space.lists) + space.listed;
   args.list_originals = At<float>(space.lists) + 2 * space.listed;
   args.ids = on_device_.ids;
+  args.masks = At<uint32_t>(space.masks);
   args.tokens = At<int32_t>(space.sampled);
   args.logprobs = At<float>(space.sampled) + space.slices;
   args.num_rows = shape.wanting;
@@ -247,6 +264,9 @@ absl::Status DeviceTransformer::DecodeMany(absl::Span<const DecodeSequence> sequ
   StepBatch checked;
   int64_t longest = 0;
   for (const DecodeSequence& sequence : sequences) {
+    if (sequence.sampling.mask_row >= 0) {
+      return absl::InvalidArgumentError("a mask allows one token, not those of many steps");
+    }
     checked.slices.push_back({{&sequence.token_id, 1},
                               sequence.position + static_cast<int32_t>(steps) - 1,
                               sequence.block_table,
@@ -282,7 +302,7 @@ absl::Status DeviceTransformer::DecodeMany(absl::Span<const DecodeSequence> sequ
     host.sampling[i] = {};
     host.sampling[i].keeps_logits = true;
   }
-  staged().listed = 0;
+  staged().listed = staged().masked = 0;
   for (Step& step : steps_) step.row_of_wanted.clear();  // nobody follows them any more
   QueueInputs(shape.slices);
   auto* sampled = sampled_staging_.as<int32_t>();

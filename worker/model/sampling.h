@@ -36,19 +36,26 @@ struct TokenCount {
   int32_t generated = 0;  // times in the answer
 };
 
+// 32-bit words of a mask of tokens.
+constexpr int64_t MaskWords(int64_t vocabulary_size) { return (vocabulary_size + 31) / 32; }
+
 // One draw. No token is in logit_bias or in `counts` twice.
 struct SliceSampling {
   const SamplingParams* params = nullptr;
   // Empty without penalties. Of a slice that follows a token which is not known yet: without it.
   absl::Span<const TokenCount> counts;
   int64_t position = 0;  // of the generated token, from 0
+  // Of [MaskWords(vocabulary)] words: a token may be drawn where bit id % 32 of word id / 32 is
+  // set. Bits behind the vocabulary mean nothing. Empty: any token may.
+  absl::Span<const uint32_t> mask = {};
 };
 
 // What a model has drawn.
 struct DrawnToken {
   bool is_drawn = false;  // else the model gives logits, from which the host draws
-  int32_t token_id = -1;  // -1: the logits are not numbers
-  float logprob = 0;      // where params->top_logprobs is 0
+  // -1: the logits are not numbers; -2: of no token that the mask allows is the logit finite.
+  int32_t token_id = -1;
+  float logprob = 0;  // where params->top_logprobs is 0
 };
 
 }  // namespace rempart::worker
