@@ -2,15 +2,17 @@
 // Schedule together with the block ledger, over 10^5 steps of seeded random traffic: arrivals in
 // bursts, long and short prompts with common prefixes, several continuations of one prompt,
 // clients, priorities, cancellations, pools that are too small for the load. A memory of tokens
-// stands for the KV cache. After each step: nothing is over-committed, no block is lost, every
-// sequence reads its own tokens through its block table, and if there is work, some of it is done.
-// At the end everything that was submitted has finished and no block is held.
+// stands for the KV cache. Some sequences await their token while the next step is planned. After
+// each step: nothing is over-committed, no block is lost, every sequence reads its own tokens
+// through its block table, and if there is work, some of it is done. At the end everything that was
+// submitted has finished and no block is held.
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <map>
 #include <random>
 #include <set>
+#include <utility>
 #include <vector>
 
 #include "worker/cache/block_ledger.h"
@@ -28,6 +30,7 @@ struct Simulated {
   std::vector<int32_t> tokens;
   size_t tokens_final = 0;
   int32_t forks = 0;  // to be made when the prompt is computed
+  bool is_constrained = false;
 };
 
 class Simulation {
@@ -57,7 +60,9 @@ class Simulation {
 
   // One engine step. Fails the test on a broken invariant.
   void Step() {
-    const StepPlan plan = Schedule(State());
+    StepPlan plan = Schedule(State());
+    // Such a step is not begun ahead: the tokens are known first.
+    if ((plan.slices.empty() || !plan.preempted.empty()) && LearnTokens()) plan = Schedule(State());
     if (!live_.empty()) {
       ASSERT_FALSE(plan.slices.empty()) << live_.size() << " sequences wait for nothing";
     }
@@ -66,6 +71,7 @@ class Simulation {
     std::set<uint64_t> planned;
     for (const PlannedSlice& slice : plan.slices) {
       ASSERT_TRUE(planned.insert(slice.sequence_id).second) << "planned twice";
+      ASSERT_FALSE(live_.at(slice.sequence_id).view.awaits_token);
       ASSERT_GT(slice.token_count, 0);
       tokens += slice.token_count;
       Admit(live_.at(slice.sequence_id));
@@ -78,6 +84,7 @@ class Simulation {
     for (const PlannedSlice& slice : plan.slices) {
       ASSERT_NO_FATAL_FAILURE(Compute(live_.at(slice.sequence_id), slice));
     }
+    LearnTokens();
     for (const PlannedSlice& slice : plan.slices) Sample(live_.at(slice.sequence_id));
     for (auto& [id, s] : live_) s.view.steps_waited += s.view.running ? 0 : 1;
     ASSERT_NO_FATAL_FAILURE(CheckBlocks());
@@ -90,15 +97,24 @@ class Simulation {
     return std::next(live_.begin(), static_cast<int64_t>(pick % live_.size()))->first;
   }
   const BlockPool& pool() const { return ledger_.pool(); }
-  int64_t preemptions = 0, hits = 0, copies = 0;
+  int64_t preemptions = 0, hits = 0, copies = 0, awaited = 0;
+  uint64_t constrained_one_in = 0;  // 0: none is
   uint64_t evictions() const { return ledger_.evictions(); }
 
  private:
   uint64_t AddLive(Simulated s) {
     const uint64_t id = ++last_id_;
     s.view.sequence_id = s.view.arrival = id;
+    s.is_constrained = constrained_one_in > 0 && id % constrained_one_in == 0;
     live_[id] = std::move(s);
     return id;
+  }
+
+  // Of those who awaited them; whether there were any.
+  bool LearnTokens() {
+    bool any = false;
+    for (auto& [id, s] : live_) any |= std::exchange(s.view.awaits_token, false);
+    return any;
   }
 
   EngineState State() {
@@ -187,6 +203,8 @@ class Simulation {
     }
     // Some continuations are equal to others'.
     ++sampled_;
+    s.view.awaits_token = s.is_constrained;
+    awaited += s.is_constrained ? 1 : 0;
     s.tokens.push_back(sampled_ % 3 == 0 ? kNewToken : kNewToken + static_cast<int32_t>(sampled_));
   }
 
@@ -253,7 +271,7 @@ class Draw {
 TEST(SchedulerSimulation, KeepsItsPromisesUnderRandomTraffic) {
   constexpr int kSeeds = 50;
   constexpr int kSteps = 2000;  // 10^5 in all
-  int64_t preemptions = 0, hits = 0, copies = 0;
+  int64_t preemptions = 0, hits = 0, copies = 0, awaited = 0;
   uint64_t evictions = 0;
   for (uint64_t seed = 1; seed <= kSeeds; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
@@ -266,6 +284,7 @@ TEST(SchedulerSimulation, KeepsItsPromisesUnderRandomTraffic) {
     const int32_t longest = draw(20, 150);
     const int32_t blocks = BlocksFor(longest + 1, limits.block_size) + draw(0, 30);
     Simulation simulation(limits, {blocks, limits.block_size, draw(0, 4) > 0});
+    simulation.constrained_one_in = seed % 4;
     for (int step = 0; step < kSteps; ++step) {
       for (int burst = draw(0, 20) == 0 ? draw(1, 8) : 0; burst > 0; --burst) {
         const int prompt = draw(1, longest - 1);
@@ -287,12 +306,14 @@ TEST(SchedulerSimulation, KeepsItsPromisesUnderRandomTraffic) {
     preemptions += simulation.preemptions;
     hits += simulation.hits;
     copies += simulation.copies;
+    awaited += simulation.awaited;
     evictions += simulation.evictions();
   }
   // The traffic must be hard enough to mean something.
   EXPECT_GT(preemptions, 1000);
   EXPECT_GT(hits, 10'000);
   EXPECT_GT(copies, 300);
+  EXPECT_GT(awaited, 10'000);
   EXPECT_GT(evictions, 1000u);
 }
 

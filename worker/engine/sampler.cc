@@ -2,6 +2,7 @@
 #include "worker/engine/sampler.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <functional>
 #include <limits>
@@ -27,8 +28,6 @@ constexpr size_t kFirstGuess = 64;
 // are zero.
 constexpr size_t kBuckets = 1024;
 constexpr float kBucketsPerTemperature = 32.0f;
-// The logit of a token that is not allowed.
-constexpr float kNever = -std::numeric_limits<float>::infinity();
 
 absl::Status NotNumbers() {
   return absl::InternalError("the model computed logits that are not numbers");
@@ -120,27 +119,45 @@ void Penalise(absl::Span<float> logits, const SamplingParams& params,
   }
 }
 
-bool AreAllNever(absl::Span<const float> logits) {
-  return std::all_of(logits.begin(), logits.end(), [](float logit) { return logit == kNever; });
-}
-
-// Whatever is not allowed cannot be drawn any more. Most words allow all, or nothing.
-void ApplyMask(absl::Span<float> logits, absl::Span<const uint32_t> mask) {
+// The logits of the tokens that the mask allows, in the order of their ids, which scratch.allowed
+// has: what is drawn from them is what would be drawn from all, were the others impossible. A word
+// that allows nothing costs nothing.
+absl::Span<const float> Restrict(absl::Span<const float> logits, absl::Span<const uint32_t> mask,
+                                 SamplerScratch& scratch) {
   CHECK_EQ(static_cast<int64_t>(mask.size()), MaskWords(static_cast<int64_t>(logits.size())));
+  scratch.allowed.resize(logits.size());
+  scratch.allowed_logits.resize(logits.size());
+  int32_t* const ids = scratch.allowed.data();
+  float* const to = scratch.allowed_logits.data();
+  size_t count = 0;
   for (size_t word = 0; word < mask.size(); ++word) {
-    const uint32_t allowed = mask[word];
-    if (allowed == ~uint32_t{0}) continue;
     const size_t begin = word * 32;
-    const size_t count = std::min<size_t>(32, logits.size() - begin);
-    float* const first = logits.data() + begin;
-    if (allowed == 0) {
-      std::fill_n(first, count, kNever);
-    } else {
-      for (size_t bit = 0; bit < count; ++bit) {
-        first[bit] = (allowed >> bit & 1) != 0 ? first[bit] : kNever;
+    uint32_t bits = mask[word];
+    if (logits.size() - begin < 32) bits &= (1u << (logits.size() - begin)) - 1;
+    if (bits == ~0u) {
+      for (size_t i = 0; i < 32; ++i) {
+        ids[count + i] = static_cast<int32_t>(begin + i);
+        to[count + i] = logits[begin + i];
       }
+      count += 32;
+      continue;
+    }
+    for (; bits != 0; bits &= bits - 1) {
+      const size_t id = begin + static_cast<size_t>(std::countr_zero(bits));
+      ids[count] = static_cast<int32_t>(id);
+      to[count++] = logits[id];
     }
   }
+  return absl::MakeConstSpan(to, count);
+}
+
+// Of the tokens that the mask allows.
+absl::StatusOr<int32_t> ArgMaxAllowed(absl::Span<const float> logits, const kernels::Ops& ops) {
+  const auto is_possible = [](float logit) {
+    return logit != -std::numeric_limits<float>::infinity();
+  };
+  if (std::none_of(logits.begin(), logits.end(), is_possible)) return NothingAllowed();
+  return ArgMax(logits, ops);
 }
 
 // scratch.kept becomes the tokens of scratch.ranks, by their ids.
@@ -301,8 +318,7 @@ absl::StatusOr<Sampled> Sample(absl::Span<float> logits, const SliceSampling& sa
   const SamplingParams& params = *sampling.params;
   ASSIGN_OR_RETURN(int32_t best, ArgMax(logits, *scratch.ops));
   const float original_max = logits[best];
-  const bool is_masked = !sampling.mask.empty();
-  const bool is_modified = !params.logit_bias.empty() || params.has_penalties() || is_masked;
+  const bool is_modified = !params.logit_bias.empty() || params.has_penalties();
   Sampled sampled;
   uint64_t original_sum = 0;
   const auto logprob = [&](int32_t id, float logit) {
@@ -320,15 +336,19 @@ absl::StatusOr<Sampled> Sample(absl::Span<float> logits, const SliceSampling& sa
   if (is_modified) {
     for (const auto& [id, bias] : params.logit_bias) logits[id] += bias;
     if (params.has_penalties()) Penalise(logits, params, sampling.counts);
-    if (is_masked) ApplyMask(logits, sampling.mask);
-    const absl::StatusOr<int32_t> left = ArgMax(logits, *scratch.ops);
-    if (!left.ok()) return is_masked && AreAllNever(logits) ? NothingAllowed() : left.status();
-    best = *left;
+  }
+  absl::Span<const float> candidates = logits;
+  if (!sampling.mask.empty()) {
+    candidates = Restrict(logits, sampling.mask, scratch);
+    ASSIGN_OR_RETURN(best, ArgMaxAllowed(candidates, *scratch.ops));
+  } else if (is_modified) {
+    ASSIGN_OR_RETURN(best, ArgMax(logits, *scratch.ops));
   }
   sampled.token_id = best;
   if (params.temperature != 0.0f) {
-    sampled.token_id = DrawToken(logits, logits[best], sampling, scratch);
+    sampled.token_id = DrawToken(candidates, candidates[best], sampling, scratch);
   }
+  if (!sampling.mask.empty()) sampled.token_id = scratch.allowed[sampled.token_id];
   if (sampled.logprob) {
     const float logit =
         is_modified ? scratch.unmodified[sampled.token_id] : logits[sampled.token_id];

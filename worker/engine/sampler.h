@@ -59,6 +59,8 @@ struct SamplerScratch {
   std::vector<float> weights;
   std::vector<uint64_t> sums;
   std::vector<float> unmodified;
+  std::vector<int32_t> allowed;  // tokens, by a mask
+  std::vector<float> allowed_logits;
 };
 
 // Changes `logits` [vocabulary_size]. Log-probabilities are those of the unmodified logits.

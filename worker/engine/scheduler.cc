@@ -45,6 +45,7 @@ struct Planner {
   int32_t blocks_available;
   std::vector<Candidate> ranked = {};  // best rank first
   int32_t running_count = 0;
+  bool has_decodes = false;
   absl::flat_hash_set<uint64_t> labels = {};  // of blocks that the plan fills
 
   int32_t Remaining(const Candidate& c) const {
@@ -194,9 +195,10 @@ void Planner::PlanDecodes() {
     const int32_t needed = BlocksNeeded(c);
     if (c.sequence->awaits_token) {
       KeepBlocks(c, needed);
-      continue;
+    } else if (needed <= blocks_available || TakeBlocksFromBelow(i, needed)) {
+      Plan(c, std::max(needed, 0));
     }
-    if (needed <= blocks_available || TakeBlocksFromBelow(i, needed)) Plan(c, std::max(needed, 0));
+    has_decodes |= c.sequence->awaits_token || c.planned_tokens > 0;
   }
 }
 
@@ -245,7 +247,7 @@ StepPlan Schedule(const EngineState& state) {
   planner.labels.insert(state.labels_in_flight.begin(), state.labels_in_flight.end());
   planner.Rank(state);
   planner.PlanDecodes();
-  if (planner.tokens_left < state.limits.max_step_tokens) {
+  if (planner.has_decodes) {
     planner.tokens_left = std::min(planner.tokens_left, state.prefill_tokens_beside_decodes);
   }
   planner.PlanPrefills();

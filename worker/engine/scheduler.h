@@ -24,8 +24,9 @@
 //  1. Its tokens are at most max_step_tokens; sequences that hold blocks at most max_sequences.
 //  2. Blocks to add, and cached ones to hold, are at most what is available once the preempted have
 //     given theirs back.
-//  3. If any sequence is known whose blocks fit into the pool alone, whose next block the running
-//     step does not fill, and which awaits no token, the plan is not empty.
+//  3. If any sequence is known whose blocks fit into the pool alone, and whose next block the
+//  running
+//     step does not fill, the plan is not empty; unless one awaits a token.
 // Pure: reads no clock, keeps no state. It requires that each sequence fits the pool on its own.
 #pragma once
 

@@ -26,7 +26,8 @@ struct ScheduledSequence {
   uint64_t arrival = 0;      // order of submission; unique
   int32_t steps_waited = 0;  // steps spent waiting since submission
   bool running = false;
-  // Running: nothing can be planned for it before its token in flight is known. It keeps its place.
+  // A decode of which nothing can be planned before its token in flight is known. It keeps its
+  // place.
   bool awaits_token = false;
   int32_t tokens_known = 0;     // prompt and generated tokens
   int32_t tokens_computed = 0;  // of those, in the KV cache; less than tokens_known

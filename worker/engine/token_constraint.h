@@ -22,9 +22,10 @@ class TokenConstraint {
   // One in the same state, which from here on goes its own way.
   virtual absl::StatusOr<std::unique_ptr<TokenConstraint>> Copy() const = 0;
   // Sets the bits of all tokens that may come next, SliceSampling::mask: bit id % 32 of word id /
-  // 32 of `mask` [MaskWords(vocabulary_size of the model)], which is all zero. A token that ends
-  // the generation is one of these: where the answer may end here, its bit is set. A mask that
-  // allows nothing fails the sequence. Not asked once it is complete.
+  // 32 of `mask` [MaskWords(vocabulary_size of the model)], which is all zero; the model's
+  // vocabulary may be larger than the tokenizer's. A token that ends the generation is one of
+  // these: where the answer may end here, its bit is set. A mask that allows nothing fails the
+  // sequence. Not asked once it is complete.
   virtual absl::Status FillMask(absl::Span<uint32_t> mask) = 0;
   // The token came: it was drawn by the newest mask, or it was generated before
   // (SequenceRequest::resume_tokens). Each once, in their order, but for the one that ends the

@@ -25,9 +25,24 @@ struct RowInput {
 };
 
 struct Expected {
-  int32_t token = -1;
+  int32_t token = -1;  // -2: the mask allows none that is possible
   float logprob = 0;
 };
+
+// A mask of one kind or another: any tokens, few, whole words of them, one, none.
+std::vector<uint32_t> RandomMask(std::mt19937& random, int64_t vocabulary) {
+  std::vector<uint32_t> mask(static_cast<size_t>(worker::MaskWords(vocabulary)), 0);
+  const auto allow = [&](int64_t id) { mask[id / 32] |= 1u << (id % 32); };
+  const uint32_t kind = random() % 6;
+  for (uint32_t& word : mask) {
+    if (kind == 0) word = static_cast<uint32_t>(random() & random());
+    if (kind == 1) word = static_cast<uint32_t>(random() | random());
+    if (kind == 2) word = random() % 2 == 0 ? 0u : ~0u;  // with bits behind the vocabulary
+  }
+  for (int i = 0; kind == 3 && i < 5; ++i) allow(random() % vocabulary);
+  if (kind == 4) allow(vocabulary - 1);
+  return mask;
+}
 
 // Tokens by logit, then id; only those that a filter keeps.
 std::vector<int32_t> Kept(const std::vector<double>& logits, const kernels::DeviceSampling& params,
@@ -71,7 +86,8 @@ Expected Sampled(const RowInput& row) {
   const auto best =
       static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
   Expected expected;
-  if (!std::isfinite(logits[best]) || row.params.keeps_logits) return expected;
+  if (row.params.keeps_logits) return expected;
+  if (!std::isfinite(logits[best])) return {row.mask.empty() ? -1 : -2};
   expected.token = best;
   if (row.params.temperature > 0.0f) {
     std::vector<double> weights;
@@ -170,6 +186,9 @@ std::vector<RowInput> MakeRandomRows(std::mt19937& random, int64_t vocabulary, i
       if (one_in(50)) logit = -INFINITY;
     }
     if (one_in(4)) row.logits[random() % row.logits.size()] = 60.0f;
+    if (one_in(2)) row.mask = RandomMask(random, vocabulary);
+    // Whether a mask hides it or not.
+    if (one_in(20)) row.logits[random() % row.logits.size()] = one_in(2) ? NAN : INFINITY;
     kernels::DeviceSampling& params = row.params;
     params.temperature = one_in(5) ? 0.0f : between(0.05f, 2.0f);
     if (one_in(2)) params.top_k = static_cast<int32_t>(1 + random() % (vocabulary + 10));
@@ -199,7 +218,7 @@ std::vector<RowInput> MakeRandomRows(std::mt19937& random, int64_t vocabulary, i
   return rows;
 }
 
-// What the engine's sampler makes of a row without a mask; -1 where it fails.
+// What the engine's sampler makes of a row; -1 or -2 where it fails.
 Expected OfTheEngine(const RowInput& row) {
   worker::SamplingParams params;
   params.temperature = row.params.temperature;
@@ -218,9 +237,10 @@ Expected OfTheEngine(const RowInput& row) {
   for (const auto& [id, count] : occurred) counts.push_back({id, static_cast<int32_t>(count)});
   std::vector<float> logits = row.logits;
   worker::SamplerScratch scratch;
-  const auto sampled =
-      worker::Sample(absl::MakeSpan(logits),
-                     {&params, counts, static_cast<int64_t>(row.params.position)}, scratch);
+  const auto sampled = worker::Sample(
+      absl::MakeSpan(logits),
+      {&params, counts, static_cast<int64_t>(row.params.position), row.mask}, scratch);
+  if (absl::IsFailedPrecondition(sampled.status())) return {-2};
   if (!sampled.ok()) return {};
   return {sampled->token_id, sampled->logprob->chosen.logprob};
 }
@@ -330,7 +350,7 @@ absl::Status RunParts(Trial& trial, int64_t vocabulary, int64_t part_size, Again
           absl::StrCat(name, ": the logit of token ", id, " stays"),
           outputs.parts[LogitOffset(i, id, part_size, count * part_size)] == row.logits[id]);
     }
-    if (row.mask.empty() && !row.params.keeps_logits) {
+    if (!row.params.keeps_logits) {
       const Expected engine = OfTheEngine(row);
       trial.Require(absl::StrCat(name, ", the engine's ", engine.token, " of ", engine.logprob),
                     token == engine.token && (token < 0 || logprob == engine.logprob));

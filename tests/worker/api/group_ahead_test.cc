@@ -202,6 +202,23 @@ TEST_P(GroupAhead, GivesTheSame) {
 INSTANTIATE_TEST_SUITE_P(All, GroupAhead,
                          testing::Values(Sums::kByTheHost, Sums::kInOneShot, Sums::kByNccl));
 
+// The first rank has the masks. Who is constrained waits for its token, the others go on.
+TEST_P(GroupAhead, GivesTheSameToConstrainedRequests) {
+  TwoGpus gpus(GetParam());
+  ASSERT_TRUE(gpus.ok());
+  Epoch epoch(gpus.model());
+  std::set<uint64_t> cancelled;
+  OneByOne one_by_one(*epoch.runner);
+  const Answers expected = ServeShort(gpus.model(), one_by_one, cancelled, /*constrained=*/true);
+  gpus.Defer();
+  Ahead ahead(*epoch.runner);
+  ExpectTheSame(expected, ServeShort(gpus.model(), ahead, cancelled, /*constrained=*/true),
+                cancelled);
+  EXPECT_GT(ahead.ahead, ahead.steps / 4);
+  EXPECT_EQ(ahead.running, 0);
+  EXPECT_FALSE(epoch.fate.end().has_value());
+}
+
 // The first epoch ends while two steps run, and what is left of them is nobody's.
 TEST(GroupAheadTest, AnEpochThatEndsAmongStepsLeavesNothingToTheNext) {
   TwoGpus gpus(Sums::kInOneShot);

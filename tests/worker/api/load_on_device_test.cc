@@ -248,7 +248,7 @@ INSTANTIATE_TEST_SUITE_P(All, LoadOnDeviceFamilies,
                          [](const auto& info) { return std::string(info.param); });
 
 // The same steps, bit for bit, whoever draws: requests of every kind that come, are cancelled, and
-// push each other out of a small cache.
+// push each other out of a small cache; then half of them with constraints.
 TEST_F(LoadOnDeviceTest, RequestsGetTheSameWhetherTheDeviceOrTheHostDraws) {
   auto gpu = LoadOnGpu();
   ASSERT_TRUE(gpu.ok()) << gpu.status();
@@ -257,6 +257,7 @@ TEST_F(LoadOnDeviceTest, RequestsGetTheSameWhetherTheDeviceOrTheHostDraws) {
   options.context_length = 48;
   options.blocks_total = 4;
   uint64_t preemptions = 0;
+  bool is_constrained = false;
   const auto serve = [&](ModelRunner* model, uint64_t seed) {
     Draw draw(seed);
     ManualClock clock;
@@ -265,6 +266,10 @@ TEST_F(LoadOnDeviceTest, RequestsGetTheSameWhetherTheDeviceOrTheHostDraws) {
                   [&](const StepResult& result) { Collect(result, answers); });
     for (uint64_t id = 1; id <= 7; ++id) {
       SequenceRequest request = RandomRequest(draw, id, {320, 48});
+      const TestRules rules = {.vocabulary = 320, .one_in = 40};
+      if (is_constrained && id % 2 == 0) {
+        request.constraint = std::make_shared<TestConstraint>(rules, id);
+      }
       request.max_tokens = std::min(request.max_tokens, 10);
       request.n = std::min(request.n, 2);
       if (draw.OneIn(3)) request.sampling.logit_bias = {{5, 2.0f}, {300, -4.0f}};
@@ -277,16 +282,20 @@ TEST_F(LoadOnDeviceTest, RequestsGetTheSameWhetherTheDeviceOrTheHostDraws) {
     preemptions += engine.load().preemptions;
     return answers;
   };
-  UndrawnRank by_host(gpu->ranks[0].get());
-  DrawnRank by_device(gpu->ranks[0].get());
-  const Answers expected = serve(&by_host, 6), actual = serve(&by_device, 6);
-  ASSERT_EQ(expected.size(), actual.size());
-  for (const auto& [key, received] : expected) {
-    EXPECT_TRUE(received == actual.at(key)) << "request " << key.first << "." << key.second;
+  for (const bool constrained : {false, true}) {
+    is_constrained = constrained;
+    preemptions = 0;
+    UndrawnRank by_host(gpu->ranks[0].get());
+    DrawnRank by_device(gpu->ranks[0].get());
+    const Answers expected = serve(&by_host, 6), actual = serve(&by_device, 6);
+    ASSERT_EQ(expected.size(), actual.size());
+    for (const auto& [key, received] : expected) {
+      EXPECT_TRUE(received == actual.at(key)) << "request " << key.first << "." << key.second;
+    }
+    EXPECT_GT(by_device.drawn_count, 20);
+    EXPECT_GT(by_device.left_count, 5) << "alternatives and forks";
+    EXPECT_GT(preemptions, 0u);
   }
-  EXPECT_GT(by_device.drawn_count, 20);
-  EXPECT_GT(by_device.left_count, 5) << "alternatives and forks";
-  EXPECT_GT(preemptions, 0u);
 }
 
 // The device has done nothing yet when the host goes on.
@@ -299,8 +308,11 @@ TEST_F(LoadOnDeviceTest, StepsBegunAheadGiveTheSame) {
   device_->Defer();
   std::set<uint64_t> cancelled;
   DrawnRank one_by_one(gpu->ranks[0].get());
-  const Answers expected = ServeShort(*gpu, one_by_one, cancelled);
-  ExpectTheSame(expected, ServeShort(*gpu, *gpu->ranks[0], cancelled), cancelled);
+  for (const bool constrained : {false, true}) {
+    const Answers expected = ServeShort(*gpu, one_by_one, cancelled, constrained);
+    ExpectTheSame(expected, ServeShort(*gpu, *gpu->ranks[0], cancelled, constrained), cancelled);
+    cancelled.clear();
+  }
 }
 
 TEST_F(LoadOnDeviceTest, SaysWhatItRunsOnAndWhatTheStartWasMadeOf) {

@@ -6,7 +6,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <memory>
 #include <set>
+#include <utility>
 
 #include "common/clock.h"
 #include "tests/worker/engine/random_traffic.h"
@@ -26,16 +28,22 @@ inline SequenceRequest ShortRequest(Draw& draw, uint64_t id) {
   return request;
 }
 
-// Eight requests, some of them cancelled, with a few steps between one and the next.
+// Eight requests, some of them cancelled, with a few steps between one and the next. `constrained`:
+// every second one by a constraint of its own.
 inline Answers ServeShort(const LoadedModel& model, ModelRunner& runner,
-                          std::set<uint64_t>& cancelled) {
+                          std::set<uint64_t>& cancelled, bool constrained = false) {
   Draw draw(3);
   ManualClock clock;
   Answers answers;
   Engine engine(model.engine, &runner, model.vocabulary.get(), &clock,
                 [&](const StepResult& result) { Collect(result, answers); });
   for (uint64_t id = 1; id <= 8; ++id) {
-    engine.Submit(ShortRequest(draw, id));
+    SequenceRequest request = ShortRequest(draw, id);
+    if (constrained && id % 2 == 0) {
+      const TestRules rules = {.vocabulary = 320, .end = 2, .one_in = 50};
+      request.constraint = std::make_shared<TestConstraint>(rules, id);
+    }
+    engine.Submit(std::move(request));
     if (draw.OneIn(6)) {
       cancelled.insert(static_cast<uint64_t>(draw(1, static_cast<int>(id))));
       engine.Cancel(*cancelled.rbegin());

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a request gets does not depend on its company: tokens and log-probabilities are the same,
 // bit for bit, in random batches, with prompts cut anywhere, with the prefix cache on or off,
-// forked or not, preempted or not. The oracle is an engine that runs one sequence at a time and
-// caches nothing. Over the fake model, over a real one, and over small ones as they are served.
+// forked or not, preempted or not, whether or not constraints restrict its tokens or those of
+// others. The oracle is an engine that runs one sequence at a time and caches nothing. Over the
+// fake model, over a real one, and over small ones as they are served.
 #include <gtest/gtest.h>
 
 #include "common/clock.h"
@@ -28,6 +29,7 @@ struct Subject {
 struct Totals {
   uint64_t preemptions = 0, hit_tokens = 0, forks = 0, copies = 0, evictions = 0;
   int compared = 0, cancelled = 0;
+  int constrained = 0, failed = 0;  // by their constraint; of continuations
 };
 
 Answers Alone(const Subject& subject, const SequenceRequest& request) {
@@ -53,7 +55,10 @@ void CompareWithAlone(const Subject& subject, const SequenceRequest& request, bo
     const Received& got = together.at({request.request_id, i});
     Received expected = alone.at({request.request_id, i});
     EXPECT_EQ(got.endings, 1);
-    if (!cancelled) {
+    if (!cancelled && expected.failure.has_value()) {
+      ASSERT_TRUE(got.failure.has_value());
+      EXPECT_EQ(got.failure->message, expected.failure->message);
+    } else if (!cancelled) {
       ASSERT_TRUE(got.finish.has_value() && expected.finish.has_value());
       EXPECT_EQ(got.finish->reason, expected.finish->reason);
       EXPECT_EQ(got.finish->completion_tokens, expected.finish->completion_tokens);
@@ -103,6 +108,10 @@ void RunSeed(const Subject& subject, uint64_t seed, int request_count, Totals& t
   totals.evictions += load.prefix_evictions;
   for (const auto& [id, request] : requests) {
     ASSERT_NO_FATAL_FAILURE(CompareWithAlone(subject, request, cancelled[id], answers));
+    totals.constrained += request.constraint != nullptr ? request.n : 0;
+    for (int32_t i = 0; i < request.n; ++i) {
+      totals.failed += answers.at({id, i}).failure.has_value() ? 1 : 0;
+    }
     ++totals.compared;
   }
 }
@@ -210,6 +219,70 @@ TEST(Determinism, OfAGroupWhoseRanksBeginStepsAhead) {
   EXPECT_GT(totals.preemptions, 25u);
   EXPECT_GT(totals.forks, 5u);
   EXPECT_GT(totals.cancelled, 0);
+}
+
+// Of three requests one is constrained: its masks follow what it alone has said.
+TEST(Determinism, OfConstrainedRequestsInRandomCompany) {
+  FakeVocabulary vocabulary;
+  FakeModel plain(40, 4);
+  plain.end_logit = 6.0f;
+  const TrafficShape shape = {
+      .vocabulary = kFakeVocabulary, .context = 64, .constrained_one_in = 3, .end = kFakeEnd};
+  for (const bool is_pipelined : {false, true}) {
+    FakeModel model(40, 4, is_pipelined);
+    model.end_logit = 6.0f;
+    Draw draw(80);
+    model.draws = [&] { return !draw.OneIn(30); };
+    Totals totals;
+    for (uint64_t seed = 501; seed <= 560 && !testing::Test::HasFailure(); ++seed) {
+      RunSeed({&model, &vocabulary, shape, 4, 40, &plain}, seed, 40, totals);
+    }
+    ExpectHardEnough(totals);
+    std::cout << totals.constrained << " continuations constrained, " << totals.failed
+              << " failed, " << model.ahead_count << " of " << model.forward_count
+              << " steps begun ahead\n";
+    EXPECT_GT(totals.constrained, 500);
+    EXPECT_GT(totals.failed, 50);
+    EXPECT_LT(totals.failed, totals.constrained / 2);
+    EXPECT_GT(model.ahead_count, is_pipelined ? model.forward_count / 10 : -1);
+  }
+}
+
+// The rank that draws has the masks, the other one needs none.
+TEST(Determinism, OfConstrainedRequestsOfAGroup) {
+  FakeModel first(40, 4, /*has_pipeline=*/true), second(40, 4), plain(40, 4);
+  first.end_logit = second.end_logit = plain.end_logit = 6.0f;
+  FakeGroup group(first, second);
+  FakeVocabulary vocabulary;
+  const TrafficShape shape = {.vocabulary = kFakeVocabulary,
+                              .context = 64,
+                              .draws_alone = true,
+                              .constrained_one_in = 3,
+                              .end = kFakeEnd};
+  Totals totals;
+  for (uint64_t seed = 601; seed <= 606 && !testing::Test::HasFailure(); ++seed) {
+    RunSeed({&group.runner(), &vocabulary, shape, 4, 40, &plain}, seed, 40, totals);
+  }
+  EXPECT_EQ(group.different_count(), 0);
+  EXPECT_EQ(first.forward_count, second.forward_count);
+  EXPECT_GT(first.ahead_count, first.forward_count / 4);
+  EXPECT_GT(totals.constrained, 100);
+  EXPECT_GT(totals.failed, 10);
+}
+
+TEST(Determinism, OfConstrainedRequestsToARealModel) {
+  RealModel model;
+  ASSERT_TRUE(model.ok());
+  PlainVocabulary vocabulary;
+  const TrafficShape shape = {.vocabulary = 512, .context = 96, .constrained_one_in = 2, .end = 2};
+  Totals totals;
+  for (uint64_t seed = 701; seed <= 704 && !testing::Test::HasFailure(); ++seed) {
+    RunSeed({&model, &vocabulary, shape, kStoriesBlockSize, 24}, seed, 40, totals);
+  }
+  EXPECT_GT(totals.constrained, 60);
+  EXPECT_GT(totals.preemptions, 10u);
+  EXPECT_GT(totals.hit_tokens, 300u);
+  EXPECT_GT(totals.forks, 5u);
 }
 
 TEST(Determinism, OfARealModelInRandomCompany) {

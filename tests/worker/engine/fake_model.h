@@ -169,7 +169,7 @@ class FakeModel : public ModelRunner, private StepPipeline {
     SamplerScratch scratch;
     const absl::StatusOr<Sampled> sampled = Sample(logits, sampling, scratch);
     std::fill(logits.begin(), logits.end(), -3.0f);
-    if (!sampled.ok()) return {true, -1, 0};
+    if (!sampled.ok()) return {true, absl::IsFailedPrecondition(sampled.status()) ? -2 : -1, 0};
     return {true, sampled->token_id, sampled->logprob ? sampled->logprob->chosen.logprob : 0};
   }
 

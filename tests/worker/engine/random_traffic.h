@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "tests/worker/engine/test_constraint.h"
 #include "worker/engine/engine.h"
 
 namespace rempart::worker {
@@ -61,7 +62,23 @@ struct TrafficShape {
   int32_t context = 0;  // of prompt and completion
   // Nothing that a model which draws needs the engine for: no alternatives and no forks.
   bool draws_alone = false;
+  // Of so many requests one has a constraint; 0: none has.
+  int32_t constrained_one_in = 0;
+  int32_t end = -1;  // the token that ends generation, for constraints
 };
+
+// A constraint of any kind; now and then one that fails.
+inline TestRules RandomRules(Draw& draw, const TrafficShape& shape) {
+  TestRules rules;
+  rules.vocabulary = shape.vocabulary;
+  rules.end = draw.OneIn(2) ? shape.end : -1;
+  rules.one_in = draw.OneIn(2) ? 2 : draw(10, 200);
+  if (draw.OneIn(3)) rules.complete_after = draw(1, 12);
+  if (draw.OneIn(8)) rules.empty_after = draw(0, 8);
+  if (draw.OneIn(8)) rules.fails_mask_after = draw(0, 8);
+  if (draw.OneIn(8)) rules.fails_accept_after = draw(0, 8);
+  return rules;
+}
 
 // Prompts of three families that share their starts; every way of sampling; several continuations.
 inline SequenceRequest RandomRequest(Draw& draw, uint64_t id, const TrafficShape& shape) {
@@ -90,6 +107,9 @@ inline SequenceRequest RandomRequest(Draw& draw, uint64_t id, const TrafficShape
   if (shape.draws_alone) {
     request.n = 1;
     sampling.top_logprobs = std::min(sampling.top_logprobs, 0);
+  }
+  if (shape.constrained_one_in > 0 && draw.OneIn(shape.constrained_one_in)) {
+    request.constraint = std::make_shared<TestConstraint>(RandomRules(draw, shape), id);
   }
   return request;
 }

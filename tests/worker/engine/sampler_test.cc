@@ -86,6 +86,54 @@ TEST(Sampler, BiasForbidsAndForces) {
   EXPECT_EQ(Keys(DrawMany(logits, params)), (std::set<int32_t>{2}));
 }
 
+TEST(Sampler, AMaskAllowsWhatItNames) {
+  const auto logits = LogitsOf(kProbabilities);
+  SamplerScratch scratch;
+  const auto draw = [&](uint32_t mask, const SamplingParams& params) {
+    std::set<int32_t> drawn;
+    for (int position = 0; position < 300; ++position) {
+      std::vector<float> copy = logits;
+      const auto sampled = Sample(absl::MakeSpan(copy),
+                                  {&params, {}, position, absl::MakeConstSpan(&mask, 1)}, scratch);
+      EXPECT_TRUE(sampled.ok()) << sampled.status();
+      drawn.insert(sampled->token_id);
+    }
+    return drawn;
+  };
+  EXPECT_EQ(draw(0b10101, {}), (std::set<int32_t>{0, 2, 4}));
+  EXPECT_EQ(draw(0b10101, {.temperature = 0}), (std::set<int32_t>{4}));
+  EXPECT_EQ(draw(0xffffffffu, {}).size(), 5u);
+  EXPECT_EQ(draw(0b00100, {}), (std::set<int32_t>{2}));
+  // The filters see what the mask left.
+  EXPECT_EQ(draw(0b10101, {.top_k = 2}), (std::set<int32_t>{0, 4}));
+  EXPECT_EQ(draw(0b10101, {.top_p = 0.4f}), (std::set<int32_t>{4}));
+  EXPECT_EQ(draw(0b10101, {.min_p = 0.5f}), (std::set<int32_t>{0, 4}));
+  // A bias counts for what is allowed, and allows nothing.
+  SamplingParams biased{.temperature = 0};
+  biased.logit_bias = {{1, 100.0f}, {2, 50.0f}};
+  EXPECT_EQ(draw(0b10101, biased), (std::set<int32_t>{2}));
+}
+
+TEST(Sampler, AMaskThatAllowsNothingPossibleIsToldFromLogitsThatAreNotNumbers) {
+  SamplerScratch scratch;
+  const SamplingParams params;
+  const float infinity = std::numeric_limits<float>::infinity();
+  const auto code = [&](std::vector<float> logits, uint32_t mask) {
+    return Sample(absl::MakeSpan(logits), {&params, {}, 0, absl::MakeConstSpan(&mask, 1)}, scratch)
+        .status()
+        .code();
+  };
+  EXPECT_EQ(code({1, 2, 3}, 0b101), absl::StatusCode::kOk);
+  EXPECT_EQ(code({1, 2, 3}, 0), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(code({1, 2, 3}, ~0b111u), absl::StatusCode::kFailedPrecondition) << "behind the last";
+  EXPECT_EQ(code({1, -infinity, 3}, 0b010), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(code({1, std::nanf(""), 3}, 0b101), absl::StatusCode::kInternal) << "though hidden";
+  EXPECT_EQ(code({1, infinity, 3}, 0b101), absl::StatusCode::kInternal);
+  EXPECT_EQ(SampledFrom({true, -2, 0}, params).status().code(),
+            absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(SampledFrom({true, -1, 0}, params).status().code(), absl::StatusCode::kInternal);
+}
+
 TEST(Sampler, PenaltiesFollowTheirFormulas) {
   SamplerScratch scratch;
   TokenCounts counts;
@@ -166,6 +214,24 @@ int32_t DrawByDefinition(std::vector<float> logits, const SamplingParams& params
   return -1;
 }
 
+// Whole words of it, single tokens, or many; and what it leaves of the logits, something at least.
+std::vector<uint32_t> RandomMask(std::mt19937& random, std::vector<float>& logits) {
+  std::vector<uint32_t> mask(static_cast<size_t>(MaskWords(static_cast<int64_t>(logits.size()))));
+  const uint32_t kind = random() % 3;
+  for (uint32_t& word : mask) {
+    word = kind == 0 ? 0u : kind == 1 ? static_cast<uint32_t>(random()) : random() % 2 * ~0u;
+  }
+  size_t possible = random() % logits.size();
+  while (!std::isfinite(logits[possible])) possible = (possible + 1) % logits.size();
+  mask[possible / 32] |= 1u << (possible % 32);
+  for (size_t id = 0; id < logits.size(); ++id) {
+    if ((mask[id / 32] >> (id % 32) & 1) == 0) {
+      logits[id] = -std::numeric_limits<float>::infinity();
+    }
+  }
+  return mask;
+}
+
 // Peaked, flat and full of ties, with tokens that are forbidden, over more than one stretch and
 // less than one vector.
 TEST(Sampler, DrawsWhatTheDefinitionSays) {
@@ -192,10 +258,13 @@ TEST(Sampler, DrawsWhatTheDefinitionSays) {
         params.top_p = top_ps[random() % 6];
         params.top_k = top_ks[random() % 6];
         params.min_p = min_ps[random() % 5];
+        std::vector<uint32_t> mask;
+        std::vector<float> allowed = logits;
+        if (trial % 2 == 1) mask = RandomMask(random, allowed);
         std::vector<float> copy = logits;
-        const auto sampled = Sample(absl::MakeSpan(copy), {&params, {}, trial}, scratch);
+        const auto sampled = Sample(absl::MakeSpan(copy), {&params, {}, trial, mask}, scratch);
         ASSERT_TRUE(sampled.ok()) << sampled.status();
-        ASSERT_EQ(sampled->token_id, DrawByDefinition(logits, params, trial))
+        ASSERT_EQ(sampled->token_id, DrawByDefinition(allowed, params, trial))
             << size << " tokens, deviation " << deviation << ", temperature " << params.temperature
             << ", top-p " << params.top_p << ", top-k " << params.top_k << ", min-p "
             << params.min_p;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Schedule as a specification. A state is written as one line per sequence:
-//   name  priority  running|waiting  computed/known  blocks
+//   name  priority  running|awaiting|waiting  computed/known  blocks
 // and the plan as "name:tokens" (with "+blocks" when blocks are added) after "!name" for each that
 // is preempted. Arrival is the order of the lines; a block holds 4 tokens. A running sequence holds
 // its blocks; a waiting one has so many in the cache. Blocks are of one sequence alone unless a
@@ -22,7 +22,7 @@ namespace {
 struct Line {
   char name;
   int priority;
-  const char* state;  // "running" or "waiting"
+  const char* state;  // "running", "awaiting" a token and running, or "waiting"
   int computed;
   int known;
   int blocks;
@@ -70,7 +70,8 @@ EngineState StateOf(const Case& c, std::vector<std::vector<int32_t>>& tables,
     s.priority = line.priority;
     s.arrival = i;
     s.steps_waited = line.steps_waited;
-    s.running = std::string(line.state) == "running";
+    s.awaits_token = std::string(line.state) == "awaiting";
+    s.running = s.awaits_token || std::string(line.state) == "running";
     s.tokens_known = line.known;
     s.tokens_computed = line.computed;
     s.blocks = tables[i];
@@ -331,6 +332,44 @@ const Case kCases[] = {
      10,
      {{'b', 0, "waiting", 0, 20, 0}},
      "b:20+5",
+     {0, 0},
+     6},
+    {"who awaits a token is given nothing, the others go on",
+     8,
+     4,
+     10,
+     {{'a', 0, "awaiting", 5, 6, 2}, {'b', 0, "running", 5, 6, 2}, {'c', 0, "waiting", 0, 5, 0}},
+     "b:1 c:5+2"},
+    {"who awaits a token keeps its slot",
+     8,
+     2,
+     10,
+     {{'a', 0, "awaiting", 5, 6, 2}, {'b', 0, "running", 5, 6, 2}, {'c', 0, "waiting", 0, 5, 0}},
+     "b:1"},
+    {"the block that it will need is kept for it",
+     8,
+     4,
+     3,
+     {{'a', 0, "awaiting", 8, 9, 2}, {'b', 0, "running", 8, 9, 2}, {'c', 0, "waiting", 0, 6, 0}},
+     "b:1+1"},
+    {"one that needs no block, or finds none, is no obstacle",
+     8,
+     4,
+     2,
+     {{'a', 0, "awaiting", 5, 6, 2}, {'b', 0, "waiting", 0, 6, 0}},
+     "b:6+2"},
+    {"it may be preempted, with what was kept for it",
+     8,
+     4,
+     1,
+     {{'a', 1, "waiting", 0, 12, 0}, {'b', 0, "awaiting", 8, 9, 2}},
+     "!b a:8+3"},
+    {"a decode that waits for its token bounds prefill, too",
+     64,
+     4,
+     10,
+     {{'a', 0, "awaiting", 5, 6, 2}, {'b', 0, "waiting", 0, 20, 0}},
+     "b:6+5",
      {0, 0},
      6},
 };

@@ -66,6 +66,7 @@ TEST(DeviceMemory, WorkspacesDoNotOverlapAndAreAligned) {
       {space.last, 128 * 4096 * 2},
       {space.partial, int64_t{128} * 32 * space.max_splits * 130 * 4},
       {space.lists, int64_t{128} * 1024 * 3 * 4},
+      {space.masks, int64_t{128} * 4008 * 4},
       {space.sampled, 128 * 8}};
   int64_t end = 0;
   for (const auto& [offset, bytes] : arrays) {
@@ -141,6 +142,18 @@ TEST(DeviceMemory, OneRowMayListAllTokensOfItsContext) {
   EXPECT_EQ(LayOutWorkspace(Llama8B(), options).listed, 100000 + 1024);
   options.context_length = 1000000;
   EXPECT_EQ(LayOutWorkspace(Llama8B(), options).listed, 128256 + 1024) << "the whole vocabulary";
+}
+
+TEST(DeviceMemory, EachSliceHasRoomForAMask) {
+  DeviceModelOptions options;
+  options.max_sequences = 200;
+  const DeviceWorkspace space = LayOutWorkspace(Llama8B(), options);
+  EXPECT_EQ(space.mask_words, 128256 / 32);
+  // The next array begins behind those of 256 slices: 4 MiB in all.
+  EXPECT_EQ(space.sampled - space.masks, 256 * 4 * (128256 / 32));
+  ModelConfig odd = Llama8B();
+  odd.vocabulary = 128257;
+  EXPECT_EQ(LayOutWorkspace(odd, options).mask_words, 128256 / 32 + 1);
 }
 
 TEST(DeviceMemory, RefusesWithTheNumbers) {

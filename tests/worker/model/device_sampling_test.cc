@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "tests/worker/model/mixed_model.h"
 #include "worker/device/emulated_device.h"
 #include "worker/engine/sampler.h"
@@ -23,7 +24,7 @@ using ::testing::HasSubstr;
 
 constexpr int64_t kBlocks = 64;
 
-// Counts what is copied to the host.
+// Counts what is copied to the host, and to the device.
 class CountingDevice : public EmulatedDevice {
  public:
   CountingDevice() : EmulatedDevice(int64_t{1} << 30) {}
@@ -31,7 +32,11 @@ class CountingDevice : public EmulatedDevice {
     copied_out += bytes;
     EmulatedDevice::CopyOut(host, device, bytes);
   }
-  int64_t copied_out = 0;
+  void CopyIn(void* device, const void* host, int64_t bytes) override {
+    copied_in += bytes;
+    EmulatedDevice::CopyIn(device, host, bytes);
+  }
+  int64_t copied_out = 0, copied_in = 0;
 };
 
 // A model, and sequences that have each computed some tokens.
@@ -106,6 +111,13 @@ SamplingParams RandomParams(std::mt19937& random) {
   return params;
 }
 
+// Every `step`-th token from `first` on.
+std::vector<uint32_t> MaskOf(int64_t vocabulary, int64_t first, int64_t step) {
+  std::vector<uint32_t> mask(static_cast<size_t>(MaskWords(vocabulary)), 0);
+  for (int64_t id = first; id < vocabulary; id += step) mask[id / 32] |= 1u << (id % 32);
+  return mask;
+}
+
 class DeviceSamplingFamilies : public ::testing::TestWithParam<size_t> {};
 
 // Runs the batch for its logits alone, then once more with draws: both must say the same.
@@ -145,14 +157,20 @@ TEST_P(DeviceSamplingFamilies, DrawsWhatTheHostDrawsFromTheSameLogits) {
   for (int round = 0; round < 8; ++round) {
     SCOPED_TRACE(round);
     std::vector<SamplingParams> params;
-    for (int i = 0; i < 5; ++i) params.push_back(RandomParams(random));
+    std::vector<std::vector<uint32_t>> masks(5);
+    for (int i = 0; i < 5; ++i) {
+      params.push_back(RandomParams(random));
+      const int64_t steps[] = {2, 40, 1000};
+      if (random() % 2 == 0) continue;
+      masks[i] = MaskOf(drawing.vocabulary(), random() % 30, steps[random() % 3]);
+    }
     const std::vector<TokenCount> counts = {{3, 1}, {7, 0}, {200, 4}};
     std::vector<SliceSampling> samplings;
     for (const SamplingParams& each : params) {
       samplings.push_back(
           {&each,
            each.has_penalties() ? absl::MakeConstSpan(counts) : absl::Span<const TokenCount>(),
-           round});
+           round, masks[samplings.size()]});
     }
     // Decodes alone, as a graph; then beside a prompt's end and the middle of another.
     StepBatch batch = drawing.Decodes(20, nullptr);
@@ -201,6 +219,48 @@ TEST(DeviceSampling, WithoutRowsForTheHostOnlyTokensTravelAndNothingIsAllocated)
   EXPECT_EQ(drawing.device.allocations(), allocations);
 }
 
+TEST(DeviceSampling, MasksTravelWhereARowHasOne) {
+  Drawing drawing(MixedModelSpecs()[0]);
+  ASSERT_NE(drawing.transformer, nullptr);
+  ASSERT_NO_FATAL_FAILURE(drawing.ComputePrompts());
+  const SamplingParams params{.seed = 3};
+  const std::vector<uint32_t> odd = MaskOf(drawing.vocabulary(), 1, 2);
+  const std::vector<uint32_t> seventh = MaskOf(drawing.vocabulary(), 0, 7);
+  const std::vector<uint32_t> none(odd.size(), 0);
+  const SliceSampling plain = {&params, {}, 0}, masks[] = {
+                                                    {&params, {}, 0, odd},
+                                                    {&params, {}, 0, seventh},
+                                                    {&params, {}, 0, none},
+                                                };
+  std::vector<float> logits(5 * drawing.vocabulary());
+  std::vector<DrawnToken> drawn(5);
+  StepBatch batch = drawing.Decodes(20, &plain);
+  const auto run = [&] {
+    const int64_t before = drawing.device.copied_in;
+    EXPECT_TRUE(
+        drawing.transformer->Forward(batch, absl::MakeSpan(logits), absl::MakeSpan(drawn)).ok());
+    return drawing.device.copied_in - before;
+  };
+  const int64_t allocations = drawing.device.allocations();
+  const int64_t without = run();
+  batch.slices[1].sampling = &masks[0];
+  batch.slices[3].sampling = &masks[1];
+  batch.slices[4].sampling = &masks[2];
+  EXPECT_EQ(run(), without + 3 * 4 * MaskWords(drawing.vocabulary()));
+  EXPECT_EQ(drawn[1].token_id % 2, 1);
+  EXPECT_EQ(drawn[3].token_id % 7, 0);
+  EXPECT_EQ(drawn[4].token_id, -2) << "nothing is allowed";
+  for (const DrawnToken& each : drawn) EXPECT_TRUE(each.is_drawn);
+  const int64_t graphs = drawing.device.graphs();
+  for (SequenceSlice& slice : batch.slices) slice.sampling = &masks[0];
+  EXPECT_EQ(run(), without + 5 * 4 * MaskWords(drawing.vocabulary()));
+  for (const DrawnToken& each : drawn) EXPECT_EQ(each.token_id % 2, 1);
+  batch = drawing.Decodes(20, &plain);
+  EXPECT_EQ(run(), without) << "no mask is left over";
+  EXPECT_EQ(drawing.device.graphs(), graphs) << "the same one, with masks or without";
+  EXPECT_EQ(drawing.device.allocations(), allocations);
+}
+
 TEST(DeviceSampling, ARowForWhoseListsThereIsNoRoomIsLeftToTheHost) {
   Drawing drawing(MixedModelSpecs()[0]);
   ASSERT_NE(drawing.transformer, nullptr);
@@ -238,9 +298,16 @@ TEST(DeviceSampling, RefusesTokensOutsideTheVocabularyAndTooLittleRoom) {
   const std::vector<TokenCount> counts = {{-1, 1}};
   refuse({&plain, counts, 0}, 5, "token -1 of a bias or penalty");
   refuse({&plain, {}, 0}, 4, "too little room");
+  for (const int64_t words : {1, 12}) {
+    const std::vector<uint32_t> mask(static_cast<size_t>(words));
+    refuse({&plain, {}, 0, mask}, 5,
+           absl::StrCat("a mask of tokens has ", words,
+                        " words, but a vocabulary of 333 tokens takes 11"));
+  }
 }
 
 // Tokens of `steps` decodes of five sequences; ahead: each begun before the one before has ended.
+// Each step has a mask of its own.
 std::vector<DrawnToken> DecodeAll(Drawing& drawing, int steps, bool ahead) {
   const SamplingParams params{.temperature = 0.9f, .top_k = 50, .seed = 4, .top_logprobs = 0};
   std::vector<DrawnToken> all;
@@ -254,7 +321,8 @@ std::vector<DrawnToken> DecodeAll(Drawing& drawing, int steps, bool ahead) {
   };
   for (int step = 0; step < steps; ++step) {
     const bool follows = ahead && step > 0;
-    SliceSampling sampling = {&params, {}, step};
+    std::vector<uint32_t> mask = MaskOf(drawing.vocabulary(), step % 3, 3);
+    SliceSampling sampling = {&params, {}, step, mask};
     const std::vector<int32_t> unknown(5, 0);
     StepBatch batch;
     for (size_t i = 0; i < 5; ++i) {
@@ -272,6 +340,7 @@ std::vector<DrawnToken> DecodeAll(Drawing& drawing, int steps, bool ahead) {
     const auto started = drawing.transformer->Start(batch, true);
     EXPECT_TRUE(started.ok() && *started) << started.status();
     // What was staged may go.
+    std::fill(mask.begin(), mask.end(), 0u);
     for (SequenceSlice& slice : batch.slices) slice = {};
     if (!ahead || step > 0) finish();
     if (!ahead) {  // in the order of the sequences
@@ -301,6 +370,7 @@ TEST(DeviceSampling, AStepThatFollowsOneThatRunsTakesItsTokens) {
   for (size_t i = 0; i < expected.size(); ++i) {
     EXPECT_EQ(ahead[i].token_id, expected[i].token_id) << i;
     EXPECT_EQ(ahead[i].logprob, expected[i].logprob) << i;
+    EXPECT_EQ(ahead[i].token_id % 3, static_cast<int32_t>(i / 5) % 3) << "as its step's mask says";
     tokens.insert(expected[i].token_id);
   }
   EXPECT_GT(tokens.size(), 10u) << "the test shows nothing";
@@ -341,6 +411,17 @@ TEST(DeviceSampling, RefusesToFollowWhatWasNotDrawnAndAThirdStep) {
   EXPECT_TRUE(*start(23, -1, &sampling));
   EXPECT_TRUE(finish().ok());
   EXPECT_TRUE(finish().ok());
+}
+
+TEST(DeviceSampling, ManyStepsTakeNoMask) {
+  Drawing drawing(MixedModelSpecs()[0]);
+  ASSERT_NE(drawing.transformer, nullptr);
+  std::vector<int32_t> tokens;
+  std::vector<DecodeSequence> sequences = {{3, 0, drawing.tables[0], {}}};
+  sequences[0].sampling.mask_row = 0;
+  const absl::Status status = drawing.transformer->DecodeMany(sequences, 3, &tokens);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("a mask allows one token"));
 }
 
 TEST(DeviceSampling, DecodingManyStepsTakesNoMemory) {
