@@ -260,7 +260,7 @@ TEST(Determinism, OfConstrainedRequestsOfAGroup) {
                               .constrained_one_in = 3,
                               .end = kFakeEnd};
   Totals totals;
-  for (uint64_t seed = 601; seed <= 606 && !testing::Test::HasFailure(); ++seed) {
+  for (uint64_t seed = 601; seed <= 610 && !testing::Test::HasFailure(); ++seed) {
     RunSeed({&group.runner(), &vocabulary, shape, 4, 40, &plain}, seed, 40, totals);
   }
   EXPECT_EQ(group.different_count(), 0);

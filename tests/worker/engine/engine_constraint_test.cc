@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "tests/worker/engine/engine_bench.h"
 #include "tests/worker/engine/test_constraint.h"
 
@@ -148,42 +149,54 @@ TEST(EngineConstraint, AStopStringEndsWhatIsNotComplete) {
   }
 }
 
+// Constraints that fail after so many tokens, each in its own way.
+struct Failing {
+  TestRules rules;
+  FailureCode code = FailureCode::kInternal;
+  std::string message;
+  int steps;  // in which it takes part
+};
+
+std::vector<Failing> AllFailing(int32_t after) {
+  std::vector<Failing> all(3, {.rules = Rules(), .message = "", .steps = after});
+  all[0].rules.fails_mask_after = after;
+  all[0].code = FailureCode::kInvalidArgument;
+  all[0].message = "tokens failed: too deep a rule";
+  all[1].rules.empty_after = after;
+  all[1].message =
+      absl::StrCat("tokens failed: it allows no token after the first ", after, " of the answer");
+  all[2].rules.fails_accept_after = after;
+  all[2].message = "tokens failed: it has lost its way";
+  all[2].steps = after + 1;
+  return all;
+}
+
 TEST(EngineConstraint, OneThatFailsFailsItsSequenceAlone) {
-  struct Case {
-    TestRules rules;
-    FailureCode code;
-    const char* message;
-    size_t tokens;  // before it
-  };
-  std::vector<Case> cases(3, {Rules(), FailureCode::kInternal, "", 2});
-  cases[0].rules.fails_mask_after = 2;
-  cases[0].code = FailureCode::kInvalidArgument;
-  cases[0].message = "tokens failed: too deep a rule";
-  cases[1].rules.empty_after = 2;
-  cases[1].message = "tokens failed: it allows no token after the first 2 of the answer";
-  cases[2].rules.fails_accept_after = 2;
-  cases[2].message = "tokens failed: it has lost its way";
   for (const Drawing drawing : kAllDrawing) {
-    for (const Case& c : cases) {
-      ConstraintBench bench(drawing);
-      bench.engine.Submit(Constrained(1, "one", 20, c.rules, 8));
-      bench.RunAll();  // also where nothing is left of its step
-      bench.engine.Submit(Greedy(2, "two", 12));
-      bench.engine.Submit(Constrained(3, "three", 12, c.rules, 9));
-      bench.engine.Submit(Constrained(4, "four", 12, Rules(), 9));
-      bench.RunAll();
-      for (const uint64_t id : {1, 3}) {
-        ASSERT_TRUE(bench.of(id).failure.has_value()) << c.message;
-        EXPECT_EQ(bench.of(id).failure->code, c.code);
-        EXPECT_TRUE(absl::StrContains(bench.of(id).failure->message, c.message))
-            << bench.of(id).failure->message;
-        EXPECT_EQ(bench.of(id).tokens.size(), c.tokens);
-        EXPECT_EQ(bench.of(id).endings, 1);
+    for (const int32_t after : {0, 2}) {
+      for (const Failing& failing : AllFailing(after)) {
+        SCOPED_TRACE(failing.message);
+        ConstraintBench bench(drawing);
+        bench.engine.Submit(Constrained(1, "one", 20, failing.rules, 8));
+        bench.RunAll();
+        EXPECT_EQ(bench.model.forward_count, failing.steps) << "a step of nothing is none";
+        bench.engine.Submit(Greedy(2, "two", 12));
+        bench.engine.Submit(Constrained(3, "three", 12, failing.rules, 9));
+        bench.engine.Submit(Constrained(4, "four", 12, Rules(), 9));
+        bench.RunAll();
+        for (const uint64_t id : {1, 3}) {
+          ASSERT_TRUE(bench.of(id).failure.has_value());
+          EXPECT_EQ(bench.of(id).failure->code, failing.code);
+          EXPECT_TRUE(absl::StrContains(bench.of(id).failure->message, failing.message))
+              << bench.of(id).failure->message;
+          EXPECT_EQ(bench.of(id).tokens.size(), static_cast<size_t>(after));
+          EXPECT_EQ(bench.of(id).endings, 1);
+        }
+        EXPECT_EQ(bench.of(2).tokens, Expected(Ids("two"), 12));
+        EXPECT_EQ(bench.of(4).tokens, ExpectedUnder(Rules(), 9, Ids("four"), 12));
+        EXPECT_EQ(bench.engine.load().requests_failed, 2u);
+        EXPECT_EQ(bench.model.steps_running(), 0u);
       }
-      EXPECT_EQ(bench.of(2).tokens, Expected(Ids("two"), 12));
-      EXPECT_EQ(bench.of(4).tokens, ExpectedUnder(Rules(), 9, Ids("four"), 12));
-      EXPECT_EQ(bench.engine.load().requests_failed, 2u);
-      EXPECT_EQ(bench.model.steps_running(), 0u);
     }
   }
 }
