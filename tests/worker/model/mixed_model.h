@@ -11,6 +11,7 @@
 
 #include "benchmarks/gpu/decoder_config.h"
 #include "kernels/blocks.h"
+#include "worker/model/copy_weights.h"
 #include "worker/model/model_config.h"
 #include "worker/model/weights.h"
 
