@@ -135,6 +135,18 @@ TEST_P(Vocabularies, GiveTheIdsOfTransformers) {
   }
 }
 
+// transformers' ids of what Phi 3's chat template renders.
+class Phi3Vocabulary : public Vocabularies {};
+
+TEST_P(Phi3Vocabulary, TokensTakeTheLineBreakAfterThem) {
+  auto ids = text_->EncodeText("<|user|>\nHello<|end|>\n<|assistant|>\n");
+  ASSERT_TRUE(ids.ok()) << ids.status();
+  EXPECT_EQ(absl::StrJoin(*ids, " "), "1 32010 15043 32007 32001");
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, Phi3Vocabulary, ::testing::Values("phi-3"),
+                         [](const auto&) { return "phi_3"; });
+
 INSTANTIATE_TEST_SUITE_P(Families, Vocabularies,
                          ::testing::Values("llama-spm", "llama-bpe", "qwen2", "phi-3"),
                          [](const auto& info) {

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_replace.h"
 #include "worker/text/text.h"
 
 namespace rempart::worker {
@@ -82,6 +83,32 @@ TEST_F(StoriesTokenizer, FallsBackToBytesAndReturnsEveryText) {
     for (int32_t id : *ids) back += std::string((*tokenizer)->TokenBytes(id));
     EXPECT_EQ(back, " " + text);  // the space that this vocabulary puts before a text
   }
+}
+
+// Phi 3's tokens take the white space after them, in its tokenizer.json and in llama.cpp.
+TEST_F(StoriesTokenizer, OfPhi3TakesTheLineBreaksOfItsTemplate) {
+  const auto user = static_cast<int32_t>(metadata_.tokens.size());
+  for (const char* token :
+       {"<|user|>", "<|end|>", "<|endoftext|>", "<|system|>", "<|assistant|>"}) {
+    metadata_.tokens.push_back(token);
+    metadata_.scores.push_back(0);
+    metadata_.types.push_back(3);
+  }
+  auto tokenizer = Tokenizer::FromGguf(metadata_);
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  const auto encode = [&](absl::string_view text) {
+    return *(*tokenizer)->Encode(text, SpecialTokens::kParsed);
+  };
+  const std::vector<int32_t> once = encode("Once");
+  EXPECT_THAT(once, ElementsAre(403));
+  EXPECT_THAT(encode("<|user|>\nOnce<|end|> \n <|user|>\n"),
+              ElementsAre(user, 403, user + 1, user));
+  const std::vector<int32_t> kept = encode("<|endoftext|>\nOnce");
+  EXPECT_GT(kept.size(), 2u);
+  metadata_.tokens.back() = "<|other|>";
+  tokenizer = Tokenizer::FromGguf(metadata_);
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  EXPECT_GT(encode("<|user|>\nOnce").size(), 2u);
 }
 
 TEST_F(StoriesTokenizer, RefusesAScoreTableOfAnotherLength) {
@@ -252,6 +279,27 @@ TEST(TokenizerJson, EncodesAsTheGgufVocabularyDoes) {
   EXPECT_THAT(*(*tokenizer)->Encode("<tool>hi", SpecialTokens::kPlain), ElementsAre(8, 4));
   EXPECT_EQ((*tokenizer)->TokenBytes(5), " hi");
   EXPECT_EQ((*tokenizer)->TokenBytes(0), "");
+}
+
+// As Hugging Face's tokenizers does.
+TEST(TokenizerJson, AddedTokensTakeTheWhiteSpaceThatTheySay) {
+  const std::string json = absl::StrReplaceAll(
+      kTokenizerJson, {{R"("<|end|>", "single_word": false, "lstrip": false, "rstrip": false)",
+                        R"("<|end|>", "single_word": false, "lstrip": false, "rstrip": true)"},
+                       {R"("<tool>", "single_word": false, "lstrip": false, "rstrip": false)",
+                        R"("<tool>", "single_word": false, "lstrip": true, "rstrip": false)"}});
+  auto tokenizer = Tokenizer::FromTokenizerJson(json);
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  const auto encode = [&](absl::string_view text) {
+    return *(*tokenizer)->Encode(text, SpecialTokens::kParsed);
+  };
+  EXPECT_THAT(encode("hi<|end|> \n hi"), ElementsAre(4, 0, 4));
+  EXPECT_THAT(encode("hi <|end|>hi"), ElementsAre(4, 3, 0, 4));
+  EXPECT_THAT(encode("hi <tool> hi"), ElementsAre(4, 8, 5));
+  EXPECT_THAT(encode("<|end|>  <tool> "), ElementsAre(0, 8, 3));
+  auto unchanged = Tokenizer::FromTokenizerJson(kTokenizerJson);
+  EXPECT_THAT(*(*unchanged)->Encode("hi <tool> hi", SpecialTokens::kParsed),
+              ElementsAre(4, 3, 8, 5));
 }
 
 TEST(TokenizerJson, RefusesWhatIsNotATokenizer) {

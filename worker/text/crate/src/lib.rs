@@ -8,6 +8,7 @@ mod token_table;
 mod template;
 mod tokenizer;
 
+use std::collections::HashMap;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::slice;
 
@@ -130,6 +131,7 @@ pub unsafe extern "C" fn rempart_tokenizer_from_gguf(
             types: bytes(vocabulary.types, vocabulary.types_count),
             merges: strings(&vocabulary.merges)?,
             add_space_prefix: vocabulary.add_space_prefix,
+            strips: HashMap::new(),
         })
     })
 }

@@ -13,6 +13,7 @@ use kitoken::{
     Configuration, Decoding, Definition, Fallback, Kitoken, Metadata, Model, Normalization, Regex,
     SpecialToken, SpecialTokenKind, Split, SplitBehavior, Token,
 };
+use serde::Deserialize;
 
 pub struct GgufVocabulary<'a> {
     pub model: &'a str,
@@ -22,6 +23,15 @@ pub struct GgufVocabulary<'a> {
     pub types: &'a [i32],
     pub merges: Vec<&'a [u8]>,
     pub add_space_prefix: bool,
+    /// By id, of those that are known to take any. GGUF has no field for it.
+    pub strips: HashMap<u32, Strips>,
+}
+
+/// Whether a special token takes the white space before and after it, as an added token of tokenizer.json says.
+#[derive(Clone, Copy, Default)]
+pub struct Strips {
+    left: bool,
+    right: bool,
 }
 
 // Token types of GGUF.
@@ -42,18 +52,21 @@ const ENDINGS: [&[u8]; 9] = [
 struct Specials {
     matcher: AhoCorasick,
     ids: Vec<u32>,
+    strips: Vec<Strips>,
 }
 
 impl Specials {
-    fn new(tokens: &[(Vec<u8>, u32)]) -> Result<Option<Self>, String> {
+    fn new(tokens: &[(Vec<u8>, u32, Strips)]) -> Result<Option<Self>, String> {
         if tokens.is_empty() {
             return Ok(None);
         }
         let matcher = AhoCorasick::builder()
             .match_kind(MatchKind::LeftmostLongest)
-            .build(tokens.iter().map(|(bytes, _)| bytes))
+            .build(tokens.iter().map(|(bytes, _, _)| bytes))
             .map_err(|e| format!("special tokens: {e}"))?;
-        Ok(Some(Specials { matcher, ids: tokens.iter().map(|(_, id)| *id).collect() }))
+        let ids = tokens.iter().map(|(_, id, _)| *id).collect();
+        let strips = tokens.iter().map(|(_, _, strips)| *strips).collect();
+        Ok(Some(Specials { matcher, ids, strips }))
     }
 }
 
@@ -99,6 +112,7 @@ impl Tokenizer {
             };
             tokens.push((bytes, control));
         }
+        let strips = gguf_strips(&vocabulary);
         let mut always = Vec::new();
         let mut parsed = Vec::new();
         for (i, (bytes, _)) in tokens.iter().enumerate() {
@@ -106,9 +120,9 @@ impl Tokenizer {
                 continue;
             }
             if kind(i) == USER_DEFINED {
-                always.push((bytes.clone(), i as u32));
+                always.push((bytes.clone(), i as u32, strips(i)));
             }
-            parsed.push((bytes.clone(), i as u32));
+            parsed.push((bytes.clone(), i as u32, strips(i)));
         }
         let normal: Vec<usize> = (0..count)
             .filter(|&i| !matches!(kind(i), CONTROL | UNKNOWN | USER_DEFINED | UNUSED))
@@ -149,6 +163,7 @@ impl Tokenizer {
             }
             tokens[index] = Some((bytes, control));
         };
+        let strips = json_strips(data)?;
         let limit = 1 << 22;
         for token in definition.model.vocab() {
             if token.id >= limit {
@@ -168,10 +183,11 @@ impl Tokenizer {
             if special.bytes.is_empty() {
                 continue;
             }
+            let strips = strips.get(&special.id).copied().unwrap_or_default();
             if plain {
-                always.push((special.bytes.clone(), special.id));
+                always.push((special.bytes.clone(), special.id, strips));
             }
-            parsed.push((special.bytes.clone(), special.id));
+            parsed.push((special.bytes.clone(), special.id, strips));
         }
         // The unknown token stays, for characters that nothing else covers.
         definition.specials.retain(|special| special.kind == SpecialTokenKind::Unknown);
@@ -190,6 +206,7 @@ impl Tokenizer {
         let mut model = sentencepiece::read(data).map_err(|e| format!("tokenizer.model: {e}"))?;
         let added: serde_json::Map<String, serde_json::Value> =
             serde_json::from_slice(added).map_err(|e| format!("added tokens: {e}"))?;
+        let mut strips = HashMap::new();
         for (key, token) in &added {
             let id = key.parse::<usize>().ok().filter(|&id| id < model.pieces.len() + (1 << 16));
             let id = id.ok_or_else(|| format!("added tokens: \"{key}\" is no id near those of tokenizer.model"))?;
@@ -201,8 +218,10 @@ impl Tokenizer {
                 model.types.push(UNUSED);
             }
             model.pieces[id] = content.as_bytes().to_vec();
+            let flag = |name: &str| token.get(name).and_then(serde_json::Value::as_bool).unwrap_or(false);
+            strips.insert(id as u32, Strips { left: flag("lstrip"), right: flag("rstrip") });
             if model.types[id] != UNKNOWN {
-                let special = token.get("special").and_then(serde_json::Value::as_bool).unwrap_or(false);
+                let special = flag("special");
                 model.types[id] = if special { CONTROL } else { USER_DEFINED };
             }
         }
@@ -214,6 +233,7 @@ impl Tokenizer {
             types: &model.types,
             merges: Vec::new(),
             add_space_prefix: model.add_dummy_prefix,
+            strips,
         })
     }
 
@@ -227,8 +247,8 @@ impl Tokenizer {
         let ranked = file.tokens.iter().enumerate();
         let vocab = ranked.map(|(rank, bytes)| Token { id: (first + rank) as u32, bytes: bytes.clone() }).collect();
         let definition = definition(Model::BytePair { vocab, chars: false }, Vec::new(), config);
-        let spelled: Vec<(Vec<u8>, u32)> = (0u32..).zip(&file.specials).map(|(id, special)| (special.bytes.clone(), id)).collect();
-        let spelled: Vec<_> = spelled.into_iter().filter(|(bytes, _)| !bytes.is_empty()).collect();
+        let spelled = (0u32..).zip(&file.specials).filter(|(_, special)| !special.bytes.is_empty());
+        let spelled: Vec<_> = spelled.map(|(id, special)| (special.bytes.clone(), id, Strips::default())).collect();
         let specials = file.specials.into_iter().map(|special| Some((special.bytes, special.control)));
         Ok(Tokenizer {
             encoder: Kitoken::from_definition(definition).map_err(|e| format!("tekken.json: {e}"))?,
@@ -253,9 +273,17 @@ impl Tokenizer {
         let specials = if parse_special { &self.parsed } else { &self.always };
         if let Some(specials) = specials {
             for found in specials.matcher.find_iter(text) {
-                self.encode_plain(&text[begin..found.start()], &mut ids)?;
+                if found.start() < begin {
+                    continue; // inside the white space that the token before took
+                }
+                let strips = specials.strips[found.pattern().as_usize()];
+                let before = &text[begin..found.start()];
+                self.encode_plain(if strips.left { before.trim_end() } else { before }, &mut ids)?;
                 ids.push(specials.ids[found.pattern().as_usize()]);
                 begin = found.end();
+                if strips.right {
+                    begin = text.len() - text[begin..].trim_start().len();
+                }
             }
         }
         self.encode_plain(&text[begin..], &mut ids)?;
@@ -275,6 +303,42 @@ impl Tokenizer {
         ids.extend(encoded.map_err(|e| e.to_string())?);
         Ok(())
     }
+}
+
+/// Those that the vocabulary came with, or those of Phi 3's tokenizer.json, whose GGUF files are told by their roles (llama.cpp
+/// tells them by general.name): its chat template puts a line break after each of its tokens, which they take.
+fn gguf_strips(vocabulary: &GgufVocabulary) -> impl Fn(usize) -> Strips {
+    let roles: [&[u8]; 4] = [b"<|system|>", b"<|user|>", b"<|assistant|>", b"<|end|>"];
+    let phi3 = vocabulary.model == "llama" && roles.iter().all(|role| vocabulary.tokens.contains(role));
+    let plain: [&[u8]; 3] = [b"<unk>", b"<s>", b"<|endoftext|>"];
+    let plain: Vec<usize> = (0..vocabulary.tokens.len()).filter(|&i| plain.contains(&vocabulary.tokens[i])).collect();
+    let known = vocabulary.strips.clone();
+    move |i| {
+        let default = Strips { left: false, right: phi3 && !plain.contains(&i) };
+        known.get(&(i as u32)).copied().unwrap_or(default)
+    }
+}
+
+#[derive(Deserialize)]
+struct AddedTokens {
+    #[serde(default)]
+    added_tokens: Vec<AddedToken>,
+}
+
+#[derive(Deserialize)]
+struct AddedToken {
+    id: u32,
+    #[serde(default)]
+    lstrip: bool,
+    #[serde(default)]
+    rstrip: bool,
+}
+
+fn json_strips(data: &[u8]) -> Result<HashMap<u32, Strips>, String> {
+    let file: AddedTokens =
+        serde_json::from_slice(data).map_err(|e| format!("tokenizer.json: added_tokens: {e}"))?;
+    let strips = file.added_tokens.iter();
+    Ok(strips.map(|token| (token.id, Strips { left: token.lstrip, right: token.rstrip })).collect())
 }
 
 /// GPT-2's spelling of bytes as printable characters, read backwards.
