@@ -58,6 +58,7 @@ struct ModelFile {
   std::vector<std::unique_ptr<RankPart>> parts;  // by rank of this pod
   CollectiveLibrary* collectives = nullptr;      // links the GPUs of a stage; null: each has one
   std::vector<DevicePart> gpus;                  // by rank of this pod; empty on CPU
+  PackOptions pack;                              // what `parts` are made with
   FileHashes hashes;                             // of `source`, where the first rank made them
 };
 
@@ -178,8 +179,7 @@ absl::StatusOr<PackOptions> PackOptionsOf(const WorkerSettings& settings, const 
 }
 
 // Views of the file, and what an earlier start left; copies nothing.
-absl::Status BindParts(const WorkerSettings& settings, const PackOptions& pack, ModelFile& model,
-                       WorkerStatus& status) {
+absl::Status BindParts(const WorkerSettings& settings, ModelFile& model, WorkerStatus& status) {
   const MatrixCut cut = model.gpus.empty() ? MatrixCut::kOutputs : MatrixCut::kPairs;
   for (size_t i = 0; i < model.parts.size(); ++i) {
     RankPart& part = *model.parts[i];
@@ -190,23 +190,25 @@ absl::Status BindParts(const WorkerSettings& settings, const PackOptions& pack, 
     });
     RETURN_IF_ERROR(weights.status());
     part.weights = *std::move(weights);
-    FindRepacked(*model.ops, pack, part.weights);
+    FindRepacked(*model.ops, model.pack, part.weights);
     status.AddBytesRead(part.weights.bytes_read);
   }
   return absl::OkStatus();
 }
 
-absl::Status CopyParts(const PackOptions& pack, ModelFile& model, WorkerStatus& status) {
+absl::Status CopyParts(ModelFile& model, WorkerStatus& status) {
+  const absl::Time begin = SteadyNow();
   for (const auto& part : model.parts) {
     absl::Status copied;
     RunBound(part->cpus,
-             [&] { copied = CopyWeights(*model.ops, pack, part->pool, part->weights); });
+             [&] { copied = CopyWeights(*model.ops, model.pack, part->pool, part->weights); });
     RETURN_IF_ERROR(copied);
   }
   const int64_t bytes = status.snapshot().weight_bytes_read;
   status.SetLoaded(bytes, bytes);
-  // Only rows of the embedding and small vectors are read from the file from here on.
   const Weights& weights = model.parts[0]->weights;
+  status.AddStartPart(weights.from_cache ? "map" : "repack", SteadyNow() - begin);
+  // Only rows of the embedding and small vectors are read from the file from here on.
   if (!weights.packed.bytes().empty() || !weights.expanded.bytes().empty()) {
     for (const MappedFile& file : model.source.files) file.DropResidentPages();
   }
@@ -286,8 +288,8 @@ absl::Status LoadOnGpus(const DeviceModelOptions& options, bool wants_hash, Mode
 absl::Status PrepareOnGpus(const WorkerSettings& settings, ModelFile& model, EngineOptions& engine,
                            WorkerStatus& status) {
   absl::Time begin = SteadyNow();
-  ASSIGN_OR_RETURN(const PackOptions pack, PackOptionsOf(settings, model, status));
-  RETURN_IF_ERROR(BindParts(settings, pack, model, status));
+  ASSIGN_OR_RETURN(model.pack, PackOptionsOf(settings, model, status));
+  RETURN_IF_ERROR(BindParts(settings, model, status));
   status.AddStartPart("bind", SteadyNow() - begin);
   begin = SteadyNow();
   const DeviceModelOptions options = DeviceOptions(settings, engine.context_length);
@@ -318,8 +320,8 @@ absl::Status PrepareOnGpus(const WorkerSettings& settings, ModelFile& model, Eng
 }
 
 // Of all ranks of this pod.
-HostMemoryNeeds NeedsOfPod(const WorkerSettings& settings, const PackOptions& pack,
-                           const EngineOptions& engine, const ModelFile& model) {
+HostMemoryNeeds NeedsOfPod(const WorkerSettings& settings, const EngineOptions& engine,
+                           const ModelFile& model) {
   const ModelConfig& config = model.source.config;
   HostMemoryNeeds needs;
   std::vector<Weights*> ranks;
@@ -329,36 +331,35 @@ HostMemoryNeeds NeedsOfPod(const WorkerSettings& settings, const PackOptions& pa
     needs.workspace_bytes += WorkspaceBytes(config, model.options, of);
     needs.kv_block_bytes += KvBytesPerBlock(config, model.options.kv_type, of);
   }
-  needs.weights = MemoryOf(*model.ops, pack, ranks);
+  needs.weights = MemoryOf(*model.ops, model.pack, ranks);
+  needs.vocabulary = config.vocabulary;
   needs.context_length = engine.context_length;
   needs.max_sequences = settings.engine.max_sequences;
   needs.kv_bytes = settings.engine.kv_cache_bytes;
   return needs;
 }
 
-// `use` as it was before anything of the model was there.
-absl::Status PrepareOnCpu(const WorkerSettings& settings, const MemoryUse& use, ModelFile& model,
-                          EngineOptions& engine, WorkerStatus& status) {
+// Binds the weights and shares out memory; nothing large has been taken after it. `use` as it was
+// before anything of the model was there.
+absl::Status PlanOnCpu(const WorkerSettings& settings, const MemoryUse& use, ModelFile& model,
+                       EngineOptions& engine, WorkerStatus& status) {
   const EngineSettings& wanted = settings.engine;
   TransformerOptions& options = model.options;
   options.kv_type = KvType(wanted.kv_cache_type);
   options.exact = wanted.exact_arithmetic;
   options.max_step_tokens = wanted.max_step_tokens;
   options.max_step_logits = wanted.max_sequences;
-  const absl::Time begin = SteadyNow();
-  ASSIGN_OR_RETURN(const PackOptions pack, PackOptionsOf(settings, model, status));
-  RETURN_IF_ERROR(BindParts(settings, pack, model, status));
-  const HostMemoryNeeds needs = NeedsOfPod(settings, pack, engine, model);
+  ASSIGN_OR_RETURN(model.pack, PackOptionsOf(settings, model, status));
+  RETURN_IF_ERROR(BindParts(settings, model, status));
+  const HostMemoryNeeds needs = NeedsOfPod(settings, engine, model);
   ASSIGN_OR_RETURN(options.kv_blocks, PlanKvBlocks(needs, use));
   engine.blocks_total = static_cast<int32_t>(options.kv_blocks);
-  RETURN_IF_ERROR(CopyParts(pack, model, status));
-  const char* const how = model.parts[0]->weights.from_cache ? "map" : "repack";
-  status.AddStartPart(how, SteadyNow() - begin);
   return absl::OkStatus();
 }
 
-absl::Status Prepare(const WorkerSettings& settings, const MemoryUse& use, ModelFile& model,
-                     EngineOptions& engine, WorkerStatus& status) {
+// Refuses what cannot be served before anything is taken for it.
+absl::Status Plan(const WorkerSettings& settings, const MemoryUse& use, ModelFile& model,
+                  EngineOptions& engine, WorkerStatus& status) {
   const EngineSettings& wanted = settings.engine;
   ModelConfig& config = model.source.config;
   const RankPosition first = PositionInGroup(settings, 0);
@@ -372,8 +373,8 @@ absl::Status Prepare(const WorkerSettings& settings, const MemoryUse& use, Model
   engine.prefix_cache = wanted.prefix_cache;
   engine.max_step_time = absl::Milliseconds(wanted.max_step_milliseconds);
   engine.limits.block_size = static_cast<int32_t>(kernels::kKvBlockTokens);
-  return model.gpus.empty() ? PrepareOnCpu(settings, use, model, engine, status)
-                            : PrepareOnGpus(settings, model, engine, status);
+  // What a GPU has for the model is known when it is there.
+  return model.gpus.empty() ? PlanOnCpu(settings, use, model, engine, status) : absl::OkStatus();
 }
 
 void OpenCache(const std::string& folder, ModelFile& model) {
@@ -488,6 +489,8 @@ absl::StatusOr<LoadedModel> LoadModelFile(const WorkerSettings& settings, const 
   ASSIGN_OR_RETURN(model->source, OpenModel(path));
   const ModelSource& source = model->source;
   if (model->gpus.empty()) OpenCache(settings.repack_cache_folder, *model);
+  const absl::Status planned = Plan(settings, use, *model, loaded.engine, status);
+  if (!planned.ok()) return About(path, planned);
   status.AddStartPart("open", SteadyNow() - begin);
 
   std::unique_ptr<ModelText> text;
@@ -503,11 +506,13 @@ absl::StatusOr<LoadedModel> LoadModelFile(const WorkerSettings& settings, const 
   };
   std::optional<Beside> hash;
   if (!settings.model_digest.empty() && model->gpus.empty()) hash.emplace("hash", status, verify);
-  const absl::Status prepared = Prepare(settings, use, *model, loaded.engine, status);
+  const absl::Status filled = model->gpus.empty()
+                                  ? CopyParts(*model, status)
+                                  : PrepareOnGpus(settings, *model, loaded.engine, status);
   const absl::Status named = tokenizer.Join();
   RETURN_IF_ERROR(hash ? hash->Join() : verify());
   if (!named.ok()) return About(path, named);
-  if (!prepared.ok()) return About(path, prepared);
+  if (!filled.ok()) return About(path, filled);
   if (text->vocabulary_size() > model->source.config.vocabulary) {
     return absl::InvalidArgumentError(absl::StrCat(
         path, ": tokenizer.ggml.tokens has more entries than token_embd.weight has rows"));

@@ -19,6 +19,10 @@ int64_t Mib(int64_t bytes) { return (bytes + kMiB - 1) / kMiB; }
 
 int64_t TableBytes(int64_t bytes) { return (bytes + kBytesPerTableByte - 1) / kBytesPerTableByte; }
 
+int64_t ProcessBytes(const HostMemoryNeeds& needs) {
+  return kProcessBytes + std::max<int64_t>(0, needs.vocabulary - kTokensOfProcess) * kBytesPerToken;
+}
+
 // One term of the sum.
 struct Part {
   std::string text;  // after the figure is known
@@ -45,7 +49,7 @@ std::vector<Part> PartsOf(const HostMemoryNeeds& needs, int64_t kv_bytes, bool w
     add("KV cache", kv_bytes, absl::StrCat(" for ", needs.context_length, " tokens"));
     add("workspace", needs.workspace_bytes);
   }
-  add("the process itself", kProcessBytes + TableBytes(all));
+  add("the process itself", ProcessBytes(needs) + TableBytes(all));
   return parts;
 }
 
@@ -107,7 +111,7 @@ absl::StatusOr<int64_t> PlanKvBlocks(const HostMemoryNeeds& needs, const MemoryU
   const int64_t least = per_sequence * needs.kv_block_bytes;
   const int64_t free = use.left_bytes();
   const int64_t weights = needs.weights.sum();
-  const int64_t room = free - kProcessBytes;
+  const int64_t room = free - ProcessBytes(needs);
   // Of what is left for the cache, its own page tables are the 513th part.
   const int64_t others = weights + needs.workspace_bytes;
   const int64_t left =

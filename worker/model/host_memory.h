@@ -16,6 +16,7 @@ namespace rempart::worker {
 // Of all ranks of this process.
 struct HostMemoryNeeds {
   WeightMemory weights;
+  int64_t vocabulary = 0;  // tokens
   int64_t workspace_bytes = 0;
   int64_t kv_block_bytes = 0;
   int64_t context_length = 0;  // tokens of one sequence, at most
@@ -26,6 +27,9 @@ struct HostMemoryNeeds {
 // Of code, stacks, the tokenizer and what a request needs beside the model; and so much that memory
 // is not short (MemoryWatch) when all else is in use.
 inline constexpr int64_t kProcessBytes = int64_t{64} << 20;
+// A tokenizer of more tokens than these takes so much more for each.
+inline constexpr int64_t kTokensOfProcess = int64_t{64} << 10;
+inline constexpr int64_t kBytesPerToken = 400;
 // The system keeps a table entry of 8 bytes for each page of 4 KiB, and charges the process for it.
 inline constexpr int64_t kBytesPerTableByte = 512;
 

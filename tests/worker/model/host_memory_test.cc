@@ -80,6 +80,17 @@ TEST(HostMemory, WhereTheMachineIsTheLimitThatIsSaid) {
                         "other processes, or lower engine.contextLength, or engine.maxSequences"));
 }
 
+// Of 256 Ki tokens the tokenizer takes 75 MiB more than one of 64 Ki.
+TEST(HostMemory, ALargeVocabularyCounts) {
+  HostMemoryNeeds large = Needs();
+  large.vocabulary = kTokensOfProcess;
+  EXPECT_EQ(KvMib(large, Limit(227)), 32);
+  large.vocabulary = 256 << 10;
+  EXPECT_EQ(KvMib(large, Limit(302)), 32);
+  EXPECT_THAT(std::string(PlanKvBlocks(large, Limit(301)).status().message()),
+              HasSubstr("the process itself 140 MiB = 292 MiB"));
+}
+
 // What an earlier start has kept is read as often, so it takes as much; it is not made once more.
 TEST(HostMemory, RepackedWeightsThatAreKeptCountOnceToo) {
   HostMemoryNeeds kept = Needs();
