@@ -12,7 +12,10 @@
 #include <cerrno>
 #include <csignal>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <iostream>
+#include <system_error>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -47,6 +50,17 @@ std::vector<std::string> EnvironmentWith(const std::vector<std::string>& more) {
     if (!is_replaced) entries.push_back(text);
   }
   return entries;
+}
+
+// Of every thread. None where the kernel does not say.
+std::vector<pid_t> OwnChildren() {
+  std::vector<pid_t> pids;
+  std::error_code error;
+  for (const auto& task : std::filesystem::directory_iterator("/proc/self/task", error)) {
+    std::ifstream children(task.path() / "children");
+    for (pid_t pid = 0; children >> pid;) pids.push_back(pid);
+  }
+  return pids;
 }
 
 std::string HowItEnded(int status) {
@@ -178,6 +192,20 @@ void TakeResult(Child& child, const std::string& name, absl::Time deadline, Part
   } else if (*ended != kEndedWell) {
     result.wrong.push_back(absl::StrCat(name, ": ended with ", *ended));
   }
+}
+
+Orphans::Orphans() { prctl(PR_SET_CHILD_SUBREAPER, 1); }
+
+Orphans::~Orphans() {
+  // What one leaves behind is there when it has ended.
+  for (std::vector<pid_t> pids = OwnChildren(); !pids.empty(); pids = OwnChildren()) {
+    for (const pid_t pid : pids) {
+      kill(pid, SIGKILL);
+      while (waitpid(pid, nullptr, 0) == -1 && errno == EINTR) {
+      }
+    }
+  }
+  prctl(PR_SET_CHILD_SUBREAPER, 0);
 }
 
 void EndWithParent() { prctl(PR_SET_PDEATHSIG, SIGKILL); }

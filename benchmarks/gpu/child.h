@@ -55,6 +55,16 @@ std::string OwnPath();
 void TakeResult(Child& child, const std::string& name, absl::Time deadline, PartResult& result,
                 std::string* missing = nullptr);
 
+// Processes that children leave behind become this one's while it is there, and are ended with it.
+// No Child outlives it.
+class Orphans {
+ public:
+  Orphans();
+  ~Orphans();
+  Orphans(const Orphans&) = delete;
+  Orphans& operator=(const Orphans&) = delete;
+};
+
 // For the child: it ends when its parent does.
 void EndWithParent();
 

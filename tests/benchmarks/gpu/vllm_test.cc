@@ -7,11 +7,13 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <csignal>
 #include <filesystem>
 #include <fstream>
 
 #include "absl/strings/str_cat.h"
 #include "benchmarks/gpu/shapes.h"
+#include "common/clock.h"
 
 namespace rempart::benchmarks {
 namespace {
@@ -21,7 +23,9 @@ using ::testing::IsEmpty;
 
 // Its clock goes with its steps, so that a rate is a number of tokens for a step, on any machine.
 constexpr char kPackage[] = R"py(
-import json, time
+import json, os, time
+# It runs as it is served.
+assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in os.environ
 __version__ = "0.0.made_up"
 clock = [0.0]
 time.monotonic = lambda: clock[0]
@@ -41,6 +45,8 @@ class Engine:
         output.request_id, output.outputs, output.finished = name, [one], False
         self.waiting.append(output)
     def step(self):
+        # An engine in a process of its own would be waited for for ever.
+        assert self.waiting or self.running
         clock[0] += 0.002
         while self.waiting and len(self.running) < self.most:
             self.running.append(self.waiting.pop(0))
@@ -108,6 +114,28 @@ TEST_F(VllmTest, WithoutItItHasNotRun) {
   EXPECT_THAT(std::string(Measure("/nowhere/python3").status().message()), HasSubstr("--vllm: "));
   Install("raise ImportError('no such thing')");
   EXPECT_THAT(std::string(Measure().status().message()), HasSubstr("has no vLLM: no such thing"));
+}
+
+// Its engine is a process of its own, which does not end with the one that was killed.
+TEST_F(VllmTest, NothingOfItIsLeftAfterTheDeadline) {
+  Install(
+      absl::StrCat("import subprocess, time\n"
+                   "class LLM:\n    def __init__(self, **all):\n"
+                   "        engine = subprocess.Popen(['sleep', '1000'], start_new_session=True)\n"
+                   "        open('",
+                   folder_,
+                   "/engine', 'w').write(f'{engine.pid}\\n')\n"
+                   "        time.sleep(1000)\n"));
+  const absl::Time start = SteadyNow();
+  const auto result =
+      MeasureVllm("python3", SmallDecoders()[0].config, options_, sizes_, start + absl::Seconds(5));
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_THAT(result->wrong, testing::ElementsAre(HasSubstr("it was ended at its deadline")));
+  EXPECT_LT(SteadyNow() - start, absl::Seconds(30));
+  pid_t engine = 0;
+  std::ifstream(folder_ + "/engine") >> engine;
+  ASSERT_GT(engine, 0);
+  EXPECT_EQ(kill(engine, 0), -1) << "it is gone";
 }
 
 TEST_F(VllmTest, AnErrorOfItIsToldAsSuch) {
