@@ -160,6 +160,8 @@ void AddChecks(const Bench& bench, std::vector<Part>& parts) {
                    }),
                    PartProcess::kItsOwn});
   parts.push_back({"parity_exact",
+  result.figures.push_back(
+      {"max_step_tokens", static_cast<double>(options.max_step_tokens), "tokens of a step"});
                    "The same with seeded random weights of the exact shapes of SmolLM2-135M and "
                    "Gemma 3 270M.",
                    absl::Seconds(90), check([&bench](worker::Device& device) {
@@ -197,9 +199,10 @@ void AddRanks(const Bench& bench, std::vector<Part>& parts) {
 void AddSpeeds(const Bench& bench, std::vector<Part>& parts) {
   const std::string shape =
       "Seeded random weights of Llama-3.1-8B's shape. Decode: 128 tokens after 128 of each "
-      "sequence; prefill: 2048 tokens of one. host_gap: how much longer a step at batch 1 takes "
-      "when the host fetches each token before it starts the next step. ready: from opening the "
-      "GPU to the first token, with weights in host memory.";
+      "sequence; prefill: 2048 tokens of one, in one step, as large as a worker's where a Model "
+      "does not say otherwise. host_gap: how much longer a step at batch 1 takes when the host "
+      "fetches each token before it starts the next step. ready: from opening the GPU to the first "
+      "token, with weights in host memory.";
   worker::DeviceModelOptions options = bench.work.speed_options;
   parts.push_back({"speed_bf16", shape, absl::Seconds(60),
                    [&bench, options] { return RunSpeed(bench, options); }, PartProcess::kItsOwn});
@@ -212,9 +215,11 @@ void AddSpeeds(const Bench& bench, std::vector<Part>& parts) {
 void AddLoads(const Bench& bench, std::vector<Part>& parts) {
   const std::string load =
       "Tokens per second of the engine and its scheduler over a model of Llama-3.1-8B's shape with "
-      "seeded random weights, as many sequences at once as have room, more waiting. load_P_N: "
-      "prompts of P tokens, N new ones. Beside it what TensorRT-LLM 1.0 publishes for FP8 on an "
-      "H200. in_model: of the time, what the engine spends starting steps and waiting for them. "
+      "seeded random weights, as many sequences at once as have room, more waiting. Steps have as "
+      "many tokens, and take as long at most, as a worker's by default for so many sequences. "
+      "load_P_N: prompts of P tokens, N new ones. Beside it what TensorRT-LLM 1.0 publishes for "
+      "FP8 on an H200. in_model: of the time, what the engine spends starting steps and waiting "
+      "for them. "
       "begun_ahead: steps that were begun while the one before ran. host_gap: how long the GPU had "
       "nothing to do between two steps, on the average: of those begun ahead that is 0.";
   worker::DeviceModelOptions options = bench.work.load_options;

@@ -14,12 +14,20 @@
 #include "benchmarks/gpu/profile.h"
 #include "benchmarks/gpu/shapes.h"
 #include "worker/device/gpu.h"
+#include "worker/config/step_defaults.h"
 #include "worker/model/device_memory.h"
 #include "worker/model/model_config.h"
 
 namespace rempart::benchmarks {
 
 struct BenchMachine {
+// Of a worker whose Model names a context and a number of sequences and leaves the rest to it.
+inline worker::DeviceModelOptions WorkersOptions(int32_t context_length, int32_t max_sequences) {
+  return {.context_length = context_length,
+          .max_step_tokens = worker::DefaultStepTokens(worker::DeviceKind::kGpu, max_sequences),
+          .max_sequences = max_sequences};
+}
+
   std::function<absl::StatusOr<std::vector<worker::CudaDeviceInfo>>()> find_gpus;
   worker::GpuOpener open;
 };
@@ -29,11 +37,9 @@ struct BenchWork {
   std::vector<NamedConfig> small = SmallDecoders();  // of parity and ranks
   std::vector<NamedConfig> exact = {SmolLm2(), Gemma3()};
   worker::ModelConfig large = Llama8B();  // of speed
-  worker::DeviceModelOptions speed_options = {
-      .context_length = 2048, .max_step_tokens = 2048, .max_sequences = 256};
+  worker::DeviceModelOptions speed_options = WorkersOptions(2048, 256);
   SpeedSizes speed;
-  worker::DeviceModelOptions load_options = {
-      .context_length = 2304, .max_step_tokens = 4096, .max_sequences = 512};
+  worker::DeviceModelOptions load_options = WorkersOptions(2304, 512);
   LoadSizes load;
   ProfileSizes profile;
   std::vector<int64_t> all_reduce_bytes = {8 << 10,   16 << 10,  32 << 10,  64 << 10,

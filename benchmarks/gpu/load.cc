@@ -9,6 +9,7 @@
 #include "benchmarks/gpu/inputs.h"
 #include "common/clock.h"
 #include "common/status_macros.h"
+#include "worker/config/step_defaults.h"
 #include "worker/engine/engine.h"
 #include "worker/engine/model_runner.h"
 
@@ -124,6 +125,7 @@ class Load {
     engine.context_length = static_cast<int32_t>(options.context_length);
     engine.blocks_total = static_cast<int32_t>(model.plan().kv_blocks);
     engine.max_waiting = static_cast<int32_t>(4 * at_once_);
+    engine.max_step_time = absl::Milliseconds(worker::kMaxStepMilliseconds);
     return engine;
   }
 
@@ -183,6 +185,12 @@ absl::StatusOr<PartResult> MeasureLoad(worker::DeviceTransformer& model,
                                        const worker::DeviceModelOptions& options,
                                        const LoadSizes& sizes) {
   PartResult result;
+  result.figures = {
+      {"max_step_tokens", static_cast<double>(options.max_step_tokens), "tokens of a step"},
+      {"max_step_time", static_cast<double>(worker::kMaxStepMilliseconds),
+       "ms, of one with decodes"},
+      {"max_sequences", static_cast<double>(options.max_sequences), "at once"},
+      {"context_length", static_cast<double>(options.context_length), "tokens"}};
   for (const LoadCase& each : sizes.cases) {
     const std::string name = absl::StrCat("load_", each.prompt_tokens, "_", each.new_tokens);
     Load load(model, options, each);

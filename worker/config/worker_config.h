@@ -3,7 +3,6 @@
 // read into a plain struct that is valid afterwards. An unknown field is an error that names it.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <string>
@@ -12,20 +11,9 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "common/tls/tls.h"
+#include "worker/config/step_defaults.h"
 
 namespace rempart::worker {
-
-enum class DeviceKind { kCpu, kGpu };
-
-// Tokens of a step where nobody says how many, of CPUs and of GPUs: enough for the products of a
-// prompt to pay. Of many sequences more, so that decodes leave room for prompts.
-inline constexpr int32_t kMostSequences = 4096;
-inline constexpr int32_t kStepTokensOnCpu = 512;
-inline constexpr int32_t kStepTokensOnGpu = 2048;
-constexpr int32_t DefaultStepTokens(DeviceKind device, int32_t max_sequences) {
-  return std::max(device == DeviceKind::kGpu ? kStepTokensOnGpu : kStepTokensOnCpu,
-                  2 * std::min(max_sequences, kMostSequences));
-}
 
 struct EngineSettings {
   int32_t context_length = 0;  // 0: what the model declares, at most 8192
@@ -34,8 +22,8 @@ struct EngineSettings {
   int64_t kv_cache_bytes = 0;  // 0: by the memory that is free
   std::string kv_cache_type = "auto";
   bool prefix_cache = true;
-  int32_t max_step_milliseconds = 100;  // 0: no bound
-  int32_t threads = 0;                  // 0: the CPU quota
+  int32_t max_step_milliseconds = kMaxStepMilliseconds;  // 0: no bound
+  int32_t threads = 0;                                   // 0: the CPU quota
   bool exact_arithmetic = false;
   std::string kernel_tier;  // empty: the best this CPU has
 };

@@ -5,6 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "benchmarks/gpu/bench.h"
 #include "benchmarks/gpu/seeded_model.h"
 #include "tests/benchmarks/gpu/emulated.h"
 #include "worker/device/emulated_device.h"
@@ -48,6 +49,11 @@ TEST(MeasureLoad, GivesTheRateOfASteadyLoad) {
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_THAT(result->wrong, IsEmpty());
   auto figures = ByName(*result);
+  // Under which limits.
+  EXPECT_EQ(figures["max_step_tokens"], 32);
+  EXPECT_EQ(figures["max_step_time"], 100);
+  EXPECT_EQ(figures["max_sequences"], 4);
+  EXPECT_EQ(figures["context_length"], 64);
   for (const LoadCase& load : sizes.cases) {
     const std::string name =
         "load_" + std::to_string(load.prompt_tokens) + "_" + std::to_string(load.new_tokens) + "_";
@@ -86,6 +92,17 @@ TEST(SequencesAtOnce, AreThoseThatFit) {
   EXPECT_EQ(SequencesAtOnce({128, 128, 1}, 512, 100000), 512);
   EXPECT_EQ(SequencesAtOnce({1000, 1000, 1}, 512, 12500), 100);
   EXPECT_EQ(SequencesAtOnce({1000, 1000, 1}, 512, 1), 1);
+}
+
+// What a Model runs that names a context and a number of sequences.
+TEST(WorkersOptions, AreThoseOfAWorkerWithItsDefaults) {
+  const BenchWork work;
+  EXPECT_EQ(work.load_options.max_sequences, 512);
+  EXPECT_EQ(work.load_options.max_step_tokens,
+            worker::DefaultStepTokens(worker::DeviceKind::kGpu, 512));
+  EXPECT_EQ(work.speed_options.max_step_tokens,
+            worker::DefaultStepTokens(worker::DeviceKind::kGpu, 256));
+  EXPECT_GE(work.speed_options.max_step_tokens, work.speed.prefill_tokens) << "in one step";
 }
 
 TEST(PublishedLoads, AreThoseOfTensorRt) {
