@@ -154,9 +154,13 @@ void AddChecks(const Bench& bench, std::vector<Part>& parts) {
        absl::Seconds(60), check(CheckConformance), PartProcess::kItsOwn});
   parts.push_back({"parity",
                    "Greedy tokens of small seeded random decoders of the kinds of Llama, Mistral "
-                   "and Qwen against the CPU with F32 activations.",
+                   "and Qwen against the CPU with F32 activations; and of one with FP8 weights, "
+                   "which the CPU has too, and one with an FP8 KV cache, with five times as much "
+                   "allowed.",
                    absl::Seconds(60), check([&bench](worker::Device& device) {
-                     return CheckParity(device, bench.work.small);
+                     std::vector<NamedConfig> decoders = bench.work.small;
+                     decoders.insert(decoders.end(), bench.work.fp8.begin(), bench.work.fp8.end());
+                     return CheckParity(device, decoders);
                    }),
                    PartProcess::kItsOwn});
   parts.push_back({"parity_exact",

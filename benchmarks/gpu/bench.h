@@ -36,6 +36,7 @@ inline worker::DeviceModelOptions WorkersOptions(int32_t context_length, int32_t
 struct BenchWork {
   std::vector<NamedConfig> small = SmallDecoders();  // of parity and ranks
   std::vector<NamedConfig> exact = {SmolLm2(), Gemma3()};
+  std::vector<NamedConfig> fp8 = Fp8Decoders();      // of parity
   worker::ModelConfig large = Llama8B();  // of speed
   worker::DeviceModelOptions speed_options = WorkersOptions(2048, 256);
   SpeedSizes speed;

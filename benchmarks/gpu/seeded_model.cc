@@ -20,8 +20,8 @@ std::string LayerPrefix(size_t layer) { return absl::StrCat("blk.", layer, ".");
 }  // namespace
 
 SeededModel::SeededModel(worker::ModelConfig config, uint64_t seed, LayerWeightsAre layers,
-                         HeadIs head)
-    : config_(std::move(config)), state_(seed * 0x9e3779b97f4a7c15u + 1) {
+                         HeadIs head, DigitsAre digits)
+    : config_(std::move(config)), digits_(digits), state_(seed * 0x9e3779b97f4a7c15u + 1) {
   Matrix("token_embd.weight", config_.vocabulary, config_.hidden);
   if (head == HeadIs::kOwn) Matrix("output.weight", config_.vocabulary, config_.hidden);
   Vector("output_norm.weight", config_.hidden, 1.0f, 0.2f);
@@ -68,14 +68,17 @@ void SeededModel::Vector(const std::string& name, int64_t count, float middle, f
 }
 
 // Four numbers at a time: sign and fraction are random, the exponent is not, so that they lie
-// between 2^e and 2^(e+1) on both sides of zero, with a root mean square of about 1.53 * 2^e.
+// between 2^e and 2^(e+1) on both sides of zero, with a root mean square of about 1.53 * 2^e. Of
+// FP8 1, 1.25, 1.5 and 1.75 * 2^e: a row's largest is 1.75 * 2^e, which is its scale of 2^(e-8)
+// times the largest code.
 void SeededModel::Matrix(const std::string& name, int64_t rows, int64_t cols) {
   const int exponent =
       static_cast<int>(std::lround(-0.5 * std::log2(static_cast<double>(cols)) - std::log2(1.53)));
   const auto field = static_cast<uint64_t>(exponent + kBf16Bias) << 7;
   const uint64_t exponents = field * 0x0001000100010001u;
   std::vector<uint64_t>& words = storage_.emplace_back(static_cast<size_t>((rows * cols + 3) / 4));
-  for (uint64_t& word : words) word = (Next() & 0x807f807f807f807fu) | exponents;
+  const uint64_t random = digits_ == DigitsAre::kOfFp8 ? 0x8060806080608060u : 0x807f807f807f807fu;
+  for (uint64_t& word : words) word = (Next() & random) | exponents;
   tensors_[name] = {name,
                     kernels::DType::kBF16,
                     {rows, cols},

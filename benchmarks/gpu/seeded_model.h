@@ -20,10 +20,14 @@ namespace rempart::benchmarks {
 // for each layer either way, and reads as many bytes.
 enum class LayerWeightsAre { kOwn, kShared };
 
+// Whether a matrix has all digits of BF16, or so few that FP8 with a scale for each row holds it as
+// it is.
+enum class DigitsAre { kOfBf16, kOfFp8 };
+
 class SeededModel {
  public:
   SeededModel(worker::ModelConfig config, uint64_t seed, LayerWeightsAre layers,
-              HeadIs head = HeadIs::kOwn);
+              HeadIs head = HeadIs::kOwn, DigitsAre digits = DigitsAre::kOfBf16);
   SeededModel(const SeededModel&) = delete;
   SeededModel& operator=(const SeededModel&) = delete;
 
@@ -43,6 +47,7 @@ class SeededModel {
   void Layer(const std::string& prefix);
 
   const worker::ModelConfig config_;
+  const DigitsAre digits_;
   uint64_t state_;
   std::deque<std::vector<uint64_t>> storage_;
   worker::TensorMap tensors_;

@@ -33,6 +33,12 @@ std::vector<NamedConfig> SmallDecoders() {
   return decoders;
 }
 
+std::vector<NamedConfig> Fp8Decoders() {
+  const ModelConfig config = SmallDecoders()[0].config;
+  return {{"llama_fp8", config, HeadIs::kOwn, Fp8Is::kInWeights},
+          {"llama_fp8_kv", config, HeadIs::kOwn, Fp8Is::kInKv}};
+}
+
 NamedConfig SmolLm2() {
   return {"smollm2_135m", Decoder({576, 1536, 49152, 9, 3, 64, 30}, 100000), HeadIs::kTied};
 }

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <cmath>
+#include <deque>
 #include <filesystem>
 #include <fstream>
 
@@ -66,6 +67,46 @@ TEST(CheckParity, FindsTheEmulatorToComputeWhatTheCpuDoes) {
   }
 }
 
+// Few tokens are multiplied by FP8 weights as they are, and an emulated GPU has no library for
+// many.
+TEST(CheckParity, HoldsTheCpusWeightsInFp8AndAnFp8CacheAgainstItsOwn) {
+  worker::EmulatedDevice device(kMemory);
+  const auto result = CheckParity(device, Fp8Decoders());
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_THAT(result->wrong, IsEmpty());
+  auto figures = ByName(*result);
+  EXPECT_GT(figures["llama_fp8_same_tokens"], 80);
+  EXPECT_GT(figures["llama_fp8_worst_logits_error"], 0);
+  EXPECT_LT(figures["llama_fp8_worst_logits_error"], 2) << "the weights are the same";
+  EXPECT_GT(figures["llama_fp8_kv_same_tokens"], 60);
+  EXPECT_GT(figures["llama_fp8_kv_worst_logits_error"], figures["llama_fp8_worst_logits_error"])
+      << "the cache is in FP8";
+}
+
+// Scales that are twice what they should be.
+class MisscaledDevice : public worker::EmulatedDevice {
+ public:
+  MisscaledDevice() : EmulatedDevice(kMemory) {}
+  absl::Status Matmul(const kernels::DeviceMatmulArgs& args) override {
+    if (args.w.format != kernels::DeviceFormat::kFP8Row) return EmulatedDevice::Matmul(args);
+    std::vector<float>& scales = scales_.emplace_back(args.w.scales, args.w.scales + args.w.rows);
+    for (size_t row = 0; row < scales.size(); row += 3) scales[row] *= 2;
+    kernels::DeviceMatmulArgs other = args;
+    other.w.scales = scales.data();
+    return EmulatedDevice::Matmul(other);
+  }
+
+ private:
+  std::deque<std::vector<float>> scales_;  // graphs hold them
+};
+
+TEST(CheckParity, WrongScalesOfFp8AreFound) {
+  MisscaledDevice device;
+  const auto result = CheckParity(device, Fp8Decoders());
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_THAT(result->wrong, Contains(HasSubstr("llama_fp8, token 0: logits differ by ")));
+}
+
 TEST(CheckParity, SaysWhatIsWrongAndWhere) {
   ForgetfulDevice device;
   const auto result = CheckParity(device, SmallDecoders());
@@ -114,6 +155,20 @@ TEST(Agreement, ATokenMayDifferWhereTwoLieAsCloseAsRoundingAndNowhereElse) {
   EXPECT_THAT(result.wrong,
               ElementsAre("model, token 2: 0 instead of 1, no tie", "model, token 3: 3 is no token",
                           "model, token 4: -1 is no token"));
+}
+
+TEST(Agreement, FiveTimesAsMuchIsAllowedOfFp8) {
+  Agreement agreement("model", 3, Fp8Is::kInKv);
+  agreement.TakeToken(2, {1.0f, 2.0f, 1.55f});
+  agreement.Take({-1.0f, 1.0f + 0.09f * std::sqrt(2.0f)}, {-1.0f, 1.0f});
+  PartResult result;
+  agreement.Report(result);
+  EXPECT_THAT(result.wrong, IsEmpty());
+  agreement.TakeToken(2, {1.0f, 2.0f, 1.45f});
+  agreement.Take({-1.0f, 1.0f + 0.11f * std::sqrt(2.0f)}, {-1.0f, 1.0f});
+  result = {};
+  agreement.Report(result);
+  EXPECT_THAT(result.wrong, SizeIs(2));
 }
 
 TEST(Agreement, LogitsMayDifferByWhatTheirLayersRound) {

@@ -3,8 +3,10 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <vector>
 
 #include "kernels/cuda/numbers.h"
 
@@ -58,6 +60,27 @@ TEST(SeededModel, ProductsKeepTheSizeOfWhatTheyMultiply) {
     const double gain = RootMeanSquare(*matrix) * std::sqrt(static_cast<double>(matrix->view.cols));
     EXPECT_GT(gain, 0.7);
     EXPECT_LT(gain, 1.45);
+  }
+}
+
+// Every number is a code of FP8 times the scale that makes the row's largest the largest code.
+TEST(SeededModel, MatricesOfFewDigitsAreThoseThatFp8Holds) {
+  const SeededModel model(SmallDecoders()[0].config, 7, LayerWeightsAre::kOwn, HeadIs::kOwn,
+                          DigitsAre::kOfFp8);
+  const worker::TensorView& matrix = model.tensors().at("blk.0.ffn_down.weight");
+  const int64_t rows = matrix.shape[0], cols = matrix.shape[1];
+  const auto* bits = reinterpret_cast<const uint16_t*>(matrix.data);
+  for (int64_t r = 0; r < rows; ++r) {
+    std::vector<float> row;
+    for (int64_t c = 0; c < cols; ++c) {
+      row.push_back(kernels::cuda::ToFloat(kernels::cuda::Bf16{bits[r * cols + c]}));
+    }
+    float largest = 0;
+    for (const float x : row) largest = std::max(largest, std::fabs(x));
+    const float scale = largest / 448;
+    for (const float x : row) {
+      ASSERT_EQ(kernels::cuda::ToFloat(kernels::cuda::ToFp8(x / scale)) * scale, x) << r;
+    }
   }
 }
 
