@@ -108,12 +108,6 @@ struct Bench {
   // The GPU is opened for each part anew: what one leaves behind is not another's.
   absl::StatusOr<std::unique_ptr<worker::Device>> Open() const { return machine.open(0); }
 
-  Peaks peaks(ProductType type) const {
-    const worker::CudaDeviceInfo& card = cards.front();
-    return {static_cast<double>(card.memory_bytes_per_second),
-            PeakFlops(type, card.compute_major, card.compute_minor, card.multiprocessors,
-                      card.clock_hz)};
-  }
   RankOptions ranks() const {
     RankOptions options;
     options.program = OwnPath();
@@ -133,8 +127,9 @@ absl::StatusOr<PartResult> RunSpeed(const Bench& bench, worker::DeviceModelOptio
   const ProductType type = options.weights_to_fp8 ? ProductType::kFP8 : ProductType::kBF16;
   ASSIGN_OR_RETURN(const Ready ready,
                    GetReady([&] { return bench.Open(); }, bench.work.large, options));
-  ASSIGN_OR_RETURN(const PartResult speed,
-                   MeasureSpeed(*ready.model, bench.peaks(type), bench.work.speed));
+  ASSIGN_OR_RETURN(
+      const PartResult speed,
+      MeasureSpeed(*ready.model, PeaksOf(bench.cards.front(), type), bench.work.speed));
   PartResult result = ready.times;
   Append(speed, result);
   return result;

@@ -6,6 +6,7 @@
 #include <map>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "benchmarks/gpu/conformance/harness.h"
@@ -102,6 +103,34 @@ double PrefillFlops(const worker::ModelConfig& config, int64_t tokens) {
          2 * hidden * static_cast<double>(config.vocabulary);
 }
 
+// Dense products with F32 sums, in TFLOP/s, from NVIDIA's data sheets: what they say "with
+// sparsity" is halved. They stand for clocks below the highest that the driver names. A GPU that
+// cannot multiply FP8 computes FP8 weights in BF16.
+struct DataSheet {
+  const char* name;  // what the driver's begins with, after "NVIDIA"
+  int compute_major, compute_minor;
+  int multiprocessors;  // a part of a GPU (MIG) has fewer
+  double bf16, fp8;
+};
+constexpr DataSheet kDataSheets[] = {
+    {"A100", 8, 0, 108, 312, 312},      {"L40S", 8, 9, 142, 362, 733},
+    {"L4", 8, 9, 58, 121, 242},         {"H100 PCIe", 9, 0, 114, 756, 1513},
+    {"H100 NVL", 9, 0, 132, 835, 1671}, {"H100 80GB HBM3", 9, 0, 132, 989, 1979},  // SXM
+    {"H200 NVL", 9, 0, 132, 835, 1671}, {"H200", 9, 0, 132, 989, 1979},
+    {"B200", 10, 0, 148, 2250, 4500},
+};
+
+// Of one multiprocessor in one clock, from the architectures' white papers, at the highest clock.
+double FlopsByClock(const worker::CudaDeviceInfo& card, ProductType type) {
+  static const auto* const bf16_per_clock = new std::map<std::pair<int, int>, double>{
+      {{8, 0}, 2048}, {{8, 6}, 1024}, {{8, 9}, 1024}, {{9, 0}, 4096}, {{10, 0}, 8192}};
+  const auto found = bf16_per_clock->find({card.compute_major, card.compute_minor});
+  if (found == bf16_per_clock->end()) return 0;
+  const bool is_double = type == ProductType::kFP8 && found->first >= std::pair(8, 9);
+  return (is_double ? 2 : 1) * found->second * card.multiprocessors *
+         static_cast<double>(card.clock_hz);
+}
+
 absl::Status MeasureDecode(DeviceTransformer& model, const Peaks& peaks, const SpeedSizes& sizes,
                            PartResult& result) {
   for (const int64_t batch : sizes.batches) {
@@ -153,29 +182,37 @@ absl::Status MeasurePrefill(DeviceTransformer& model, const Peaks& peaks, const 
   result.figures.push_back({name + "_computed", flops / 1e12, "TFLOP/s"});
   if (peaks.flops > 0) {
     result.figures.push_back({name + "_of_peak", 100 * flops / peaks.flops, "%"});
+    result.figures.push_back({"peak", peaks.flops / 1e12, "TFLOP/s, of " + peaks.flops_are_of});
+    result.figures.push_back(
+        {"highest_clock", static_cast<double>(peaks.clock_hz) / 1e6, "MHz, as the driver says"});
   }
   return absl::OkStatus();
 }
 
 }  // namespace
 
-// Dense BF16 products with F32 sums, of one multiprocessor in one clock, from NVIDIA's architecture
-// white papers: A100 312, L4 121, H100 SXM 989 and B200 2250 TFLOP/s at their boost clocks.
-// Those of FP8 are twice as many where there are any; a GPU without them computes FP8 weights in
-// BF16.
-double PeakFlops(ProductType type, int compute_major, int compute_minor, int multiprocessors,
-                 int64_t clock_hz) {
-  static const std::map<std::pair<int, int>, double> kPerClock = {
-      {{8, 0}, 2048}, {{8, 6}, 1024}, {{8, 9}, 1024}, {{9, 0}, 4096}, {{10, 0}, 8192}};
-  const auto found = kPerClock.find({compute_major, compute_minor});
-  if (found == kPerClock.end()) return 0;
-  const bool is_double = type == ProductType::kFP8 && found->first >= std::pair(8, 9);
-  return (is_double ? 2 : 1) * found->second * multiprocessors * static_cast<double>(clock_hz);
+Peaks PeaksOf(const worker::CudaDeviceInfo& card, ProductType type) {
+  Peaks peaks;
+  peaks.bytes_per_second = static_cast<double>(card.memory_bytes_per_second);
+  peaks.clock_hz = card.clock_hz;
+  for (const DataSheet& sheet : kDataSheets) {
+    const bool is_this = card.compute_major == sheet.compute_major &&
+                         card.compute_minor == sheet.compute_minor &&
+                         card.multiprocessors == sheet.multiprocessors &&
+                         absl::StartsWith(card.name, absl::StrCat("NVIDIA ", sheet.name));
+    if (!is_this) continue;
+    peaks.flops = 1e12 * (type == ProductType::kFP8 ? sheet.fp8 : sheet.bf16);
+    peaks.flops_are_of = absl::StrCat("the data sheet of the ", sheet.name);
+    return peaks;
+  }
+  peaks.flops = FlopsByClock(card, type);
+  peaks.flops_are_of = "the units' number and highest clock, no data sheet";
+  return peaks;
 }
 
 absl::StatusOr<PartResult> CheckConformance(worker::Device& device) {
   std::vector<Finding> findings;
-  RETURN_IF_ERROR(RunConformance(device, findings));
+  const std::vector<OpError> errors = RunConformance(device, findings);
   PartResult result;
   std::map<std::string, std::pair<double, int>> by_op;
   for (const Finding& finding : findings) {
@@ -189,6 +226,9 @@ absl::StatusOr<PartResult> CheckConformance(worker::Device& device) {
   for (const auto& [op, seen] : by_op) {
     result.figures.push_back(
         {op, seen.first, absl::StrCat("% of tolerance, ", seen.second, " comparisons")});
+  }
+  for (const OpError& error : errors) {
+    result.wrong.push_back(absl::StrCat(error.op, ": ", std::string(error.status.message())));
   }
   return result;
 }

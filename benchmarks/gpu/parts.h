@@ -11,20 +11,22 @@
 
 #include "absl/status/statusor.h"
 #include "benchmarks/gpu/result.h"
+#include "worker/device/cuda_device.h"
 #include "worker/device/device.h"
 #include "worker/model/device_transformer.h"
 #include "worker/model/model_config.h"
 
 namespace rempart::benchmarks {
 
-// What the driver says that a GPU can do; 0: not known. Shares of it are left out then.
+// What a GPU can do; 0: not known. Shares of it are left out then.
 struct Peaks {
-  double bytes_per_second = 0;  // of its memory
+  double bytes_per_second = 0;  // of its memory, as the driver says
   double flops = 0;             // of its tensor cores, for the type that products are computed in
+  std::string flops_are_of;     // the data sheet, or the clock that the driver says
+  int64_t clock_hz = 0;         // the highest, as the driver says
 };
 enum class ProductType { kBF16, kFP8 };
-double PeakFlops(ProductType type, int compute_major, int compute_minor, int multiprocessors,
-                 int64_t clock_hz);
+Peaks PeaksOf(const worker::CudaDeviceInfo& card, ProductType type);
 
 // Every op, dtype and odd shape against kernels/reference: the worst percentage of what is allowed,
 // by op.

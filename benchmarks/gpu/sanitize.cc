@@ -14,8 +14,8 @@
 #include "absl/strings/strip.h"
 #include "benchmarks/gpu/child.h"
 #include "benchmarks/gpu/course.h"
+#include "benchmarks/gpu/conformance/harness.h"
 #include "benchmarks/gpu/parity.h"
-#include "benchmarks/gpu/parts.h"
 #include "common/clock.h"
 #include "common/status_macros.h"
 
@@ -91,7 +91,11 @@ absl::Status RunTool(const SanitizeOptions& options, const std::string& tool, Pa
 
 absl::Status ComputeAll(const worker::GpuOpener& open) {
   ASSIGN_OR_RETURN(const std::unique_ptr<worker::Device> device, open(0));
-  RETURN_IF_ERROR(CheckConformance(*device).status());
+  std::vector<Finding> findings;
+  if (const auto errors = RunConformance(*device, findings); !errors.empty()) {
+    return absl::Status(errors[0].status.code(),
+                        absl::StrCat(errors[0].op, ": ", std::string(errors[0].status.message())));
+  }
   return CheckParity(*device, {SmallDecoders()[0]}).status();
 }
 

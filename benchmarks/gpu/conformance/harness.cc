@@ -48,16 +48,25 @@ const std::vector<Case>& Cases() {
   return *cases;
 }
 
-absl::Status RunConformance(worker::Device& device, std::vector<Finding>& findings) {
+std::vector<OpError> RunConformance(worker::Device& device, std::vector<Finding>& findings) {
+  std::vector<OpError> errors;
+  absl::Status lost;
   for (const Case& each : Cases()) {
+    if (!lost.ok()) {
+      errors.push_back({each.op, lost});
+      continue;
+    }
     Trial trial(device, each.op, findings);
     const absl::Status status = each.run(trial);
-    if (!status.ok()) {
-      return absl::Status(status.code(),
-                          absl::StrCat(each.op, ": ", std::string(status.message())));
+    if (status.ok()) continue;
+    errors.push_back({each.op, status});
+    if (const absl::Status broken = device.Check(); !broken.ok()) {
+      lost =
+          absl::Status(broken.code(), absl::StrCat("has not run: the device was lost in ", each.op,
+                                                   ": ", std::string(broken.message())));
     }
   }
-  return absl::OkStatus();
+  return errors;
 }
 
 std::vector<float> RandomFloats(std::mt19937& random, int64_t count, float deviation) {

@@ -54,8 +54,14 @@ struct Case {
 // At least one for every op.
 const std::vector<Case>& Cases();
 
-// Runs all cases. An error is one of the device, not a wrong result.
-absl::Status RunConformance(worker::Device& device, std::vector<Finding>& findings);
+// An error of the device, not a wrong result.
+struct OpError {
+  std::string op;
+  absl::Status status;
+};
+// Runs all cases, those of other ops after an error, too, unless the device is lost with it: then
+// they have its error. `findings` are those of all that has run.
+std::vector<OpError> RunConformance(worker::Device& device, std::vector<Finding>& findings);
 
 std::vector<float> RandomFloats(std::mt19937& random, int64_t count, float deviation = 1.0f);
 // Rounded to BF16, as bits, and the values that the bits mean.
