@@ -97,6 +97,10 @@ absl::StatusOr<Flags> ParseFlags(const std::vector<std::string>& words) {
   return flags;
 }
 
+bool Reaches(const worker::CudaDeviceInfo& card, const worker::CudaDeviceInfo& other) {
+  return std::count(card.reaches.begin(), card.reaches.end(), other.ordinal) > 0;
+}
+
 // What the parts are made of.
 struct Bench {
   const BenchMachine& machine;
@@ -108,14 +112,39 @@ struct Bench {
   // The GPU is opened for each part anew: what one leaves behind is not another's.
   absl::StatusOr<std::unique_ptr<worker::Device>> Open() const { return machine.open(0); }
 
-  RankOptions ranks() const {
-    RankOptions options;
+  RankOptions ranks(absl::Time deadline) const {
+    RankOptions options = work.ranks;
     options.program = OwnPath();
     options.nccl = flags.nccl;
     options.gpus = static_cast<int>(cards.size());
+    options.gpus_reach_each_other =
+        cards.size() > 1 && Reaches(cards[0], cards[1]) && Reaches(cards[1], cards[0]);
+    options.deadline = deadline;
     return options;
   }
 };
+
+// What is done by the deadline, which is that of the part or of the run, whichever comes first: the
+// part takes `usual` as a rule. What the end of the run has cut short is nobody's fault.
+using BoundedRun = std::function<absl::StatusOr<PartResult>(absl::Time deadline)>;
+absl::StatusOr<PartResult> WithinTheRun(const Bench& bench, absl::Duration usual,
+                                        const BoundedRun& run) {
+  const absl::Time longest = SteadyNow() + kPatience * usual;
+  const absl::Time deadline = std::min(longest, bench.end + bench.work.pace * kGrace);
+  absl::StatusOr<PartResult> result = run(deadline);
+  const bool is_good = result.ok() && result->wrong.empty();
+  if (is_good || deadline == longest || SteadyNow() < deadline) return result;
+  return CutShort("was ended with the time of --minutes; run the same again to go on");
+}
+
+// A part of this process, whose work is in processes that it starts.
+Part StartsItsOwn(const Bench& bench, std::string name, std::string about, absl::Duration usual,
+                  BoundedRun run) {
+  return {std::move(name), std::move(about), usual,
+          [&bench, usual = bench.work.pace * usual, run = std::move(run)] {
+            return WithinTheRun(bench, usual, run);
+          }};
+}
 
 absl::StatusOr<PartResult> RunLoad(const Bench& bench, const worker::DeviceModelOptions& options) {
   ASSIGN_OR_RETURN(const Ready ready,
@@ -131,6 +160,8 @@ absl::StatusOr<PartResult> RunSpeed(const Bench& bench, worker::DeviceModelOptio
       const PartResult speed,
       MeasureSpeed(*ready.model, PeaksOf(bench.cards.front(), type), bench.work.speed));
   PartResult result = ready.times;
+  result.figures.push_back(
+      {"max_step_tokens", static_cast<double>(options.max_step_tokens), "tokens of a step"});
   Append(speed, result);
   return result;
 }
@@ -159,8 +190,6 @@ void AddChecks(const Bench& bench, std::vector<Part>& parts) {
                    }),
                    PartProcess::kItsOwn});
   parts.push_back({"parity_exact",
-  result.figures.push_back(
-      {"max_step_tokens", static_cast<double>(options.max_step_tokens), "tokens of a step"});
                    "The same with seeded random weights of the exact shapes of SmolLM2-135M and "
                    "Gemma 3 270M.",
                    absl::Seconds(90), check([&bench](worker::Device& device) {
@@ -177,22 +206,26 @@ void AddChecks(const Bench& bench, std::vector<Part>& parts) {
 }
 
 void AddRanks(const Bench& bench, std::vector<Part>& parts) {
-  parts.push_back(
-      {"ranks",
-       "Two NCCL ranks on one GPU, as threads of one process and as two processes, and on two GPUs "
-       "where there are two: the tokens of one rank, step by step, from logits and sampled on the "
-       "device. killed: one of the two processes is killed while both decode; stopped: one stops "
-       "answering; the other has to notice within its deadline and to end with status 0.",
-       absl::Seconds(90), [&bench] { return CheckRanks(bench.ranks()); }});
-  parts.push_back({"allreduce",
-                   "One all-reduce of BF16 between two ranks by NCCL, in a recorded graph of "
-                   "fifty. norm: followed by residual and norm, by NCCL and a kernel and in one "
-                   "shot, as a worker measures them when it links its GPUs; one_shot_max: up to "
-                   "which size it would send them in one shot. On one GPU (gpus 1) the kernels "
-                   "share the multiprocessors and no link is crossed.",
-                   absl::Seconds(60), [&bench] {
-                     return MeasureAllReduce(bench.ranks(), bench.work.all_reduce_bytes);
-                   }});
+  parts.push_back(StartsItsOwn(
+      bench, "ranks",
+      "Two NCCL ranks on one GPU, as threads of one process and as two processes, and on two GPUs "
+      "where there are two: the tokens of one rank, step by step, from logits and sampled on the "
+      "device. killed: one of the two processes is killed while both decode; stopped: one stops "
+      "answering; the other has to notice within its deadline and to end with status 0. Linked as "
+      "a worker links its GPUs, once with NCCL alone and once with every sum in one shot "
+      "(one_shot), which has to be possible where the ranks share a GPU or read each other's.",
+      absl::Seconds(120),
+      [&bench](absl::Time deadline) { return CheckRanks(bench.ranks(deadline)); }));
+  parts.push_back(StartsItsOwn(
+      bench, "allreduce",
+      "One all-reduce of BF16 between two ranks by NCCL, in a recorded graph of fifty. norm: "
+      "followed by residual and norm, by NCCL and a kernel and in one shot, as a worker measures "
+      "them when it links its GPUs; one_shot_max: up to which size it would send them in one "
+      "shot. In memory of NCCL's that is registered, as a worker's. On one GPU (gpus 1) the "
+      "kernels share the multiprocessors and no link is crossed.",
+      absl::Seconds(60), [&bench](absl::Time deadline) {
+        return MeasureAllReduce(bench.ranks(deadline), bench.work.all_reduce_bytes);
+      }));
 }
 
 void AddSpeeds(const Bench& bench, std::vector<Part>& parts) {
@@ -228,11 +261,11 @@ void AddLoads(const Bench& bench, std::vector<Part>& parts) {
   parts.push_back({"load_fp8", load + " Weights and KV cache in FP8.", absl::Seconds(150),
                    [&bench, options] { return RunLoad(bench, options); }, PartProcess::kItsOwn});
   if (bench.flags.vllm.empty()) return;
-  parts.push_back({"load_fp8_vllm", "vLLM under the same load, with random weights of its own.",
-                   absl::Seconds(300), [&bench, options] {
-                     return MeasureVllm(bench.flags.vllm, bench.work.large, options,
-                                        bench.work.load);
-                   }});
+  parts.push_back(StartsItsOwn(
+      bench, "load_fp8_vllm", "vLLM under the same load, with random weights of its own.",
+      absl::Seconds(300), [&bench, options](absl::Time deadline) {
+        return MeasureVllm(bench.flags.vllm, bench.work.large, options, bench.work.load, deadline);
+      }));
 }
 
 void AddProfiles(const Bench& bench, std::vector<Part>& parts) {
@@ -252,15 +285,17 @@ void AddProfiles(const Bench& bench, std::vector<Part>& parts) {
                    [run, options] { return run(options); }, PartProcess::kItsOwn});
 }
 
-void AddSanitizer(std::vector<Part>& parts) {
-  parts.push_back({"sanitize",
-                   "Every op at its odd shapes and a small decoder with its recorded graphs under "
-                   "NVIDIA's compute-sanitizer.",
-                   absl::Seconds(200), [] {
-                     SanitizeOptions options;
-                     options.program = OwnPath();
-                     return CheckSanitized(options);
-                   }});
+void AddSanitizer(const Bench& bench, std::vector<Part>& parts) {
+  parts.push_back(StartsItsOwn(
+      bench, "sanitize",
+      "Every op at its odd shapes and a small decoder with its recorded graphs under NVIDIA's "
+      "compute-sanitizer.",
+      absl::Seconds(200), [](absl::Time deadline) {
+        SanitizeOptions options;
+        options.program = OwnPath();
+        options.deadline = deadline;
+        return CheckSanitized(options);
+      }));
 }
 
 absl::StatusOr<std::vector<Part>> MakeParts(const Bench& bench) {
@@ -270,7 +305,7 @@ absl::StatusOr<std::vector<Part>> MakeParts(const Bench& bench) {
   AddSpeeds(bench, parts);
   AddLoads(bench, parts);
   AddProfiles(bench, parts);
-  AddSanitizer(parts);
+  AddSanitizer(bench, parts);
   std::vector<std::string> names;
   for (Part& part : parts) {
     part.usual *= bench.work.pace;
@@ -292,17 +327,14 @@ absl::StatusOr<PartResult> RunInItsOwn(const Bench& bench, const std::string& na
   for (const std::string& model : bench.flags.models) {
     words.insert(words.end(), {"--model", model});
   }
-  const absl::Time longest = SteadyNow() + kPatience * usual;
-  const absl::Time deadline = std::min(longest, bench.end + bench.work.pace * kGrace);
-  ASSIGN_OR_RETURN(const std::unique_ptr<Child> child, Child::Start(words, {}));
-  PartResult result;
-  std::string missing;
-  TakeResult(*child, "its process", deadline, result, &missing);
-  if (!missing.empty()) return NotRun(missing);
-  if (!result.wrong.empty() && deadline < longest && SteadyNow() >= deadline) {
-    return CutShort("was ended with the time of --minutes; run the same again to go on");
-  }
-  return result;
+  return WithinTheRun(bench, usual, [&](absl::Time deadline) -> absl::StatusOr<PartResult> {
+    ASSIGN_OR_RETURN(const std::unique_ptr<Child> child, Child::Start(words, {}));
+    PartResult result;
+    std::string missing;
+    TakeResult(*child, "its process", deadline, result, &missing);
+    if (!missing.empty()) return NotRun(missing);
+    return result;
+  });
 }
 
 // For that process: the result of one part to standard output.

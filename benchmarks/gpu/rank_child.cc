@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The processes that ranks.cc starts: two ranks as threads, or one rank that is told where the
 // other is.
+#include <algorithm>
 #include <chrono>
 #include <functional>
 #include <iostream>
@@ -35,19 +36,21 @@ constexpr milliseconds kHostTimeout{60'000};
 struct Asked {
   std::string nccl;
   worker::DeviceCommunicatorOptions link;
+  bool in_one_shot = false;        // all sums that may be
   std::vector<std::string> words;  // what, and its arguments
 };
 
 absl::StatusOr<Asked> ParseWords(const std::vector<std::string>& words) {
   int64_t connect = 0, step = 0;
-  if (words.size() < 4 || !absl::SimpleAtoi(words[1], &connect) ||
+  if (words.size() < 5 || !absl::SimpleAtoi(words[1], &connect) ||
       !absl::SimpleAtoi(words[2], &step)) {
     return absl::InvalidArgumentError("--rank-child is for this program alone");
   }
   Asked asked;
   asked.nccl = words[0];
   asked.link = {milliseconds(connect), milliseconds(step)};
-  asked.words.assign(words.begin() + 3, words.end());
+  asked.in_one_shot = words[3] == kInOneShot;
+  asked.words.assign(words.begin() + 4, words.end());
   return asked;
 }
 
@@ -61,24 +64,32 @@ absl::StatusOr<std::vector<int64_t>> Numbers(const Asked& asked) {
   return numbers;
 }
 
-using RankWork =
-    std::function<absl::StatusOr<PartResult>(const RankPlace& place, DeviceCommunicator& link)>;
+// As a worker loads it, but that sizes are not left to measurement.
+absl::StatusOr<std::unique_ptr<worker::CollectiveLibrary>> LoadLibrary(const Asked& asked) {
+  ASSIGN_OR_RETURN(std::unique_ptr<worker::CollectiveLibrary> nccl, worker::Nccl::Load(asked.nccl));
+  if (!asked.in_one_shot) return nccl;
+  worker::OneShotOptions options;
+  options.use = worker::OneShotUse::kAlways;
+  options.measure_time = milliseconds(0);
+  return std::make_unique<worker::OneShot>(std::move(nccl), options);
+}
 
-absl::StatusOr<PartResult> RunOneRank(const worker::GpuOpener& open, worker::Nccl& nccl, int gpu,
+using RankWork = std::function<absl::StatusOr<PartResult>(const RankPlace& place)>;
+
+absl::StatusOr<PartResult> RunOneRank(const worker::GpuOpener& open,
+                                      worker::CollectiveLibrary& library, int gpu,
                                       worker::Communicator& host,
                                       const worker::DeviceCommunicatorOptions& options,
                                       const RankWork& work) {
   ASSIGN_OR_RETURN(const std::unique_ptr<worker::Device> device, open(gpu));
-  const RankPlace place = {&nccl, device.get(), &host};
-  ASSIGN_OR_RETURN(const std::unique_ptr<DeviceCommunicator> link, LinkPair(place, options));
-  return work(place, *link);
+  return work({&library, device.get(), &host, options});
 }
 
 // Both ranks as threads; what rank 0 has found.
 absl::StatusOr<PartResult> RunThreads(const worker::GpuOpener& open, const Asked& asked,
                                       const RankWork& work) {
   ASSIGN_OR_RETURN(const std::vector<int64_t> gpus, Numbers(asked));
-  ASSIGN_OR_RETURN(const std::unique_ptr<worker::Nccl> nccl, worker::Nccl::Load(asked.nccl));
+  ASSIGN_OR_RETURN(const std::unique_ptr<worker::CollectiveLibrary> library, LoadLibrary(asked));
   worker::CommunicatorOptions options;
   options.timeout = kHostTimeout;
   const auto hosts = worker::CreateInProcess(2, options);
@@ -87,8 +98,8 @@ absl::StatusOr<PartResult> RunThreads(const worker::GpuOpener& open, const Asked
     std::vector<std::jthread> threads;
     for (size_t rank = 0; rank < 2; ++rank) {
       threads.emplace_back([&, rank] {
-        found[rank] =
-            RunOneRank(open, *nccl, static_cast<int>(gpus[rank]), *hosts[rank], asked.link, work);
+        found[rank] = RunOneRank(open, *library, static_cast<int>(gpus[rank]), *hosts[rank],
+                                 asked.link, work);
         if (!found[rank].ok()) hosts[rank]->Abort(found[rank].status(), static_cast<int>(rank));
       });
     }
@@ -101,7 +112,7 @@ absl::StatusOr<PartResult> RunThreads(const worker::GpuOpener& open, const Asked
 absl::StatusOr<PartResult> RunProcess(const worker::GpuOpener& open, const Asked& asked,
                                       const RankWork& work) {
   ASSIGN_OR_RETURN(const std::vector<int64_t> numbers, Numbers(asked));
-  ASSIGN_OR_RETURN(const std::unique_ptr<worker::Nccl> nccl, worker::Nccl::Load(asked.nccl));
+  ASSIGN_OR_RETURN(const std::unique_ptr<worker::CollectiveLibrary> library, LoadLibrary(asked));
   ASSIGN_OR_RETURN(const auto listener, worker::LinkListener::Listen("127.0.0.1:0"));
   std::cout << "address\t" << listener->address() << std::endl;
   std::string key, addresses;
@@ -115,31 +126,49 @@ absl::StatusOr<PartResult> RunProcess(const worker::GpuOpener& open, const Asked
   options.timeout = kHostTimeout;
   ASSIGN_OR_RETURN(const auto hosts, worker::ConnectGroup(listener.get(), group, options,
                                                           asked.link.connect_timeout, {}));
-  return RunOneRank(open, *nccl, static_cast<int>(numbers[1]), *hosts[0], asked.link, work);
+  return RunOneRank(open, *library, static_cast<int>(numbers[1]), *hosts[0], asked.link, work);
 }
 
-absl::StatusOr<PartResult> Lose(const RankPlace& place, DeviceCommunicator& link,
-                                const NamedConfig& decoder) {
-  const absl::Status why =
-      DecodeUntilLost(place, link, decoder, [] { std::cout << "steps\t" << std::endl; });
+absl::StatusOr<PartResult> Lose(const RankPlace& place, const NamedConfig& decoder) {
+  const absl::Status why = DecodeUntilLost(place, decoder, [](const std::string& absence) {
+    std::cout << "steps\t" << OneField(absence) << std::endl;
+  });
   std::cout << "lost\t" << OneField(std::string(why.message())) << std::endl;
   return PartResult{};
 }
 
-absl::StatusOr<PartResult> TimeReduces(const Asked& asked, const RankPlace& place,
-                                       DeviceCommunicator& link) {
+// What both ways work on is the library's memory, and registered, as a worker's.
+absl::StatusOr<PartResult> TimeReduces(const Asked& asked, const RankPlace& place) {
   ASSIGN_OR_RETURN(std::vector<int64_t> sizes, Numbers(asked));
-  sizes.erase(sizes.begin(), sizes.begin() + 2);
-  const std::vector<ReduceWay> ways = {{"nccl", [&](void* values, int64_t count) {
-                                          return link.AllReduceSum(values, count,
-                                                                   worker::DeviceNumber::kBF16);
-                                        }}};
-  ASSIGN_OR_RETURN(PartResult result, TimeAllReduces(place, link, ways, sizes));
+  if (sizes.size() < 4) return absl::InvalidArgumentError("two GPUs, a time, and sizes");
+  worker::OneShotOptions options;
+  options.measure_time = milliseconds(sizes[2]);
+  sizes.erase(sizes.begin(), sizes.begin() + 3);
+  const int64_t most =
+      std::max(options.buffer_bytes, *std::max_element(sizes.begin(), sizes.end()));
+  ASSIGN_OR_RETURN(const auto values,
+                   worker::CollectiveBuffer::Make(place.library, *place.device, most));
+  RETURN_IF_ERROR(place.host->Barrier());
+  PartResult result;
+  {
+    ASSIGN_OR_RETURN(const std::unique_ptr<DeviceCommunicator> link, LinkPair(place));
+    ASSIGN_OR_RETURN(const bool is_symmetric, link->Register(values.data(), most));
+    const std::vector<ReduceWay> ways = {{"nccl", [&](void* of, int64_t count) {
+                                            return link->AllReduceSum(of, count,
+                                                                      worker::DeviceNumber::kBF16);
+                                          }}};
+    ASSIGN_OR_RETURN(result, TimeAllReduces(place, *link, ways, sizes, values.data()));
+    result.figures.push_back(
+        {"symmetric_memory", is_symmetric ? 1.0 : 0.0, "1: NCCL adds up in registered windows"});
+    RETURN_IF_ERROR(place.host->Barrier());
+  }
   ASSIGN_OR_RETURN(std::unique_ptr<worker::Nccl> nccl, worker::Nccl::Load(asked.nccl));
-  worker::OneShot library(std::move(nccl));
+  worker::OneShot library(std::move(nccl), options);
   ASSIGN_OR_RETURN(const std::unique_ptr<DeviceCommunicator> one_shot,
-                   LinkPair({&library, place.device, place.host}, asked.link));
-  Append(OneShotResult(one_shot->one_shot()), result);
+                   LinkPair({&library, place.device, place.host, place.link}));
+  RETURN_IF_ERROR(one_shot->Register(values.data(), most).status());
+  Append(OneShotResult(one_shot->one_shot(), options.buffer_bytes), result);
+  RETURN_IF_ERROR(place.host->Barrier());
   return result;
 }
 
@@ -148,20 +177,18 @@ absl::StatusOr<PartResult> Answer(const worker::GpuOpener& open,
                                   const std::vector<NamedConfig>& decoders, const Asked& asked) {
   RETURN_IF_ERROR(worker::CheckNcclSettings(worker::ReadNcclSettings()));
   const std::string& what = asked.words[0];
-  const RankWork compare = [&](const RankPlace& place, DeviceCommunicator& link) {
-    return ComparePairWithOne(place, link, decoders);
+  const RankWork compare = [&](const RankPlace& place) {
+    return ComparePairWithOne(place, decoders);
   };
   if (what == "threads") return RunThreads(open, asked, compare);
   if (what == "compare") return RunProcess(open, asked, compare);
   if (what == "lose") {
-    return RunProcess(open, asked, [&](const RankPlace& place, DeviceCommunicator& link) {
-      return Lose(place, link, decoders[0]);
-    });
+    return RunProcess(open, asked,
+                      [&](const RankPlace& place) { return Lose(place, decoders[0]); });
   }
   if (what == "all-reduce") {
-    return RunThreads(open, asked, [&](const RankPlace& place, DeviceCommunicator& link) {
-      return TimeReduces(asked, place, link);
-    });
+    return RunThreads(open, asked,
+                      [&](const RankPlace& place) { return TimeReduces(asked, place); });
   }
   return absl::InvalidArgumentError(absl::StrCat("--rank-child does not know ", what));
 }

@@ -14,7 +14,8 @@
 #include "benchmarks/gpu/seeded_model.h"
 #include "common/status_macros.h"
 #include "worker/comm/nccl_abi.h"
-#include "worker/device/thread_pool.h"
+#include "worker/group/device_links.h"
+#include "worker/group/rank_model.h"
 #include "worker/model/device_transformer.h"
 
 namespace rempart::benchmarks {
@@ -31,13 +32,13 @@ constexpr int kGraphs = 21;
 // How often the host communicator is asked whether the other rank is still there.
 constexpr std::chrono::milliseconds kLook{2};
 
-// One rank's share of a decoder on its device, or all of it.
-class Share {
+// One rank's share of a decoder on its device, or all of it. As a worker's, to who links it.
+class Share : public worker::RankModel {
  public:
-  static absl::StatusOr<std::unique_ptr<Share>> Make(worker::Device& device,
+  static absl::StatusOr<std::unique_ptr<Share>> Make(const RankPlace& place,
                                                      const SeededModel& model,
                                                      const RankPosition& of) {
-    std::unique_ptr<Share> share(new Share);
+    std::unique_ptr<Share> share(new Share(*place.device));
     ASSIGN_OR_RETURN(share->weights_, model.Weights(of));
     const worker::ModelConfig& config = model.config();
     worker::DeviceModelOptions options;
@@ -51,17 +52,31 @@ class Share {
                        kernels::DeviceKvBlockBytes(
                            false, share->weights_.partition.kv_heads.count(), config.head_dim);
     ASSIGN_OR_RETURN(share->transformer_,
-                     DeviceTransformer::Create(device, config, share->weights_, options));
+                     DeviceTransformer::Create(*place.device, config, share->weights_, options, {},
+                                               place.library));
     return share;
   }
 
-  DeviceTransformer& transformer() { return *transformer_; }
+  worker::Device* device() override { return &device_; }
+  const worker::CollectiveBuffer* exchange() override { return &transformer_->exchange(); }
+  void SetDeviceCommunicator(worker::DeviceCommunicator* communicator) override {
+    transformer_->SetCommunicator(communicator);
+  }
+  // There is one epoch, and a cache for it from the beginning.
+  absl::Status Begin(worker::Communicator*, int32_t) override { return absl::OkStatus(); }
+  int32_t vocabulary_size() const override {
+    return static_cast<int32_t>(transformer_->config().vocabulary);
+  }
+  absl::Status Forward(const worker::StepBatch& batch, absl::Span<float> logits,
+                       absl::Span<worker::DrawnToken> drawn) override {
+    return transformer_->Forward(batch, logits, drawn);
+  }
 
   absl::Status Forward(absl::Span<const int32_t> ids, size_t position, std::vector<float>& logits) {
     worker::StepBatch batch;
     batch.slices = {{ids, static_cast<int32_t>(position), table_, true}};
-    logits.resize(static_cast<size_t>(transformer_->config().vocabulary));
-    return transformer_->Forward(batch, absl::MakeSpan(logits));
+    logits.resize(static_cast<size_t>(vocabulary_size()));
+    return Forward(batch, absl::MakeSpan(logits), {});
   }
   absl::Status Decode(int32_t id, size_t position, int64_t steps, std::vector<int32_t>& tokens) {
     const std::vector<DecodeSequence> sequences = {
@@ -98,24 +113,35 @@ class Share {
   }
 
  private:
-  Share() = default;
+  explicit Share(worker::Device& device) : device_(device) {}
 
+  worker::Device& device_;
   worker::Weights weights_;
   std::vector<int32_t> table_;
   std::unique_ptr<DeviceTransformer> transformer_;
 };
 
-// The communicator is taken away before it ends, and with it the graphs that hold its collectives.
+// A share that was linked. The communicator is taken away before it ends, and with it the graphs
+// that hold its collectives.
 class Linked {
  public:
-  Linked(DeviceTransformer& transformer, worker::DeviceCommunicator& link)
-      : transformer_(transformer) {
-    transformer_.SetCommunicator(&link);
+  static absl::StatusOr<std::unique_ptr<Linked>> Make(const RankPlace& place, Share& share) {
+    const worker::LocalRank rank = {place.host->rank(), &share, place.host};
+    std::unique_ptr<Linked> linked(new Linked(share));
+    ASSIGN_OR_RETURN(linked->links_,
+                     worker::LinkDevices(*place.library, kRanks, {rank}, place.link, {}));
+    return linked;
   }
-  ~Linked() { transformer_.SetCommunicator(nullptr); }
+  ~Linked() { share_.SetDeviceCommunicator(nullptr); }
+
+  worker::DeviceCommunicator& communicator() const { return *links_.front().communicator; }
+  bool has_symmetric_memory() const { return links_.front().has_symmetric_memory; }
 
  private:
-  DeviceTransformer& transformer_;
+  explicit Linked(Share& share) : share_(share) {}
+
+  Share& share_;
+  std::vector<worker::DeviceLink> links_;
 };
 
 // What one device makes of a seeded prompt: a greedy continuation, and the logits of every step.
@@ -124,8 +150,8 @@ struct Expected {
   std::vector<std::vector<float>> logits;  // of each token after the prompt
 };
 
-absl::StatusOr<Expected> ComputeAlone(worker::Device& device, const SeededModel& model) {
-  ASSIGN_OR_RETURN(const std::unique_ptr<Share> whole, Share::Make(device, model, {}));
+absl::StatusOr<Expected> ComputeAlone(const RankPlace& place, const SeededModel& model) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<Share> whole, Share::Make(place, model, {}));
   Expected expected;
   expected.ids = SeededIds(kParityPrompt, model.config().vocabulary, 11);
   size_t done = 0;
@@ -136,6 +162,16 @@ absl::StatusOr<Expected> ComputeAlone(worker::Device& device, const SeededModel&
     expected.ids.push_back(static_cast<int32_t>(Best(logits)));
   }
   return expected;
+}
+
+// How the devices add up: as far as that is known before they do.
+PartResult LinkFacts(const Linked& linked) {
+  PartResult result;
+  result.figures.push_back({"symmetric_memory", linked.has_symmetric_memory() ? 1.0 : 0.0,
+                            "1: NCCL adds up in registered windows"});
+  const std::string absence = linked.communicator().one_shot().absence;
+  if (!absence.empty()) result.notes.push_back(kNoOneShot + absence);
+  return result;
 }
 
 // The same tokens by both ranks.
@@ -193,13 +229,13 @@ uint16_t Bf16Bits(float value) {
 }
 
 // Rank r's values are all r + 1, so their sum is 3 everywhere.
-absl::Status CheckSum(worker::Device& device, const worker::DeviceBuffer& values, int64_t count,
+absl::Status CheckSum(worker::Device& device, void* values, int64_t count,
                       worker::DeviceCommunicator& link, const ReduceWay& way, PartResult& result) {
   std::vector<uint16_t> numbers(static_cast<size_t>(count),
                                 Bf16Bits(static_cast<float>(link.rank() + 1)));
-  device.CopyIn(values.as<void>(), numbers.data(), 2 * count);
-  RETURN_IF_ERROR(way.queue(values.as<void>(), count));
-  device.CopyOut(numbers.data(), values.as<void>(), 2 * count);
+  device.CopyIn(values, numbers.data(), 2 * count);
+  RETURN_IF_ERROR(way.queue(values, count));
+  device.CopyOut(numbers.data(), values, 2 * count);
   RETURN_IF_ERROR(link.Finish());
   const uint16_t sum = Bf16Bits(3.0f);
   if (std::any_of(numbers.begin(), numbers.end(), [&](uint16_t bits) { return bits != sum; })) {
@@ -231,52 +267,54 @@ absl::StatusOr<double> MicrosOfOne(const RankPlace& place, worker::DeviceCommuni
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<worker::DeviceCommunicator>> LinkPair(
-    const RankPlace& place, const worker::DeviceCommunicatorOptions& options) {
+absl::StatusOr<std::unique_ptr<worker::DeviceCommunicator>> LinkPair(const RankPlace& place) {
   std::string id(sizeof(NcclUniqueId), '\0');
   if (place.host->rank() == 0) {
     ASSIGN_OR_RETURN(id, place.library->NewId());
   }
   RETURN_IF_ERROR(place.host->Broadcast(id.data(), static_cast<int64_t>(id.size()), 0));
   ASSIGN_OR_RETURN(std::unique_ptr<worker::DeviceCommunicator> link,
-                   place.library->Connect(*place.device, {id, place.host}, options, {}));
+                   place.library->Connect(*place.device, {id, place.host}, place.link, {}));
   RETURN_IF_ERROR(place.host->Barrier());
   return link;
 }
 
 absl::StatusOr<PartResult> ComparePairWithOne(const RankPlace& place,
-                                              worker::DeviceCommunicator& link,
                                               const std::vector<NamedConfig>& decoders) {
-  PartResult result;
+  PartResult result, facts;
   for (const NamedConfig& named : decoders) {
     if (!worker::CheckTensorParallel(named.config, kRanks).ok()) continue;
     const SeededModel model(named.config, 7, LayerWeightsAre::kOwn, named.head);
     Expected expected;
     expected.ids.resize(kParityPrompt + kParityTokens);
     if (place.host->rank() == 0) {
-      ASSIGN_OR_RETURN(expected, ComputeAlone(*place.device, model));
+      ASSIGN_OR_RETURN(expected, ComputeAlone(place, model));
     }
     RETURN_IF_ERROR(place.host->Broadcast(
         expected.ids.data(), static_cast<int64_t>(expected.ids.size() * sizeof(int32_t)), 0));
-    ASSIGN_OR_RETURN(
-        const std::unique_ptr<Share> share,
-        Share::Make(*place.device, model, {.rank = place.host->rank(), .size = kRanks}));
-    const Linked linked(share->transformer(), link);
+    ASSIGN_OR_RETURN(const std::unique_ptr<Share> share,
+                     Share::Make(place, model, {.rank = place.host->rank(), .size = kRanks}));
     // While one allocates, the other's kernels must not wait for it.
     RETURN_IF_ERROR(place.host->Barrier());
+    ASSIGN_OR_RETURN(const std::unique_ptr<Linked> linked, Linked::Make(place, *share));
+    facts = LinkFacts(*linked);
     RETURN_IF_ERROR(ComputeTogether(place, *share, absl::StrCat(named.name, "_tp2"), expected,
                                     named.config.layers.size(), result));
+    // Nobody takes away what the other's kernels may still read.
+    RETURN_IF_ERROR(place.host->Barrier());
   }
+  Append(facts, result);
   return result;
 }
 
-absl::Status DecodeUntilLost(const RankPlace& place, worker::DeviceCommunicator& link,
-                             const NamedConfig& decoder, const std::function<void()>& on_steps) {
+absl::Status DecodeUntilLost(const RankPlace& place, const NamedConfig& decoder,
+                             const std::function<void(const std::string& absence)>& on_steps) {
   const SeededModel model(decoder.config, 7, LayerWeightsAre::kOwn, decoder.head);
   ASSIGN_OR_RETURN(const std::unique_ptr<Share> share,
-                   Share::Make(*place.device, model, {.rank = place.host->rank(), .size = kRanks}));
-  const Linked linked(share->transformer(), link);
+                   Share::Make(place, model, {.rank = place.host->rank(), .size = kRanks}));
   RETURN_IF_ERROR(place.host->Barrier());
+  ASSIGN_OR_RETURN(const std::unique_ptr<Linked> linked, Linked::Make(place, *share));
+  worker::DeviceCommunicator& link = linked->communicator();
   const std::jthread watch([&](const std::stop_token& stop) {
     while (!stop.stop_requested()) {
       if (const absl::Status lost = place.host->status(); !lost.ok()) return link.Abort(lost);
@@ -288,33 +326,28 @@ absl::Status DecodeUntilLost(const RankPlace& place, worker::DeviceCommunicator&
   for (bool is_first = true;; is_first = false) {
     RETURN_IF_ERROR(share->Forward({&tokens[0], 1}, 0, logits));
     RETURN_IF_ERROR(share->Decode(tokens[0], 1, kParityTokens, tokens));
-    if (is_first) on_steps();
+    if (is_first) on_steps(link.one_shot().absence);
   }
 }
 
 absl::StatusOr<PartResult> TimeAllReduces(const RankPlace& place, worker::DeviceCommunicator& link,
                                           const std::vector<ReduceWay>& ways,
-                                          const std::vector<int64_t>& sizes_bytes) {
+                                          const std::vector<int64_t>& sizes_bytes, void* values) {
   PartResult result;
-  const int64_t most = *std::max_element(sizes_bytes.begin(), sizes_bytes.end());
-  ASSIGN_OR_RETURN(const worker::DeviceBuffer values,
-                   worker::DeviceBuffer::Make(*place.device, most));
-  RETURN_IF_ERROR(place.host->Barrier());
   for (const ReduceWay& way : ways) {
     for (const int64_t bytes : sizes_bytes) {
       RETURN_IF_ERROR(CheckSum(*place.device, values, bytes / 2, link, way, result));
-      ASSIGN_OR_RETURN(const double micros,
-                       MicrosOfOne(place, link, way, values.as<void>(), bytes / 2));
+      ASSIGN_OR_RETURN(const double micros, MicrosOfOne(place, link, way, values, bytes / 2));
       result.figures.push_back({absl::StrCat(way.name, "_", SizeText(bytes)), micros, "us"});
     }
   }
   return result;
 }
 
-PartResult OneShotResult(const worker::OneShotFacts& facts) {
+PartResult OneShotResult(const worker::OneShotFacts& facts, int64_t largest_bytes) {
   PartResult result;
   if (!facts.absence.empty()) {
-    result.notes.push_back("no sums in one shot: " + facts.absence);
+    result.notes.push_back(kNoOneShot + facts.absence);
     return result;
   }
   for (const worker::SumTime& time : facts.times) {
@@ -323,6 +356,12 @@ PartResult OneShotResult(const worker::OneShotFacts& facts) {
     result.figures.push_back({"one_shot_norm_" + size, time.one_shot_microseconds, "us"});
   }
   result.figures.push_back({"one_shot_max", static_cast<double>(facts.max_bytes >> 10), "KiB"});
+  const int64_t measured = facts.times.empty() ? 0 : facts.times.back().bytes;
+  if (measured < largest_bytes) {
+    result.wrong.push_back(absl::StrCat("sums in one shot: none of more than ", measured >> 10,
+                                        " KiB was measured in the time that there is for it, of ",
+                                        largest_bytes >> 10, " KiB"));
+  }
   return result;
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "benchmarks/gpu/sanitize.h"
 
+#include <algorithm>
 #include <csignal>
 #include <iostream>
 #include <memory>
@@ -13,8 +14,8 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "benchmarks/gpu/child.h"
-#include "benchmarks/gpu/course.h"
 #include "benchmarks/gpu/conformance/harness.h"
+#include "benchmarks/gpu/course.h"
 #include "benchmarks/gpu/parity.h"
 #include "common/clock.h"
 #include "common/status_macros.h"
@@ -54,7 +55,8 @@ std::string Said(const std::string& line) {
 
 absl::Status RunTool(const SanitizeOptions& options, const std::string& tool, PartResult& result) {
   ASSIGN_OR_RETURN(const std::unique_ptr<Child> child, StartSanitizer(options, tool));
-  const absl::Time deadline = SteadyNow() + options.limit;
+  const absl::Time start = SteadyNow();
+  const absl::Time deadline = std::min(start + options.limit, options.deadline);
   std::vector<std::string> lines;
   std::string summary;
   absl::StatusOr<std::string> line = child->Hear(deadline);
@@ -72,7 +74,7 @@ absl::Status RunTool(const SanitizeOptions& options, const std::string& tool, Pa
         absl::StrCat(tool, ": ", what, lines.empty() ? "" : ": ", absl::StrJoin(lines, "; ")));
   };
   if (!ended.ok()) {
-    wrong(absl::StrCat("not done within ", absl::FormatDuration(options.limit)));
+    wrong(absl::StrCat("not done within ", absl::FormatDuration(deadline - start)));
     return absl::OkStatus();
   }
   int64_t errors = 0;

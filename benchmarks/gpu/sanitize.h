@@ -19,7 +19,8 @@ struct SanitizeOptions {
   std::vector<std::string> sanitizers = {"compute-sanitizer",
                                          "/usr/local/cuda/bin/compute-sanitizer"};
   std::vector<std::string> tools = {"memcheck", "racecheck"};
-  absl::Duration limit = absl::Seconds(150);  // of one tool
+  absl::Duration limit = absl::Seconds(150);     // of one tool
+  absl::Time deadline = absl::InfiniteFuture();  // of all, in SteadyNow's time
 };
 
 // Errors that each tool has found: none are allowed. NotRun (course.h) without the sanitizer.

@@ -406,6 +406,11 @@ absl::StatusOr<std::vector<CudaDeviceInfo>> FindCudaDevices() {
     if (cudaDeviceGetAttribute(&khz, cudaDevAttrClockRate, i) == cudaSuccess) {
       info.clock_hz = int64_t{1000} * khz;
     }
+    for (int other = 0; other < count; ++other) {
+      int reaches = 0;
+      if (other == i || cudaDeviceCanAccessPeer(&reaches, i, other) != cudaSuccess) continue;
+      if (reaches != 0) info.reaches.push_back(other);
+    }
     found.push_back(info);
   }
   return found;

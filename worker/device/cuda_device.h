@@ -31,6 +31,7 @@ struct CudaDeviceInfo {
   int64_t clock_hz = 0;  // the highest; 0: unknown
   int64_t total_bytes = 0;
   int64_t memory_bytes_per_second = 0;  // of the data sheet: clock times bus width; 0: unknown
+  std::vector<int> reaches;             // ordinals of the others whose memory its kernels may use
 };
 
 // NotFound where there is no GPU or no driver, saying which of the two.

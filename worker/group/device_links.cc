@@ -37,8 +37,10 @@ absl::Status LinkRank(CollectiveLibrary& library, int tensor, const LocalRank& r
   std::unique_ptr<DeviceCommunicator>& made = link.communicator;
   ASSIGN_OR_RETURN(made, library.Connect(*rank.model->device(), {id, stage}, options, stop));
   if (const CollectiveBuffer* exchange = rank.model->exchange(); exchange != nullptr) {
-    ASSIGN_OR_RETURN(const bool is_symmetric, made->Register(exchange->data(), exchange->bytes()));
-    LogInfo("group", "linked a GPU", {{"rank", rank.rank}, {"symmetric_memory", is_symmetric}});
+    ASSIGN_OR_RETURN(link.has_symmetric_memory,
+                     made->Register(exchange->data(), exchange->bytes()));
+    LogInfo("group", "linked a GPU",
+            {{"rank", rank.rank}, {"symmetric_memory", link.has_symmetric_memory}});
   }
   rank.model->SetDeviceCommunicator(made.get());
   // A leader that went on earlier could send a step to a rank that has none yet.

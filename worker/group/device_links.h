@@ -17,6 +17,7 @@ namespace rempart::worker {
 struct DeviceLink {
   std::unique_ptr<Communicator> stage;  // between their hosts; null where there is one stage
   std::unique_ptr<DeviceCommunicator> communicator;
+  bool has_symmetric_memory = false;  // the communicator works on the model's exchange as such
 };
 
 // Each rank's model has its communicator, in the order of `ranks`, once this returns; and so has

@@ -1,18 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0
 // gpu_bench over emulated GPUs, with models that these compute in seconds: the same program as on
-// GPUs, its child processes included. EMULATED_GPUS: how many there are. EMULATED_CUT_OFF: set
-// where they do not reach each other. EMULATED_TROUBLE=PART:WHAT: what happens to a part's process:
-// it crashes, hangs, or its GPU has an error. EMULATED_PACE: BenchWork::pace.
+// GPUs, its child processes included.
+//   EMULATED_GPUS      how many there are
+//   EMULATED_CUT_OFF   set where they do not reach each other, or themselves from another process
+//   EMULATED_BAD_NORM  set where sums in one shot that are followed by a norm come out wrong
+//   EMULATED_TROUBLE   PART:WHAT: what happens to a part's process, or the ranks' (PART ranks): it
+//                      crashes, hangs, or its GPU has an error
+//   EMULATED_PACE      BenchWork::pace
+//   EMULATED_LOG       a file that gets a line for each of the ranks' processes: the variable
+//                      CUDA_MODULE_LOADING, and what it is asked for
+#include <fcntl.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
+#include <cerrno>
+#include <chrono>
 #include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "benchmarks/gpu/bench.h"
+#include "benchmarks/gpu/decoder_config.h"
 #include "tests/benchmarks/gpu/emulated.h"
 #include "worker/device/emulated_device.h"
+#include "worker/model/rope.h"
 
 namespace rempart::benchmarks {
 namespace {
@@ -23,32 +41,122 @@ absl::StatusOr<std::vector<worker::CudaDeviceInfo>> FindEmulated() {
   for (worker::CudaDeviceInfo& card : cards) {
     card.name = "Emulated GPU";
     card.memory_bytes_per_second = 1'000'000'000'000;
+    card.ordinal = static_cast<int>(&card - cards.data());
+    for (int other = 0; other < static_cast<int>(cards.size()); ++other) {
+      const bool reaches = other != card.ordinal && std::getenv("EMULATED_CUT_OFF") == nullptr;
+      if (reaches) card.reaches.push_back(other);
+    }
   }
   return cards;
 }
 
 std::string trouble;  // of this process
 
+// What it shares may be reached from other processes, too.
+class BenchDevice : public worker::EmulatedDevice {
+ public:
+  BenchDevice() : EmulatedDevice(kMemory) {}
+  ~BenchDevice() override {
+    if (shared_ != nullptr) munmap(shared_, static_cast<size_t>(share_.bytes));
+    if (share_.file >= 0) close(share_.file);
+  }
+
+  const kernels::DeviceOps& ops() const override {
+    static const kernels::DeviceOps& right = EmulatedDevice::ops();
+    static const kernels::DeviceOps bad = [] {
+      kernels::DeviceOps table = right;
+      table.all_reduce_norm = [](const kernels::AllReduceNormArgs& args,
+                                 kernels::DeviceStream stream) {
+        kernels::AllReduceNormArgs other = args;
+        other.norm.eps = 1.0f;
+        right.all_reduce_norm(other, stream);
+      };
+      return table;
+    }();
+    EmulatedDevice::ops();  // is told who asks
+    return std::getenv("EMULATED_BAD_NORM") != nullptr ? bad : right;
+  }
+
+  absl::StatusOr<Shared> ShareMemory(int64_t bytes) override {
+    if (shared_ == nullptr) {
+      share_ = {getpid(), memfd_create("share", MFD_CLOEXEC), bytes};
+      if (share_.file < 0 || ftruncate(share_.file, bytes) != 0) {
+        return absl::ErrnoToStatus(errno, "memory to share");
+      }
+      shared_ = Map(share_.file, bytes);
+      if (shared_ == nullptr) return absl::ErrnoToStatus(errno, "mapping what is shared");
+    }
+    Shared shared;
+    shared.memory = shared_;
+    std::memcpy(shared.share.data(), &share_, sizeof(share_));
+    return shared;
+  }
+  absl::StatusOr<void*> OpenShared(const worker::MemoryShare& given) override {
+    if (std::getenv("EMULATED_CUT_OFF") != nullptr) {
+      return absl::UnavailableError("the emulated GPU reaches no other");
+    }
+    Share share;
+    std::memcpy(&share, given.data(), sizeof(share));
+    const int file = open(absl::StrCat("/proc/", share.pid, "/fd/", share.file).c_str(), O_RDWR);
+    if (file < 0) return absl::ErrnoToStatus(errno, "opening what another GPU shares");
+    void* const memory = Map(file, share.bytes);
+    close(file);
+    if (memory == nullptr) return absl::ErrnoToStatus(errno, "mapping what another GPU shares");
+    opened_[memory] = share.bytes;
+    return memory;
+  }
+  void CloseShared(void* memory) override {
+    munmap(memory, static_cast<size_t>(opened_[memory]));
+    opened_.erase(memory);
+  }
+
+ private:
+  struct Share {
+    pid_t pid = 0;
+    int file = -1;
+    int64_t bytes = 0;
+  };
+  static void* Map(int file, int64_t bytes) {
+    void* const memory =
+        mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    return memory == MAP_FAILED ? nullptr : memory;
+  }
+
+  Share share_;
+  void* shared_ = nullptr;
+  std::map<void*, int64_t> opened_;
+};
+
 absl::StatusOr<std::unique_ptr<worker::Device>> OpenEmulated(int) {
   if (trouble == "crash") std::abort();
   if (trouble == "hang") pause();
   if (trouble == "error") return absl::InternalError("unspecified launch failure");
-  auto device = std::make_unique<worker::EmulatedDevice>(kMemory);
-  if (std::getenv("EMULATED_CUT_OFF") != nullptr) device->CutOff();
-  return device;
+  return std::make_unique<BenchDevice>();
+}
+
+// As wide as takes an emulated rank a second.
+void Shrink(worker::ModelConfig& config) {
+  worker::RopeSpec rope = config.ropes[0];
+  rope.inverse_frequency = worker::InverseFrequencies(10000, 16, 1.0);
+  worker::ModelConfig small =
+      DecoderConfig({64, 128, 256, config.heads, config.kv_heads, 16, 1}, std::move(rope));
+  small.layers[0].window = config.layers[0].window;
+  small.qkv_bias = config.qkv_bias;
+  small.qk_norm = config.qk_norm;
+  config = std::move(small);
 }
 
 BenchWork SmallWork() {
   BenchWork work;
-  for (NamedConfig& named : work.small) {
-    named.config.layers.resize(1);
-    named.config.vocabulary = 256;
-  }
+  work.large = work.small[0].config;
+  work.large.layers.resize(1);
+  work.large.vocabulary = 256;
+  for (NamedConfig& named : work.small) Shrink(named.config);
+  for (NamedConfig& named : work.fp8) Shrink(named.config);
   for (NamedConfig& named : work.exact) {
     named.config.layers.resize(1);
     named.config.vocabulary = 256;
   }
-  work.large = work.small[0].config;
   work.speed_options = {.context_length = 64,
                         .max_step_tokens = 32,
                         .max_sequences = 4,
@@ -62,6 +170,9 @@ BenchWork SmallWork() {
   work.load_options = work.speed_options;
   work.load = {.cases = {{8, 8, 1000}}, .window = absl::Milliseconds(500)};
   work.profile = {.batches = {1}, .prompt_tokens = 8, .steps = 4, .repeats = 1};
+  // An emulated kernel that waits ends before what is behind it begins to wait: twice the deadline.
+  work.ranks.notice = absl::Seconds(7);
+  work.ranks.one_shot_time = std::chrono::milliseconds(60'000);
   work.all_reduce_bytes = {8 << 10, 1 << 20};
   if (const char* const pace = std::getenv("EMULATED_PACE")) work.pace = std::atof(pace);
   return work;
@@ -69,9 +180,20 @@ BenchWork SmallWork() {
 
 void TakeTrouble(const std::vector<std::string>& words) {
   const char* const of = std::getenv("EMULATED_TROUBLE");
-  if (of == nullptr || words.size() < 2 || words[0] != "--part") return;
-  const std::string text = of, part = words[1] + ":";
+  if (of == nullptr || words.size() < 2) return;
+  const bool is_rank = words[0] == "--rank-child";
+  if (!is_rank && words[0] != "--part") return;
+  const std::string text = of, part = (is_rank ? "ranks" : words[1]) + ":";
   if (text.compare(0, part.size(), part) == 0) trouble = text.substr(part.size());
+}
+
+void LogRank(const std::vector<std::string>& words) {
+  const char* const log = std::getenv("EMULATED_LOG");
+  if (log == nullptr || words.empty() || words[0] != "--rank-child") return;
+  const char* const loading = std::getenv("CUDA_MODULE_LOADING");
+  std::ofstream(log, std::ios::app)
+      << absl::StrCat(loading != nullptr ? loading : "unset", " ",
+                      absl::StrJoin(words.begin() + 4, words.end(), " "), "\n");
 }
 
 }  // namespace
@@ -81,5 +203,6 @@ int main(int argc, char** argv) {
   using namespace rempart::benchmarks;  // NOLINT
   const std::vector<std::string> words(argv + 1, argv + argc);
   TakeTrouble(words);
+  LogRank(words);
   return RunBench({FindEmulated, OpenEmulated}, SmallWork(), words);
 }

@@ -10,6 +10,8 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "tests/benchmarks/gpu/shell.h"
 #include "tests/worker/model/tiny_gguf.h"
 
@@ -50,6 +52,7 @@ TEST_F(Emulated, TheWholeCourseIsGood) {
   EXPECT_THAT(report, HasSubstr("| decode_3_tokens_per_s | "));
   EXPECT_THAT(report, HasSubstr("| nccl_8_KiB | "));
   EXPECT_THAT(report, HasSubstr("| killed_noticed | "));
+  EXPECT_THAT(report, HasSubstr("| processes_one_shot_llama_tp2_same_tokens | "));
   EXPECT_THAT(report, HasSubstr("| load_8_8_of_tensorrt_llm | "));
   EXPECT_THAT(report, HasSubstr("| batch 1 product 512x256 | "));
   EXPECT_THAT(report, HasSubstr("| tiny_same_tokens | "));
@@ -91,6 +94,30 @@ TEST_F(Emulated, APartThatHangsIsEnded) {
   EXPECT_THAT(hung.output, HasSubstr("it says nothing: it was ended at its deadline"));
   EXPECT_THAT(RunShell(hang).output, HasSubstr("parity: kept from an earlier run"))
       << "the others' turn";
+}
+
+// Those whose work is in processes that the program itself starts end with its time, too. The pace
+// is such that they begin, and that their own time is over later.
+TEST_F(Emulated, APartOfOtherProcessesEndsWithTheTime) {
+  std::filesystem::create_directories(out_);
+  const std::string hangs = out_ + "/hangs";
+  std::ofstream(hangs) << "#!/bin/sh\nexec sleep 1000\n";
+  std::filesystem::permissions(hangs, std::filesystem::perms::owner_all);
+  std::filesystem::create_symlink("hangs", out_ + "/compute-sanitizer");
+  for (const auto& [part, pace] :
+       {std::pair("ranks", 0.02), std::pair("allreduce", 0.04), std::pair("load_fp8_vllm", 0.009),
+        std::pair("sanitize", 0.014)}) {
+    const absl::Time start = absl::Now();
+    const Ran ran = RunShell(
+        absl::StrCat("PATH=", out_, ":$PATH EMULATED_TROUBLE=ranks:hang EMULATED_PACE=", pace, " ",
+                     EMULATED_BENCH, " --out ", out_, " --nccl ", SHARED_NCCL, " --vllm ", hangs,
+                     " --minutes 0.05 --only ", part));
+    EXPECT_EQ(ran.status, 3) << ran.output;
+    EXPECT_THAT(ran.output,
+                HasSubstr(absl::StrCat(part, ": was ended with the time of --minutes")));
+    EXPECT_GE(absl::Now() - start, absl::Seconds(3)) << part;
+    EXPECT_LT(absl::Now() - start, absl::Seconds(20)) << part;
+  }
 }
 
 TEST_F(Emulated, PartsThatAreNoneAreNamed) {

@@ -11,6 +11,7 @@
 #include <fstream>
 
 #include "absl/strings/str_cat.h"
+#include "common/clock.h"
 #include "worker/device/emulated_device.h"
 
 namespace rempart::benchmarks {
@@ -33,10 +34,12 @@ class SanitizeTest : public testing::Test {
     options.program = "/nowhere/gpu_bench";
     options.sanitizers = {"/nowhere/compute-sanitizer", path_};
     options.limit = absl::Seconds(2);
+    options.deadline = deadline_;
     return CheckSanitized(options);
   }
 
   const std::string path_;
+  absl::Time deadline_ = absl::InfiniteFuture();
 };
 
 constexpr char kGood[] =
@@ -76,6 +79,16 @@ TEST_F(SanitizeTest, SilenceIsNotGood) {
               ElementsAre("memcheck: ERROR SUMMARY: 1 error", "racecheck: ERROR SUMMARY: 1 error"));
   EXPECT_THAT(Check("[ $2 = racecheck ] || exec sleep 100; exit 1")->wrong,
               ElementsAre("memcheck: not done within 2s", "racecheck: ended with exit status 1"));
+}
+
+TEST_F(SanitizeTest, AllToolsEndByTheDeadline) {
+  const absl::Time start = SteadyNow();
+  deadline_ = start + absl::Seconds(1);
+  const auto result = Check("exec sleep 100");
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_THAT(result->wrong, ElementsAre(HasSubstr("memcheck: not done within "),
+                                         HasSubstr("racecheck: not done within ")));
+  EXPECT_LT(SteadyNow() - start, absl::Seconds(3)) << "each has two seconds";
 }
 
 TEST_F(SanitizeTest, WithoutTheSanitizerItHasNotRun) {

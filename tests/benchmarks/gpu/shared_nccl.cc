@@ -2,7 +2,7 @@
 // A libnccl whose ranks are threads or processes of one machine and whose device memory is the
 // host's: they add up through a file that all map. As a non-blocking NCCL it returns ncclInProgress
 // and goes on when it is asked how far it is. What is queued never ends once a rank is gone, until
-// it is aborted.
+// it is aborted. Its own memory alone is registered.
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -12,8 +12,11 @@
 #include <bit>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <map>
+#include <mutex>
 #include <string>
 
 #include "worker/comm/nccl_abi.h"
@@ -33,6 +36,9 @@ struct Shared {
   std::atomic<int64_t> kinds[kSlots][kMostRanks];
   alignas(4096) uint8_t slots[kSlots][kMostRanks][kMostBytes];
 };
+
+std::mutex allocations_mutex;
+std::map<void*, size_t> allocations;  // of ncclMemAlloc
 
 struct Work {
   const void* from;
@@ -171,6 +177,30 @@ int ncclCommGetAsyncError(NcclHandle comm, int* error) {
 int ncclCommAbort(NcclHandle comm) {
   munmap(comm->shared, sizeof(Shared));
   delete comm;
+  return kNcclSuccess;
+}
+
+int ncclMemAlloc(void** memory, size_t bytes) {
+  if (posix_memalign(memory, 4096, bytes) != 0) return kNcclInternalError;
+  const std::lock_guard<std::mutex> lock(allocations_mutex);
+  allocations[*memory] = bytes;
+  return kNcclSuccess;
+}
+
+int ncclMemFree(void* memory) {
+  const std::lock_guard<std::mutex> lock(allocations_mutex);
+  allocations.erase(memory);
+  std::free(memory);
+  return kNcclSuccess;
+}
+
+int ncclCommWindowRegister(NcclHandle, void* memory, size_t bytes, NcclWindow* window, int flags) {
+  const std::lock_guard<std::mutex> lock(allocations_mutex);
+  const auto found = allocations.find(memory);
+  if (flags != kNcclSymmetricWindow || found == allocations.end() || bytes > found->second) {
+    return kNcclInvalidArgument;
+  }
+  *window = reinterpret_cast<NcclWindow>(memory);
   return kNcclSuccess;
 }
 
