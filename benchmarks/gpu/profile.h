@@ -60,6 +60,7 @@ class ProfilingDevice : public worker::Device {
   }
   absl::Status Matmul(const kernels::DeviceMatmulArgs& args) override;
   void Launch(std::function<void()> launch) override { device_->Launch(std::move(launch)); }
+  absl::Status Try(absl::FunctionRef<void()> queue) override { return device_->Try(queue); }
   absl::StatusOr<std::unique_ptr<worker::DeviceGraph>> Record(
       absl::FunctionRef<absl::Status()> record) override;
   absl::Status Start(worker::DeviceGraph& graph) override { return device_->Start(graph); }

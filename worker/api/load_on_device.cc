@@ -78,7 +78,9 @@ class RankOnDevice : public RankModel, private StepPipeline {
 
   absl::Status EndIfBroken(const absl::Status& status) {
     if (status.ok()) return status;
-    if (const absl::Status broken = part_.device->Check(); !broken.ok()) {
+    absl::Status broken = part_.device->Check();
+    if (broken.ok() && IsDeviceUnavailable(status)) broken = status;
+    if (!broken.ok()) {
       LogError("worker", "the GPU is broken: ending the process", {{"error", broken.message()}});
       status_->Fail("Failed",
                     absl::StrCat("computing on the GPU failed, and the worker starts again: ",

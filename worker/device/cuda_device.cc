@@ -159,8 +159,8 @@ class CudaDevice : public Device {
     Select();
     void* memory = nullptr;
     RETURN_IF_ERROR(
-        ToStatus(cudaMallocHost(&memory, static_cast<size_t>(std::max<int64_t>(bytes, 1))),
-                 "cudaMallocHost"));
+        Forget(cudaMallocHost(&memory, static_cast<size_t>(std::max<int64_t>(bytes, 1))),
+               "cudaMallocHost"));
     std::memset(memory, 0, static_cast<size_t>(bytes));
     return memory;
   }
@@ -246,24 +246,43 @@ class CudaDevice : public Device {
     launch();
   }
 
+  absl::Status Try(absl::FunctionRef<void()> queue) override {
+    RETURN_IF_ERROR(Finish());  // an error from before stays
+    queue();
+    const cudaError_t launched = cudaGetLastError();
+    // What kernels do wrong breaks the device.
+    Keep(cudaStreamSynchronize(stream_));
+    RETURN_IF_ERROR(Check());
+    return ToStatus(launched, "a launch");
+  }
+
   absl::StatusOr<std::unique_ptr<DeviceGraph>> Record(
       absl::FunctionRef<absl::Status()> record) override {
-    Select();
-    RETURN_IF_ERROR(ToStatus(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal),
-                             "cudaStreamBeginCapture"));
+    RETURN_IF_ERROR(Check());  // an error from before is none of the recording
+    const cudaError_t begun = cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal);
+    if (begun != cudaSuccess) return NotRecordedFor(begun, "cudaStreamBeginCapture");
     const absl::Status recorded = record();
+    // A kernel that could not be queued would be missing from the graph.
+    const cudaError_t queued = cudaPeekAtLastError();
     cudaGraph_t graph = nullptr;
     const cudaError_t ended = cudaStreamEndCapture(stream_, &graph);
+    cudaGraphExec_t ready = nullptr;
+    cudaError_t made = cudaSuccess;
+    const bool is_whole = recorded.ok() && queued == cudaSuccess && ended == cudaSuccess;
+    if (is_whole) made = cudaGraphInstantiate(&ready, graph, 0);
+    if (graph != nullptr) cudaGraphDestroy(graph);
     if (!recorded.ok()) {
-      if (graph != nullptr) cudaGraphDestroy(graph);
+      Forget(queued != cudaSuccess ? queued : ended, "").IgnoreError();
       return recorded;
     }
-    RETURN_IF_ERROR(ToStatus(ended, "cudaStreamEndCapture"));
-    cudaGraphExec_t ready = nullptr;
-    const cudaError_t made = cudaGraphInstantiate(&ready, graph, 0);
-    cudaGraphDestroy(graph);
-    RETURN_IF_ERROR(ToStatus(made, "cudaGraphInstantiate"));
-    return std::make_unique<CudaGraph>(ready);
+    if (queued != cudaSuccess) return NotRecordedFor(queued, "a launch into a graph");
+    if (ended != cudaSuccess) return NotRecordedFor(ended, "cudaStreamEndCapture");
+    if (made != cudaSuccess) return NotRecordedFor(made, "cudaGraphInstantiate");
+    auto whole = std::make_unique<CudaGraph>(ready);
+    // Takes the memory that its first start would, where that could only fail.
+    const cudaError_t uploaded = cudaGraphUpload(ready, stream_);
+    if (uploaded != cudaSuccess) return NotRecordedFor(uploaded, "cudaGraphUpload");
+    return whole;
   }
   absl::Status Start(DeviceGraph& graph) override {
     Select();
@@ -302,12 +321,26 @@ class CudaDevice : public Device {
     if (error_ == cudaSuccess) error_ = error;
   }
 
+  // Of a call that may fail on a device that works: its error, which Check does not find then. A
+  // broken device fails every call, and stays broken.
+  absl::Status Forget(cudaError_t error, const char* what) {
+    if (error == cudaSuccess) return absl::OkStatus();
+    cudaGetLastError();
+    const cudaError_t runs = cudaStreamQuery(stream_);
+    if (runs != cudaSuccess && runs != cudaErrorNotReady) Keep(runs);
+    return ToStatus(error, what);
+  }
+  absl::Status NotRecordedFor(cudaError_t error, const char* what) {
+    const absl::Status status = Forget(error, what);
+    return error_ == cudaSuccess ? NotRecorded(status.message()) : status;
+  }
+
   // Peer access from this GPU to another one of this process.
   absl::Status ReachGpu(int ordinal) {
     if (ordinal == info_.ordinal) return absl::OkStatus();
     int reaches = 0;
-    RETURN_IF_ERROR(ToStatus(cudaDeviceCanAccessPeer(&reaches, info_.ordinal, ordinal),
-                             "cudaDeviceCanAccessPeer"));
+    RETURN_IF_ERROR(Forget(cudaDeviceCanAccessPeer(&reaches, info_.ordinal, ordinal),
+                           "cudaDeviceCanAccessPeer"));
     if (reaches == 0) {
       return absl::UnavailableError(
           absl::StrCat("GPU ", info_.ordinal, " does not reach GPU ", ordinal));

@@ -13,6 +13,7 @@ namespace rempart::worker {
 namespace {
 
 constexpr char kUnavailableMark[] = "rempart.dev/device-unavailable";
+constexpr char kNotRecordedMark[] = "rempart.dev/not-recorded";
 // An odd number: the checksum's last word is not whole.
 constexpr int64_t kCheckedBytes = (int64_t{256} << 10) + 5;
 
@@ -26,6 +27,16 @@ absl::Status DeviceUnavailable(absl::string_view message) {
 
 bool IsDeviceUnavailable(const absl::Status& status) {
   return status.GetPayload(kUnavailableMark).has_value();
+}
+
+absl::Status NotRecorded(absl::string_view message) {
+  absl::Status status = absl::ResourceExhaustedError(message);
+  status.SetPayload(kNotRecordedMark, absl::Cord());
+  return status;
+}
+
+bool IsNotRecorded(const absl::Status& status) {
+  return status.GetPayload(kNotRecordedMark).has_value();
 }
 
 absl::Status CheckDevice(Device& device) {

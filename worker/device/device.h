@@ -81,8 +81,14 @@ class Device {
   // without streams keeps `launch` and calls it each time the graph is started.
   virtual void Launch(std::function<void()> launch) = 0;
 
+  // Calls `queue`, which queues ops that this device may not be able to start, and waits for them.
+  // An error that leaves the device as it was is returned, and forgotten; one that breaks it stays.
+  virtual absl::Status Try(absl::FunctionRef<void()> queue) = 0;
+
   // Runs `record`, which queues ops and copies, without executing them. Only what `record` queues
-  // on this device is part of the graph; pointers are fixed, contents are not.
+  // on this device is part of the graph; pointers are fixed, contents are not. A device that works
+  // and yet cannot record it, for want of memory above all, says so by IsNotRecorded: then nothing
+  // was queued, and the same work can be queued as it is.
   virtual absl::StatusOr<std::unique_ptr<DeviceGraph>> Record(
       absl::FunctionRef<absl::Status()> record) = 0;
   virtual absl::Status Start(DeviceGraph& graph) = 0;
@@ -102,6 +108,10 @@ class Device {
 // with a mark that tells it from other things that are. The message says what to do.
 absl::Status DeviceUnavailable(absl::string_view message);
 bool IsDeviceUnavailable(const absl::Status& status);
+
+// The error of a device that has not recorded a graph, and can do its work nonetheless.
+absl::Status NotRecorded(absl::string_view message);
+bool IsNotRecorded(const absl::Status& status);
 
 // Gives a device that was just opened some bytes, has it add up their checksum, and takes them
 // back. One that computes or copies wrong, as broken memory or a broken link make it, is

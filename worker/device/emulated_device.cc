@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
 #include "kernels/cuda/ops.h"
 
 namespace rempart::worker {
@@ -17,16 +18,22 @@ using Work = std::vector<std::function<void()>>;
 thread_local Work* recording = nullptr;
 thread_local const EmulatedDevice* asked = nullptr;
 
-#define REMPART_QUEUE_OP(op, Args)                                             \
-  void Queue_##op(const kernels::Args& args, kernels::DeviceStream stream) {   \
-    asked->Queue([args, stream] { kernels::cuda::Table().op(args, stream); }); \
+#define REMPART_QUEUE_OP(op, Args)                                                    \
+  void Queue_##op(const kernels::Args& args, kernels::DeviceStream stream) {          \
+    asked->QueueOp(#op, [args, stream] { kernels::cuda::Table().op(args, stream); }); \
   }
 REMPART_DEVICE_OPS(REMPART_QUEUE_OP)
 #undef REMPART_QUEUE_OP
 
 class EmulatedGraph : public DeviceGraph {
  public:
+  explicit EmulatedGraph(std::shared_ptr<int64_t> alive) : alive_(std::move(alive)) { ++*alive_; }
+  ~EmulatedGraph() override { --*alive_; }
+
   Work work;
+
+ private:
+  const std::shared_ptr<int64_t> alive_;  // of its device, which may have gone
 };
 
 }  // namespace
@@ -44,6 +51,15 @@ void EmulatedDevice::Queue(std::function<void()> work) const {
   } else {
     work();
   }
+}
+
+void EmulatedDevice::QueueOp(const char* op, std::function<void()> work) const {
+  if (recording == nullptr) {
+    loaded_.insert(op);
+  } else if (loaded_.find(op) == loaded_.end()) {
+    recorded_unloaded_.insert(op);
+  }
+  Queue(std::move(work));
 }
 
 void EmulatedDevice::RunTo(int64_t count) {
@@ -136,13 +152,28 @@ absl::Status EmulatedDevice::Matmul(const kernels::DeviceMatmulArgs& args) {
 
 void EmulatedDevice::Launch(std::function<void()> launch) { Queue(std::move(launch)); }
 
+absl::Status EmulatedDevice::Try(absl::FunctionRef<void()> queue) {
+  RETURN_IF_ERROR(Finish());
+  const absl::Status failed = std::exchange(try_error_, absl::OkStatus());
+  if (!failed.ok()) {
+    if (try_breaks_) broken_ = failed;
+    return failed;
+  }
+  queue();
+  return Finish();
+}
+
 absl::StatusOr<std::unique_ptr<DeviceGraph>> EmulatedDevice::Record(
     absl::FunctionRef<absl::Status()> record) {
-  auto graph = std::make_unique<EmulatedGraph>();
+  auto graph = std::make_unique<EmulatedGraph>(graphs_alive_);
   recording = &graph->work;
   const absl::Status status = record();
   recording = nullptr;
   if (!status.ok()) return status;
+  if (refused_graphs_ > 0) {
+    --refused_graphs_;
+    return NotRecorded("the emulated GPU has no room for a graph");
+  }
   ++graphs_;
   return graph;
 }
@@ -155,13 +186,13 @@ absl::Status EmulatedDevice::Start(DeviceGraph& graph) {
 absl::Status EmulatedDevice::Finish() {
   ++waits_;
   RunTo(done_ + static_cast<int64_t>(pending_.size()));
-  return absl::OkStatus();
+  return broken_;
 }
 
 absl::Status EmulatedDevice::Await(int place) {
   ++waits_;
   RunTo(marks_[place]);
-  return absl::OkStatus();
+  return broken_;
 }
 
 }  // namespace rempart::worker

@@ -9,6 +9,8 @@
 #include <deque>
 #include <functional>
 #include <map>
+#include <set>
+#include <string>
 #include <vector>
 
 #include "worker/device/device.h"
@@ -35,10 +37,11 @@ class EmulatedDevice : public Device {
   void CopyOut(void* host, const void* device, int64_t bytes) override;
   absl::Status Matmul(const kernels::DeviceMatmulArgs& args) override;
   void Launch(std::function<void()> launch) override;
+  absl::Status Try(absl::FunctionRef<void()> queue) override;
   absl::StatusOr<std::unique_ptr<DeviceGraph>> Record(
       absl::FunctionRef<absl::Status()> record) override;
   absl::Status Start(DeviceGraph& graph) override;
-  absl::Status Check() override { return absl::OkStatus(); }
+  absl::Status Check() override { return broken_; }
   absl::Status Finish() override;
   void Mark(int place) override { marks_[place] = done_ + static_cast<int64_t>(pending_.size()); }
   absl::Status Await(int place) override;
@@ -48,8 +51,17 @@ class EmulatedDevice : public Device {
   void Defer() { defers_ = true; }
   // As at first; nothing is left to do.
   void WorkAtOnce() { defers_ = false; }
+  // As where memory has run out: so many graphs are not recorded from now on.
+  void RefuseGraphs(int64_t count) { refused_graphs_ = count; }
+  // What the next Try comes to. Of a device that it breaks every Check and wait does from then on.
+  void FailNextTry(const absl::Status& error, bool breaks) {
+    try_error_ = error;
+    try_breaks_ = breaks;
+  }
   // Does the work, or keeps it: for a graph, or until somebody waits.
   void Queue(std::function<void()> work) const;
+  // Does or keeps one of the ops.
+  void QueueOp(const char* op, std::function<void()> work) const;
   // Of what is kept until somebody waits: pieces of work.
   int64_t pending() const { return static_cast<int64_t>(pending_.size()); }
   // As where GPUs have no way to each other; before anybody asks.
@@ -60,6 +72,10 @@ class EmulatedDevice : public Device {
   int64_t allocations() const { return allocations_; }
   int64_t waits() const { return waits_; }
   int64_t graphs() const { return graphs_; }
+  int64_t graphs_alive() const { return *graphs_alive_; }
+  // Ops that were in a graph before they had ever run: a GPU loads a kernel when it is first
+  // started, which no recording allows.
+  const std::set<std::string>& recorded_unloaded() const { return recorded_unloaded_; }
   int64_t shares_opened() const { return opened_; }
 
  private:
@@ -70,6 +86,12 @@ class EmulatedDevice : public Device {
   int64_t allocations_ = 0;
   int64_t waits_ = 0;
   int64_t graphs_ = 0;
+  std::shared_ptr<int64_t> graphs_alive_ = std::make_shared<int64_t>(0);
+  int64_t refused_graphs_ = 0;
+  absl::Status try_error_;
+  bool try_breaks_ = false;
+  absl::Status broken_;
+  mutable std::set<std::string> loaded_, recorded_unloaded_;
   int64_t opened_ = 0;
   bool is_cut_off_ = false;
   void* shared_ = nullptr;

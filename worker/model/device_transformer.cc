@@ -42,7 +42,8 @@ DeviceTransformer::DeviceTransformer(Device& device, const ModelConfig& config,
       options_(options),
       heads_(partition.heads.count()),
       kv_heads_(partition.kv_heads.count()),
-      ffn_(partition.Own(partition.ffn).count()) {}
+      ffn_(partition.Own(partition.ffn).count()),
+      graphs_(device, /*has_peers=*/partition.of.size > 1) {}
 
 absl::Status DeviceTransformer::Allocate(const Weights& weights, const UploadOptions& upload,
                                          CollectiveLibrary* library) {
@@ -76,7 +77,7 @@ absl::Status DeviceTransformer::Allocate(const Weights& weights, const UploadOpt
 }
 
 void DeviceTransformer::SetCommunicator(DeviceCommunicator* communicator) {
-  graphs_.clear();
+  graphs_.Clear();
   // What is queued holds its collectives.
   if (communicator_ != nullptr) DropSteps();
   communicator_ = communicator;
@@ -434,20 +435,24 @@ void DeviceTransformer::Pad(StepShape& shape) {
 absl::Status DeviceTransformer::QueueDecode(const StepShape& shape) {
   if (shape.follows) RETURN_IF_ERROR(QueueFollow(shape));
   RETURN_IF_ERROR(QueueStep(shape));
-  if (!shape.samples) return absl::OkStatus();
-  QueueSample(shape);
-  QueueAdvance(shape);
+  if (RecordsDraws()) QueueDraws(shape);
   return absl::OkStatus();
 }
 
+void DeviceTransformer::QueueDraws(const StepShape& shape) {
+  if (!shape.samples) return;
+  QueueSample(shape);
+  QueueAdvance(shape);
+}
+
 absl::Status DeviceTransformer::StartDecode(const StepShape& shape) {
-  const auto key = std::make_tuple(shape.slices, shape.max_splits, shape.samples, shape.follows);
-  const auto [found, is_new] = graphs_.try_emplace(key);
-  if (is_new) return QueueDecode(shape);
-  if (found->second == nullptr) {
-    ASSIGN_OR_RETURN(found->second, device_.Record([&] { return QueueDecode(shape); }));
-  }
-  return device_.Start(*found->second);
+  // Rank 0 alone draws. Were its draws a part of the shape, it would meet other shapes than the
+  // ranks that it shares collectives with.
+  const DecodeShape recorded = {shape.slices, shape.max_splits, shape.samples && RecordsDraws(),
+                                shape.follows};
+  RETURN_IF_ERROR(graphs_.Start(recorded, [&] { return QueueDecode(shape); }));
+  if (!RecordsDraws()) QueueDraws(shape);
+  return absl::OkStatus();
 }
 
 DeviceTransformer::StepShape DeviceTransformer::Stage(const StepBatch& batch, bool draws) {

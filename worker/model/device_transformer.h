@@ -18,9 +18,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
-#include <map>
 #include <memory>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -28,6 +26,7 @@
 #include "absl/types/span.h"
 #include "worker/comm/device_communicator.h"
 #include "worker/device/device.h"
+#include "worker/model/decode_graphs.h"
 #include "worker/model/device_memory.h"
 #include "worker/model/device_weights.h"
 #include "worker/model/step_batch.h"
@@ -179,10 +178,12 @@ class DeviceTransformer {
   // residual += branch, of all ranks; out = norm(residual) * weight. `branch` may be null.
   absl::Status QueueNorm(const StepShape& shape, const uint16_t* branch, const float* branch_weight,
                          const float* weight, uint16_t* out, const int32_t* rows, int64_t num_rows);
-  absl::Status QueueDecode(const StepShape& shape);
-  // The same: the first of its size as it is, for kernels may be loaded with it, which no recording
-  // allows; the second is recorded, and started as all that come after.
+  // A step of decodes alone, with its draws; by a graph, as far as all ranks record the same one.
   absl::Status StartDecode(const StepShape& shape);
+  // The part of it that is in a graph.
+  absl::Status QueueDecode(const StepShape& shape);
+  bool RecordsDraws() const { return !is_one_of_several(); }
+  void QueueDraws(const StepShape& shape);
   void QueueSample(const StepShape& shape);
   void QueueAdvance(const StepShape& shape);
   absl::Status QueueFollow(const StepShape& shape);
@@ -246,9 +247,7 @@ class DeviceTransformer {
   int64_t begun_ = 0;
   int64_t ended_ = 0;
 
-  // (slices, splits, whether it samples, whether it follows) of decode batches. Null: one has been
-  // queued so far.
-  std::map<std::tuple<int64_t, int64_t, bool, bool>, std::unique_ptr<DeviceGraph>> graphs_;
+  DecodeGraphs graphs_;
 };
 
 }  // namespace rempart::worker

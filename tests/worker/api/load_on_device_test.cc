@@ -73,7 +73,13 @@ class FragileDevice : public EmulatedDevice {
     EmulatedDevice::Await(place).IgnoreError();
     return Check();
   }
+  absl::StatusOr<std::unique_ptr<DeviceGraph>> Record(
+      absl::FunctionRef<absl::Status()> record) override {
+    if (is_alone) return DeviceUnavailable("it cannot record what its peers do");
+    return EmulatedDevice::Record(record);
+  }
   bool broken = false;
+  bool is_alone = false;
 
  private:
   std::atomic<int64_t>* const taken_;  // of all devices of the test
@@ -459,6 +465,13 @@ TEST_F(LoadOnDeviceTest, ABatchThatIsWrongFailsAndADeviceThatBreaksEndsTheProces
         (void)rank.Forward(batch, absl::MakeSpan(logits), {});
       },
       testing::ExitedWithCode(kExitRuntime), "unspecified launch failure");
+  EXPECT_EXIT(
+      {
+        device_->is_alone = true;
+        // The second of its size is recorded.
+        for (int i = 0; i < 2; ++i) (void)rank.Forward(batch, absl::MakeSpan(logits), {});
+      },
+      testing::ExitedWithCode(kExitRuntime), "it cannot record what its peers do");
 }
 
 }  // namespace

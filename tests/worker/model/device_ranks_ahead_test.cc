@@ -260,6 +260,40 @@ TEST(RanksAheadTest, ALostRankEndsBothStepsAndTheNextEpochComputesAsTheFirst) {
   for (size_t i = 0; i < again.size(); ++i) EXPECT_EQ(again[i].token_id, expected[i].token_id) << i;
 }
 
+// NCCL wants a collective to be in a graph on all ranks or on none. Rank 0 alone knows whether a
+// step draws.
+TEST(RanksAheadTest, AllRecordTheSameStepsWhateverRankZeroDraws) {
+  const RandomModel model = ModelFor(2);
+  HostCollectives library;
+  DeviceRanks ranks(library, 2, 2, {});
+  std::vector<Part> parts(2);
+  ASSERT_TRUE(LoadAll(model, 2, ranks, parts));
+  std::array<std::vector<int64_t>, 2> graphs;
+  ranks.OnEach([&](int rank) {
+    DeviceTransformer& transformer = *parts[rank].transformer;
+    const std::vector<int32_t> table = Table(0);
+    const SamplingParams greedy = {.temperature = 0};
+    std::vector<float> logits(transformer.config().vocabulary);
+    for (const bool draws : {false, true, false, true, true}) {
+      const SliceSampling sampling = {&greedy, {}, 0};
+      const int32_t id = 3;
+      StepBatch batch;
+      batch.slices = {
+          {{&id, 1}, static_cast<int32_t>(graphs[rank].size()), table, /*wants_logits=*/true}};
+      if (draws && rank == 0) batch.slices[0].sampling = &sampling;
+      std::vector<DrawnToken> drawn(1);
+      const absl::Status status =
+          transformer.Forward(batch, absl::MakeSpan(logits), absl::MakeSpan(drawn));
+      ASSERT_TRUE(status.ok()) << status;
+      EXPECT_EQ(drawn[0].is_drawn, draws && rank == 0);
+      graphs[rank].push_back(ranks[rank].device->graphs());
+    }
+    transformer.SetCommunicator(nullptr);
+  });
+  EXPECT_EQ(graphs[0], (std::vector<int64_t>{0, 1, 1, 1, 1}));
+  EXPECT_EQ(graphs[1], graphs[0]);
+}
+
 // Others than rank 0 know no draws, but what there is to follow all know.
 TEST(RanksAheadTest, WhatNobodyCanFollowAllRefuseAndWhatWasNotDrawnRankZeroAlone) {
   const RandomModel model = ModelFor(2);
