@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/log.h"
 #include "common/status_macros.h"
 #include "worker/comm/device_probe.h"
 
@@ -84,6 +85,8 @@ OneShotCommunicator::~OneShotCommunicator() {
 }
 
 absl::StatusOr<bool> OneShotCommunicator::Agree(const absl::Status& mine) {
+  // A broken one does nothing for the library, either.
+  if (!mine.ok()) RETURN_IF_ERROR(device_.Check());
   float agreeing = mine.ok() ? 1.0f : 0.0f;
   RETURN_IF_ERROR(group_.AllReduceSum(&agreeing, 1));
   if (agreeing == static_cast<float>(size())) return true;
@@ -102,11 +105,12 @@ absl::Status OneShotCommunicator::LoadKernels() {
   for (const int64_t cols : {4096, 8192, 16384}) {
     if (2 * cols > peers_.buffer_bytes) break;
     ASSIGN_OR_RETURN(const NormArrays arrays, NormArrays::Make(device_, 1, cols));
-    device_.ops().all_reduce_norm({alone, arrays.args}, device_.stream());
-    for (const DType type : {DType::kF32, DType::kBF16}) {
-      device_.ops().all_reduce({alone, arrays.args.out, type, 16}, device_.stream());
-    }
-    RETURN_IF_ERROR(device_.Finish());
+    RETURN_IF_ERROR(device_.Try([&] {
+      device_.ops().all_reduce_norm({alone, arrays.args}, device_.stream());
+      for (const DType type : {DType::kF32, DType::kBF16}) {
+        device_.ops().all_reduce({alone, arrays.args.out, type, 16}, device_.stream());
+      }
+    }));
   }
   return absl::OkStatus();
 }
@@ -191,6 +195,10 @@ absl::StatusOr<bool> OneShotCommunicator::Join() {
   }
   std::vector<Offer> offers(static_cast<size_t>(size()));
   absl::Status mine = MakeOffer(offers[static_cast<size_t>(rank())]);
+  if (!mine.ok()) {
+    LogWarning("group", "this GPU takes no part in sums in one shot, and so none of its group does",
+               {{"rank", rank()}, {"error", mine.message()}});
+  }
   std::vector<int64_t> offsets;
   for (int64_t i = 0; i <= size(); ++i) offsets.push_back(i * static_cast<int64_t>(sizeof(Offer)));
   RETURN_IF_ERROR(group_.AllGather({offers.data(), 1, offsets.back(), offsets}));
@@ -206,6 +214,9 @@ absl::StatusOr<bool> OneShotCommunicator::Join() {
 
 absl::StatusOr<double> OneShotCommunicator::TimeNorm(DeviceCommunicator& way,
                                                      const kernels::AddNormArgs& norm) {
+  // What is loaded with the first call cannot be loaded while a graph is recorded.
+  RETURN_IF_ERROR(way.AllReduceNorm(norm, norm.num_rows));
+  RETURN_IF_ERROR(way.Finish());
   ASSIGN_OR_RETURN(const std::unique_ptr<DeviceGraph> graph, device_.Record([&]() -> absl::Status {
     for (int i = 0; i < kMeasuredCalls; ++i) {
       RETURN_IF_ERROR(way.AllReduceNorm(norm, norm.num_rows));

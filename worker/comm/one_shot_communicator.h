@@ -64,8 +64,10 @@ class OneShotCommunicator : public DeviceCommunicator {
   absl::Status OpenOffers(const std::vector<Offer>& offers);
   absl::StatusOr<bool> AddsRight();
   // Whether every rank says so; what this rank has against it is kept as absence.
+  // That the device is broken is an error.
   absl::StatusOr<bool> Agree(const absl::Status& mine);
-  // Makes the GPU load the kernels, while nobody waits for it.
+  // Makes the GPU load the kernels, while nobody waits for it. One that cannot start them is left
+  // as it was.
   absl::Status LoadKernels();
   absl::StatusOr<double> TimeNorm(DeviceCommunicator& way, const kernels::AddNormArgs& norm);
   // What waiting came to, unless a kernel has said meanwhile that a rank did not come.

@@ -108,6 +108,47 @@ TEST(OneShot, MoreRanksThanTheKernelsKnowLeaveAllToTheLibrary) {
   ranks.OnEach([&](int rank) { ExpectSum(*ranks[rank].communicator, 10); });
 }
 
+TEST(OneShot, AGpuThatCannotStartTheKernelsLeavesAllToTheLibrary) {
+  OneShot library(std::make_unique<HostCollectives>(), Small());
+  DeviceRanks ranks(library, 3, 3, {}, [](int rank) {
+    auto device = DeviceRanks::Plain(rank);
+    if (rank == 1) {
+      device->FailNextTry(absl::InternalError("a launch: too many resources requested"),
+                          /*breaks=*/false);
+    }
+    return device;
+  });
+  ASSERT_TRUE(ranks.all_connected());
+  EXPECT_EQ(ranks[1].communicator->one_shot().absence, "a launch: too many resources requested");
+  EXPECT_EQ(ranks[2].communicator->one_shot().absence, "rank 1 shares no memory");
+  ranks.OnEach([&](int rank) { ExpectSum(*ranks[rank].communicator, 100); });
+}
+
+TEST(OneShot, AGpuThatBreaksWhileItIsLinkedFailsTheLinkOfAllRanks) {
+  OneShot library(std::make_unique<HostCollectives>(), Small());
+  DeviceRanks ranks(library, 3, 3, {}, [](int rank) {
+    auto device = DeviceRanks::Plain(rank);
+    if (rank == 1) {
+      device->FailNextTry(absl::InternalError("GPU: an illegal memory access was encountered"),
+                          /*breaks=*/true);
+    }
+    return device;
+  });
+  for (int rank = 0; rank < 3; ++rank) EXPECT_EQ(ranks[rank].communicator, nullptr);
+  EXPECT_EQ(ranks[1].connected.message(), "GPU: an illegal memory access was encountered");
+}
+
+// A GPU loads a kernel when it is first started, and NCCL what it needs for a type of number.
+TEST(OneShot, NothingIsRecordedThatHasNeverRun) {
+  OneShot library(std::make_unique<HostCollectives>(), Small(OneShotUse::kMeasured));
+  DeviceRanks ranks(library, 2, 2, {});
+  ASSERT_TRUE(ranks.all_connected());
+  for (int rank = 0; rank < 2; ++rank) {
+    EXPECT_GT(ranks[rank].device->graphs(), 0);
+    EXPECT_THAT(ranks[rank].device->recorded_unloaded(), IsEmpty());
+  }
+}
+
 // What it opens is not what the other has shared: its flags never arrive.
 class MisledDevice : public EmulatedDevice {
  public:
