@@ -97,7 +97,7 @@ REMPART_DEVICE bool IsWhole(const T* at, int64_t count) {
 
 template <class T>
 REMPART_DEVICE uint4 LoadUnit(const T* from, int64_t count) {
-  if (IsWhole(from, count)) return *reinterpret_cast<const uint4*>(from);
+  if (IsWhole(from, count)) return *Wide<uint4>(from);
   T numbers[kUnit<T>] = {};
   REMPART_UNROLL
   for (int i = 0; i < kUnit<T>; ++i) {
@@ -116,7 +116,7 @@ REMPART_DEVICE void StoreUnit(T* to, int64_t count, const float (&values)[kUnit<
   if (IsWhole(to, count)) {
     uint4 unit;
     memcpy(&unit, numbers, 16);
-    *reinterpret_cast<uint4*>(to) = unit;
+    *Wide<uint4>(to) = unit;
     return;
   }
   REMPART_UNROLL
@@ -154,7 +154,7 @@ AllReduceKernel(const REMPART_IN_PLACE AllReduceArgs args) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t unit = first; unit * kUnit<T> < args.count; unit += step) {
     const int64_t at = unit * kUnit<T>;
-    *reinterpret_cast<uint4*>(own + unit * 16) = LoadUnit(values + at, args.count - at);
+    *Wide<uint4>(own + unit * 16) = LoadUnit(values + at, args.count - at);
   }
   if (!MeetPeers(peers, round, &shared.is_stopped)) return;
   LetNextStart();
@@ -182,8 +182,8 @@ AllReduceNormKernel(const REMPART_IN_PLACE AllReduceNormArgs args) {
   for (int64_t i = blockIdx.x; i < norm.num_rows; i += gridDim.x) {
     const int64_t row = norm.rows != nullptr ? norm.rows[i] : i;
     for (int64_t at = first; at < norm.cols; at += step) {
-      *reinterpret_cast<uint4*>(own + (i * norm.cols + at) * 2) =
-          *reinterpret_cast<const uint4*>(norm.branch + row * norm.cols + at);
+      *Wide<uint4>(own + (i * norm.cols + at) * 2) =
+          *Wide<uint4>(norm.branch + row * norm.cols + at);
     }
   }
   if (!MeetPeers(peers, round, &shared.is_stopped)) return;

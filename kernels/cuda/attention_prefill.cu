@@ -98,7 +98,7 @@ REMPART_DEVICE void StoreRows(const DeviceAttentionArgs& args, const Tile& tile,
     for (int i = 0; i < kHeadDim / 8; ++i) {
       const int at = 8 * i + Lane() % 4 * 2;
       if (at >= args.kv.head_dim) break;
-      *reinterpret_cast<uint32_t*>(out + at) =
+      *Wide<uint32_t>(out + at) =
           PackBf16(state.out[i][2 * half] * inverse, state.out[i][2 * half + 1] * inverse);
     }
   }

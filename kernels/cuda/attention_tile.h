@@ -143,7 +143,7 @@ REMPART_DEVICE void LoadCacheRow(const DeviceKv& kv, const uint8_t* block, int64
   if constexpr (kIsFp8) {
     float values[8] = {};
     if (valid) {
-      const auto* words = reinterpret_cast<const uint32_t*>(block + row + at);
+      const auto* words = Wide<uint32_t>(block + row + at);
       for (int i = 0; i < 8; ++i) {
         values[i] = ToFloat(Fp8{static_cast<uint8_t>(words[i / 4] >> (8 * (i % 4)))});
       }

@@ -54,7 +54,7 @@ REMPART_KERNEL(kThreads) CopyBlocksKernel(CopyBlocksArgs args) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x * 16;
   for (int64_t at = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * 16;
        at < args.block_bytes; at += step) {
-    *reinterpret_cast<uint4*>(to + at) = *reinterpret_cast<const uint4*>(from + at);
+    *Wide<uint4>(to + at) = *Wide<uint4>(from + at);
   }
 }
 

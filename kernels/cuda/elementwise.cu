@@ -70,8 +70,8 @@ QuantizeRowsKernel(QuantizeRowsArgs args) {
           kIsInt8 ? static_cast<uint8_t>(static_cast<int8_t>(rintf(scaled))) : ToFp8(scaled).bits;
       words[i / 4] |= static_cast<uint32_t>(code) << (8 * (i % 4));
     }
-    reinterpret_cast<uint32_t*>(codes + at)[0] = words[0];
-    reinterpret_cast<uint32_t*>(codes + at)[1] = words[1];
+    Wide<uint32_t>(codes + at)[0] = words[0];
+    Wide<uint32_t>(codes + at)[1] = words[1];
   }
 }
 

@@ -10,7 +10,7 @@ namespace rempart::kernels::cuda {
 
 // Eight consecutive elements, aligned to 16 bytes.
 REMPART_DEVICE void LoadBf16x8(const uint16_t* from, float (&to)[8]) {
-  const uint4 raw = *reinterpret_cast<const uint4*>(from);
+  const uint4 raw = *Wide<uint4>(from);
   const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
   REMPART_UNROLL
   for (int i = 0; i < 4; ++i) {
@@ -21,12 +21,12 @@ REMPART_DEVICE void LoadBf16x8(const uint16_t* from, float (&to)[8]) {
 REMPART_DEVICE void StoreBf16x8(uint16_t* to, const float (&from)[8]) {
   const uint4 raw = {PackBf16(from[0], from[1]), PackBf16(from[2], from[3]),
                      PackBf16(from[4], from[5]), PackBf16(from[6], from[7])};
-  *reinterpret_cast<uint4*>(to) = raw;
+  *Wide<uint4>(to) = raw;
 }
 REMPART_DEVICE void LoadF32x8(const float* from, float (&to)[8]) {
   REMPART_UNROLL
   for (int i = 0; i < 2; ++i) {
-    const uint4 raw = reinterpret_cast<const uint4*>(from)[i];
+    const uint4 raw = Wide<uint4>(from)[i];
     to[4 * i] = BitsFloat(raw.x);
     to[4 * i + 1] = BitsFloat(raw.y);
     to[4 * i + 2] = BitsFloat(raw.z);
@@ -38,7 +38,7 @@ REMPART_DEVICE void StoreF32x8(float* to, const float (&from)[8]) {
   for (int i = 0; i < 2; ++i) {
     const uint4 raw = {FloatBits(from[4 * i]), FloatBits(from[4 * i + 1]),
                        FloatBits(from[4 * i + 2]), FloatBits(from[4 * i + 3])};
-    reinterpret_cast<uint4*>(to)[i] = raw;
+    Wide<uint4>(to)[i] = raw;
   }
 }
 

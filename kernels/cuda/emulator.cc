@@ -35,7 +35,6 @@ namespace rempart::kernels::cuda::emulator {
 namespace {
 
 constexpr size_t kStackBytes = 128 * 1024;
-constexpr unsigned kMaxThreads = 1024;
 constexpr unsigned kLanes = 32;
 
 enum class State { kReady, kAtWarpBarrier, kAtBlockBarrier, kDone };
@@ -308,6 +307,25 @@ void RunBlock() {
   }
 }
 
+// What makes a launch fail on one GPU or another.
+void CheckStart(const RempartDim3& grid, unsigned threads, size_t shared_bytes) {
+  const char* why = nullptr;
+  if (block->running) why = "from within a kernel";
+  if (threads == 0 || threads > kMaxThreads) why = "a block has 1 to 1024 threads";
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) why = "no side of a grid may be 0";
+  if (grid.x > kMaxGridX) why = "a grid has at most 2147483647 blocks in x";
+  if (grid.y > kMaxGridYZ || grid.z > kMaxGridYZ) {
+    why = "a grid has at most 65535 blocks in y and in z";
+  }
+  if (shared_bytes > kMaxSharedBytes) why = "a block has at most 101376 bytes of shared memory";
+  if (why == nullptr) return;
+  std::fprintf(stderr,
+               "emulator: cannot start a grid of (%u, %u, %u) blocks of %u threads with %zu bytes "
+               "of shared memory: %s\n",
+               grid.x, grid.y, grid.z, threads, shared_bytes, why);
+  std::abort();
+}
+
 }  // namespace
 
 void ShowThreads() {
@@ -321,11 +339,7 @@ void SetThreadOrder(ThreadOrder new_order) { order = new_order; }
 void Run(RempartDim3 grid, unsigned threads, size_t shared_bytes,
          const std::function<void()>& body) {
   if (block == nullptr) block = std::make_unique<Block>();
-  if (threads == 0 || threads > kMaxThreads || block->running) {
-    std::fprintf(stderr, "emulator: cannot start a block of %u threads%s\n", threads,
-                 block->running ? " from within a kernel" : "");
-    std::abort();
-  }
+  CheckStart(grid, threads, shared_bytes);
   block->running = true;
   block->threads = threads;
   block->body = &body;
@@ -381,7 +395,17 @@ const uint32_t* WarpExchange(const uint32_t* words, int count) {
   return fiber.all_words;
 }
 
+void DieUnaligned(const void* at, size_t bytes, const char* instruction) {
+  std::fprintf(stderr, "emulator: %s of %zu bytes at %p, which is no multiple of that\n",
+               instruction, bytes, at);
+  if (block == nullptr || !block->running) std::abort();
+  Die("a GPU ends a kernel for an address that is not aligned");
+}
+
 void CopyLater(void* to, const void* from, int bytes, int zeros) {
+  const auto at_once = static_cast<size_t>(bytes + zeros);
+  CheckAligned(to, at_once, "cp.async to shared memory");
+  CheckAligned(from, at_once, "cp.async from global memory");
   block->fibers[block->current].open_copies.push_back({to, from, bytes, zeros});
 }
 

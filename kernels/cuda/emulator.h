@@ -4,7 +4,8 @@
 //
 // What it finds that a plain compile cannot: wrong indices (above all under the address sanitizer),
 // barriers that not all threads reach, shuffles with lanes missing, shared memory read before it is
-// written (it is filled with NaN), asynchronous copies read before they are waited for, and, by
+// written (it is filled with NaN), asynchronous copies read before they are waited for, grids,
+// blocks and addresses that a GPU refuses, and, by
 // running the threads in both orders (SetThreadOrder), most missing barriers.
 // Under the thread sanitizer, after ShowThreads, every missing barrier and most races of blocks.
 // What it cannot find: weak memory order, bank conflicts, speed.
@@ -31,8 +32,14 @@ void SetThreadOrder(ThreadOrder order);
 // of the thread that runs it, which is many times faster. Before any grid, in a build with it.
 void ShowThreads();
 
-// Runs body once for every thread of every block. `threads` at most 1024. Aborts with a message
-// when the threads of a block cannot all go on.
+// Of every GPU that there is code for (CUDA C++ Programming Guide, technical specifications).
+inline constexpr unsigned kMaxThreads = 1024;         // of a block
+inline constexpr unsigned kMaxGridX = 0x7fffffff;     // blocks
+inline constexpr unsigned kMaxGridYZ = 65535;         // blocks
+inline constexpr size_t kMaxSharedBytes = 99 * 1024;  // of a block: 8.6, 8.9 and 12.0 have least
+
+// Runs body once for every thread of every block. Aborts with a message where a GPU would not start
+// the grid, and when the threads of a block cannot all go on.
 void Run(RempartDim3 grid, unsigned threads, size_t shared_bytes,
          const std::function<void()>& body);
 
@@ -46,6 +53,13 @@ void WarpBarrier();
 // which are void at the next exchange.
 const uint32_t* WarpExchange(const uint32_t* words, int count);
 inline constexpr int kExchangeWords = 16;
+
+// Aborts where `at` is no multiple of `bytes`, as an instruction demands that reads or writes so
+// many at once.
+[[noreturn]] void DieUnaligned(const void* at, size_t bytes, const char* instruction);
+inline void CheckAligned(const void* at, size_t bytes, const char* instruction) {
+  if (reinterpret_cast<uintptr_t>(at) % bytes != 0) DieUnaligned(at, bytes, instruction);
+}
 
 // Copies that take place at the matching wait, as late as the hardware may run them.
 void CopyLater(void* to, const void* from, int bytes, int zeros);

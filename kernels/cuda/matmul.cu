@@ -112,7 +112,7 @@ REMPART_DEVICE void StorePair(const DeviceMatmulArgs& args, int64_t token, int64
   } else {
     auto* y = static_cast<uint16_t*>(args.y) + at;
     if (has_second && at % 2 == 0) {
-      *reinterpret_cast<uint32_t*>(y) = PackBf16(first, second);
+      *Wide<uint32_t>(y) = PackBf16(first, second);
     } else {
       y[0] = ToBf16(first).bits;
       if (has_second) y[1] = ToBf16(second).bits;

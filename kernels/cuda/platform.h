@@ -50,6 +50,20 @@ struct Grid {
 
 inline constexpr int kWarp = 32;
 
+// What is read or written at once has to lie at a multiple of its size: a GPU ends a kernel for an
+// address that does not, and the emulator the test.
+template <class T>
+REMPART_HD const T* Wide(const void* at) {
+#if !defined(__CUDACC__)
+  emulator::CheckAligned(at, sizeof(T), "an access");
+#endif
+  return static_cast<const T*>(at);
+}
+template <class T>
+REMPART_HD T* Wide(void* at) {
+  return const_cast<T*>(Wide<T>(static_cast<const void*>(at)));
+}
+
 #if defined(__CUDACC__)
 
 // The block's dynamic shared memory, aligned to 16 bytes.

@@ -189,6 +189,7 @@ inline void MmaBf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2
 
 template <bool kTranspose>
 void LoadMatrices(uint32_t (&r)[4], const void* row) {
+  emulator::CheckAligned(row, 16, "ldmatrix");
   uint32_t words[2];
   std::memcpy(words, &row, 8);
   const uint32_t* all = emulator::WarpExchange(words, 2);
@@ -248,7 +249,7 @@ inline void StoreRelease(uint64_t* at, uint64_t value) {
 inline uint64_t LoadAcquire(const uint64_t* at) {
   return std::atomic_ref<uint64_t>(*const_cast<uint64_t*>(at)).load(std::memory_order_acquire);
 }
-inline uint4 LoadPeer(const void* at) { return *static_cast<const uint4*>(at); }
+inline uint4 LoadPeer(const void* at) { return *Wide<uint4>(at); }
 inline void SpinPause() { std::this_thread::yield(); }
 inline uint64_t NowNs() {
   return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(

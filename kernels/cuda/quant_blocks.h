@@ -22,7 +22,7 @@ struct Bytes8 {
 template <int kAlign>
 REMPART_HD Bytes8 LoadBytes8(const uint8_t* from) {
   if constexpr (kAlign >= 4) {
-    const auto* words = reinterpret_cast<const uint32_t*>(from);
+    const auto* words = Wide<uint32_t>(from);
     return {{words[0], words[1]}};
   } else if constexpr (kAlign == 1) {
     Bytes8 bytes = {{0, 0}};
@@ -30,7 +30,7 @@ REMPART_HD Bytes8 LoadBytes8(const uint8_t* from) {
       bytes.words[i >> 2] |= static_cast<uint32_t>(from[i]) << (8 * (i & 3));
     return bytes;
   } else {
-    const auto* halves = reinterpret_cast<const uint16_t*>(from);
+    const auto* halves = Wide<uint16_t>(from);
     return {{halves[0] | static_cast<uint32_t>(halves[1]) << 16,
              halves[2] | static_cast<uint32_t>(halves[3]) << 16}};
   }
@@ -199,7 +199,7 @@ REMPART_HD void DecodeMXFP4(const uint8_t* row, int64_t col, float (&out)[8]) {
 }
 
 REMPART_HD void DecodeBf16(const uint8_t* row, int64_t col, float (&out)[8]) {
-  const uint4 raw = *reinterpret_cast<const uint4*>(row + col * 2);
+  const uint4 raw = *Wide<uint4>(row + col * 2);
   const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
   for (int i = 0; i < 4; ++i) {
     out[2 * i] = LowFloat(words[i]);
@@ -219,7 +219,7 @@ REMPART_HD void DecodeInt8(const uint8_t* row, int64_t col, float scale, float (
 
 REMPART_HD void DecodeInt4(const uint8_t* row, int64_t col, float scale, float zero,
                            float (&out)[8]) {
-  const uint32_t codes = *reinterpret_cast<const uint32_t*>(row + col / 2);
+  const uint32_t codes = *Wide<uint32_t>(row + col / 2);
   for (int i = 0; i < 8; ++i) {
     out[i] = scale * (static_cast<float>(codes >> (4 * i) & 15) - zero);
   }

@@ -52,8 +52,8 @@ REMPART_DEVICE void NormAndRotate(const RopeStoreArgs& args, const float* norm, 
 REMPART_KERNEL(kThreads) RopeStoreKernel(RopeStoreArgs args) {
   WaitForPrevious();
   LetNextStart();
-  const int64_t token = blockIdx.y;
-  const int64_t head = static_cast<int64_t>(blockIdx.x) * kWarps + WarpIndex();
+  const int64_t token = blockIdx.x;
+  const int64_t head = static_cast<int64_t>(blockIdx.y) * kWarps + WarpIndex();
   const int64_t kv_heads = args.kv.kv_heads;
   const int64_t heads = args.num_heads + 2 * kv_heads;
   const int64_t position = args.batch.positions[token];
@@ -106,11 +106,11 @@ REMPART_KERNEL(kThreads) RopeStoreKernel(RopeStoreArgs args) {
 
 void RopeStore(const RopeStoreArgs& args, DeviceStream stream) {
   const int64_t heads = args.num_heads + 2 * args.kv.kv_heads;
-  const auto columns = static_cast<uint32_t>(CeilDivide(heads, kWarps));
-  // A grid has at most 65535 rows; a step has fewer tokens than that.
+  const auto rows = static_cast<uint32_t>(CeilDivide(heads, kWarps));
   if (args.batch.num_tokens == 0) return;
-  Launch(RopeStoreKernel, {columns, static_cast<uint32_t>(args.batch.num_tokens)}, kThreads, 0,
-         stream, args);
+  // Tokens along x, the one side of a grid that may have more than 65535 blocks.
+  Launch(RopeStoreKernel, {static_cast<uint32_t>(args.batch.num_tokens), rows}, kThreads, 0, stream,
+         args);
 }
 
 }  // namespace rempart::kernels::cuda

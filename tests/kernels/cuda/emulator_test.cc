@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <functional>
 #include <iterator>
 #include <vector>
 
@@ -104,6 +105,44 @@ TEST(EmulatorDeathTest, AShuffleWithLanesMissing) {
                                if (threadIdx.x != 7) ShuffleXor(1.0f, 1);
                              }),
                "lanes wait for lanes");
+}
+
+// What only a GPU would refuse.
+TEST(EmulatorDeathTest, AGridThatNoGpuStarts) {
+  const auto run = [](RempartDim3 grid, unsigned threads, size_t shared_bytes) {
+    emulator::Run(grid, threads, shared_bytes, [] {});
+  };
+  run({1, 65535, 1}, 1, 0);
+  run({1, 1, 65535}, 1, 0);
+  run({65536, 1, 1}, 1, 0);
+  run({1, 1, 1}, 1024, 101376);
+  EXPECT_DEATH(run({1, 65536, 1}, 1, 0), "at most 65535 blocks in y");
+  EXPECT_DEATH(run({1, 1, 65536}, 1, 0), "at most 65535 blocks in y and in z");
+  EXPECT_DEATH(run({0x80000000u, 1, 1}, 1, 0), "at most 2147483647 blocks in x");
+  EXPECT_DEATH(run({1, 0, 1}, 1, 0), "no side of a grid may be 0");
+  EXPECT_DEATH(run({1, 1, 1}, 1025, 0), "a block has 1 to 1024 threads");
+  EXPECT_DEATH(run({1, 1, 1}, 1, 101377), "at most 101376 bytes of shared memory");
+}
+
+TEST(EmulatorDeathTest, AnAddressThatIsNotAligned) {
+  alignas(16) static uint8_t memory[64] = {};
+  const auto run = [](unsigned threads, const std::function<void(uint8_t*)>& body) {
+    emulator::Run({1, 1, 1}, threads, 1024, [&] { body(DynamicShared<uint8_t>()); });
+  };
+  const auto copy = [&](int to, int from) {
+    run(1, [&](uint8_t* shared) { CopyAsync16(shared + to, memory + from, true); });
+  };
+  copy(16, 16);
+  EXPECT_DEATH(copy(8, 0), "cp.async to shared memory of 16 bytes");
+  EXPECT_DEATH(copy(0, 4), "cp.async from global memory of 16 bytes");
+  EXPECT_DEATH(run(1, [](uint8_t* shared) { CopyAsync16(shared, memory + 4, false); }),
+               "cp.async from global memory");
+  uint32_t r[4];
+  EXPECT_DEATH(run(32, [&](uint8_t* shared) { LoadMatrix(r, shared + 16 * Lane() + 2); }),
+               "ldmatrix of 16 bytes");
+  EXPECT_DEATH(run(1, [](uint8_t*) { (void)*Wide<uint4>(memory + 8); }),
+               "an access of 16 bytes at .*a GPU ends a kernel");
+  EXPECT_DEATH(run(1, [](uint8_t*) { *Wide<uint32_t>(memory + 2) = 1; }), "an access of 4 bytes");
 }
 
 TEST(Emulator, SharedMemoryBeginsAsNaN) {
