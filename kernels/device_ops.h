@@ -35,8 +35,18 @@ enum class DeviceFormat : uint8_t {
   kGguf,       // a quantised DType of kernels/ops.h, bit for bit as in a GGUF file
 };
 
+// Of rows and columns that a scale of kFP8Block is for, and of columns that one of op quantize_rows
+// may be for.
+inline constexpr int64_t kScaleBlock = 128;
+// Scales in a row of kFP8Block's: a multiple of four, as cuBLASLt wants them. What is after the
+// last that counts is zero.
+constexpr int64_t BlockScaleStride(int64_t cols) {
+  return (cols + 4 * kScaleBlock - 1) / (4 * kScaleBlock) * 4;
+}
+
 // [rows, cols]. w[r, c] is what `format` makes of the bytes:
-//   kFP8Row, kINT8Row: code * scales[r]       kFP8Block: code * scales[r / 128, c / 128]
+//   kFP8Row, kINT8Row: code * scales[r]
+//   kFP8Block: code * scales[r / 128, c / 128], scales [ceil(rows / 128), BlockScaleStride(cols)]
 //   kINT4Group: (code - zero) * scale of (r, c / group); codes [rows, cols / 2], low nibble first,
 //     group_scales and group_zeros [rows, cols / group]. cols is a multiple of group, group of 8.
 struct DeviceMatrix {
@@ -164,6 +174,9 @@ struct ActivateArgs {
 // matvec is used up to this many tokens, tiles of the tensor cores above.
 inline constexpr int64_t kMatvecTokens = 8;
 
+// Rows of y come by so many where a library computes products of FP8 by blocks.
+inline constexpr int64_t kProductRows = 4;
+
 // y[t, r] = dot(x[t, :], w[r, :]).
 struct DeviceMatmulArgs {
   DeviceMatrix w;
@@ -173,16 +186,25 @@ struct DeviceMatmulArgs {
   int64_t y_stride = 0;
   bool y_is_f32 = false;
   int64_t num_tokens = 0;
+  // Rows that y has room for: those from num_tokens on may be overwritten, as a device that
+  // computes more tokens than there are does (Device::Matmul; the ops do not). A multiple of
+  // kProductRows where it is to do that; 0: no more than num_tokens.
+  int64_t y_rows = 0;
 };
 
-// codes[t, :] = x[t, :] / scales[t], scales[t] = max |x[t, :]| / largest code.
+// codes[t, :] = x[t, :] / scales[t], scales[t] = max(1e-30, |x[t, :]|) / largest code. With
+// `group`, of FP8 alone, each so many columns have a scale of their own, and tokens may be added
+// that are zeros:
+//   codes[t, c] = x[t, c] / scales[c / group, t], scales [ceil(cols / group), padded_tokens].
 struct QuantizeRowsArgs {
   const uint16_t* x = nullptr;  // BF16 [num_tokens, cols]
-  void* codes = nullptr;        // [num_tokens, cols]
-  float* scales = nullptr;      // [num_tokens]
+  void* codes = nullptr;        // [num_tokens, cols], or [padded_tokens, cols]
+  float* scales = nullptr;      // [num_tokens], or as above
   bool is_int8 = false;         // 127 is the largest code; else FP8 E4M3, 448
   int64_t num_tokens = 0;
-  int64_t cols = 0;  // a multiple of 16
+  int64_t cols = 0;           // a multiple of 16
+  int64_t group = 0;          // 0: all of a row; or kScaleBlock
+  int64_t padded_tokens = 0;  // of groups: num_tokens or more
 };
 
 // What a product of int8 codes stands for: y[t, r] = sums[t, r] * (x_scales[t] * w_scales[r]).

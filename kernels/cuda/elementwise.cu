@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Activation of a feed-forward block, quantisation of activations by rows, and what sums of int8
-// products stand for. Bound by memory: each reads its input once and writes its output once.
+// Activation of a feed-forward block, quantisation of activations by rows or by groups of columns,
+// and what sums of int8 products stand for. Bound by memory: each reads its input once and writes
+// its output once.
 #include "kernels/cuda/elementwise.h"
+#include "kernels/cuda/layout.h"
 #include "kernels/cuda/ops.h"
 
 namespace rempart::kernels::cuda {
@@ -38,6 +40,18 @@ struct Shared {
   float scratch[32];
 };
 
+// What numbers up to this magnitude are quantised by. Where all are less than kLeast, it is that:
+// the inverse of their own scale might be infinite, and a zero among them NaN.
+struct Scale {
+  float scale;
+  float inverse;
+};
+REMPART_DEVICE Scale ScaleOf(float largest, float code_max) {
+  constexpr float kLeast = 1e-30f;
+  const float magnitude = fmaxf(largest, kLeast);
+  return {magnitude / code_max, code_max / magnitude};
+}
+
 // One block a token: finds the largest magnitude, then codes. The second read hits the cache.
 template <bool kIsInt8>
 REMPART_KERNEL(kThreads)
@@ -56,8 +70,8 @@ QuantizeRowsKernel(QuantizeRowsArgs args) {
   }
   largest = BlockMax(largest, shared.scratch);
   const float code_max = kIsInt8 ? 127.0f : kFp8Max;
-  const float inverse = largest > 0.0f ? code_max / largest : 0.0f;
-  if (threadIdx.x == 0) args.scales[token] = largest / code_max;
+  const Scale scale = ScaleOf(largest, code_max);
+  if (threadIdx.x == 0) args.scales[token] = scale.scale;
   auto* codes = static_cast<uint8_t*>(args.codes) + token * args.cols;
   for (int64_t at = static_cast<int64_t>(threadIdx.x) * 8; at < args.cols;
        at += static_cast<int64_t>(blockDim.x) * 8) {
@@ -65,13 +79,42 @@ QuantizeRowsKernel(QuantizeRowsArgs args) {
     LoadBf16x8(x + at, values);
     uint32_t words[2] = {0, 0};
     for (int i = 0; i < 8; ++i) {
-      const float scaled = values[i] * inverse;
+      const float scaled = values[i] * scale.inverse;
       const uint8_t code =
           kIsInt8 ? static_cast<uint8_t>(static_cast<int8_t>(rintf(scaled))) : ToFp8(scaled).bits;
       words[i / 4] |= static_cast<uint32_t>(code) << (8 * (i % 4));
     }
     Wide<uint32_t>(codes + at)[0] = words[0];
     Wide<uint32_t>(codes + at)[1] = words[1];
+  }
+}
+
+// One block a token, a warp for each group of columns: a lane has four of them.
+REMPART_KERNEL(kThreads) QuantizeGroupsKernel(QuantizeRowsArgs args) {
+  WaitForPrevious();
+  LetNextStart();
+  constexpr int kEach = static_cast<int>(kScaleBlock) / kWarp;
+  const int64_t token = blockIdx.x;
+  const bool is_padding = token >= args.num_tokens;
+  auto* codes = static_cast<uint8_t*>(args.codes) + token * args.cols;
+  const int64_t groups = CeilDivide(args.cols, kScaleBlock);
+  for (int64_t group = WarpIndex(); group < groups; group += blockDim.x / kWarp) {
+    const int64_t at = group * kScaleBlock + Lane() * kEach;
+    const bool is_inside = at < args.cols;
+    float values[kEach] = {};
+    if (is_inside && !is_padding) LoadBf16x4(args.x + token * args.cols + at, values);
+    float largest = 0.0f;
+    for (const float value : values) largest = fmaxf(largest, fabsf(value));
+    const Scale scale = ScaleOf(WarpMax(largest), kFp8Max);
+    if (Lane() == 0) {
+      args.scales[GroupScaleAt(token, group, args.padded_tokens)] = scale.scale;
+    }
+    if (!is_inside) continue;
+    uint32_t word = 0;
+    for (int i = 0; i < kEach; ++i) {
+      word |= static_cast<uint32_t>(ToFp8(values[i] * scale.inverse).bits) << (8 * i);
+    }
+    *reinterpret_cast<uint32_t*>(codes + at) = word;
   }
 }
 
@@ -104,6 +147,11 @@ void Activate(const ActivateArgs& args, DeviceStream stream) {
 
 void QuantizeRows(const QuantizeRowsArgs& args, DeviceStream stream) {
   if (args.num_tokens == 0) return;
+  if (args.group != 0) {
+    Launch(QuantizeGroupsKernel, {static_cast<uint32_t>(args.padded_tokens)}, kThreads, 0, stream,
+           args);
+    return;
+  }
   Launch(args.is_int8 ? QuantizeRowsKernel<true> : QuantizeRowsKernel<false>,
          {static_cast<uint32_t>(args.num_tokens)}, kThreads, sizeof(Shared), stream, args);
 }

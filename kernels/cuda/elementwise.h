@@ -18,6 +18,14 @@ REMPART_DEVICE void LoadBf16x8(const uint16_t* from, float (&to)[8]) {
     to[2 * i + 1] = HighFloat(words[i]);
   }
 }
+// Four of them, aligned to 8 bytes.
+REMPART_DEVICE void LoadBf16x4(const uint16_t* from, float (&to)[4]) {
+  const uint2 raw = *reinterpret_cast<const uint2*>(from);
+  to[0] = LowFloat(raw.x);
+  to[1] = HighFloat(raw.x);
+  to[2] = LowFloat(raw.y);
+  to[3] = HighFloat(raw.y);
+}
 REMPART_DEVICE void StoreBf16x8(uint16_t* to, const float (&from)[8]) {
   const uint4 raw = {PackBf16(from[0], from[1]), PackBf16(from[2], from[3]),
                      PackBf16(from[4], from[5]), PackBf16(from[6], from[7])};

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Index arithmetic of the paged cache, of decode splits and prefill tiles, of rotary pairs and of
-// vocabulary parts, and of what ranks show each other. Host and device; all offsets are 64-bit, so
-// that a cache of more than 2^31 elements works, which tests/kernels/cuda checks.
+// Index arithmetic of the paged cache, of decode splits and prefill tiles, of rotary pairs, of
+// scales and of vocabulary parts, and of what ranks show each other. Host and device; all offsets
+// are 64-bit, so that a cache of more than 2^31 elements works, which tests/kernels/cuda checks.
 #pragma once
 
 #include "kernels/cuda/numbers.h"
@@ -67,6 +67,15 @@ REMPART_HD RotaryPair RotaryPairOf(int64_t index, int64_t rotary_dim, bool is_in
   if (index >= half) return {2 * index, 2 * index + 1};
   if (is_interleaved) return {2 * index, 2 * index + 1};
   return {index, index + half};
+}
+
+// Where the scale of an element of kFP8Block lies, and that of a token's group of columns
+// (QuantizeRowsArgs).
+REMPART_HD int64_t BlockScaleAt(int64_t row, int64_t col, int64_t cols) {
+  return row / kScaleBlock * BlockScaleStride(cols) + col / kScaleBlock;
+}
+REMPART_HD int64_t GroupScaleAt(int64_t token, int64_t group, int64_t padded_tokens) {
+  return group * padded_tokens + token;
 }
 
 // Where the logit of a token lies in gathered parts (SampleArgs).

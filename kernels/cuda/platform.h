@@ -112,6 +112,9 @@ void Launch(void (*kernel)(Parameters...), Grid grid, uint32_t threads, size_t s
 
 #else
 
+struct alignas(8) uint2 {
+  uint32_t x, y;
+};
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "kernels/blocks.h"
+#include "kernels/cuda/layout.h"
 #include "kernels/cuda/numbers.h"
 #include "kernels/device_ops.h"
 
@@ -259,7 +260,7 @@ struct Decoder {
     } else if constexpr (kFormat == DeviceFormat::kFP8Row) {
       DecodeFp8(row, c, w.scales[r], out);
     } else if constexpr (kFormat == DeviceFormat::kFP8Block) {
-      DecodeFp8(row, c, w.scales[r / 128 * CeilDivide(w.cols, 128) + c / 128], out);
+      DecodeFp8(row, c, w.scales[BlockScaleAt(r, c, w.cols)], out);
     } else if constexpr (kFormat == DeviceFormat::kINT8Row) {
       DecodeInt8(row, c, w.scales[r], out);
     } else if constexpr (kFormat == DeviceFormat::kINT4Group) {

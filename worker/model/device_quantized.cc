@@ -56,6 +56,7 @@ void AppendScales(const QuantizedWindow& window, std::vector<float>& scales) {
     const auto row = all.begin() + (window.row / kFP8Block + block) * stride;
     const auto first = row + window.col / kFP8Block;
     scales.insert(scales.end(), first, first + blocks(window.cols));
+    scales.resize(scales.size() + kernels::BlockScaleStride(window.cols) - blocks(window.cols));
   }
 }
 

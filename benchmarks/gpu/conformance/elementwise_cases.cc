@@ -262,12 +262,55 @@ absl::Status ActivateCase(Trial& trial) {
   return absl::OkStatus();
 }
 
+// A scale for each 128 columns, the last of which may be fewer, and tokens that are added.
+absl::Status QuantizeGroups(Trial& trial, int64_t tokens, int64_t padded, int64_t cols) {
+  constexpr int64_t kGroup = kernels::kScaleBlock;
+  const int64_t groups = (cols + kGroup - 1) / kGroup;
+  std::vector<float> x = RandomFloats(trial.random, tokens * cols);
+  for (int64_t i = 0; i < tokens * cols; ++i) x[i] *= std::exp2(static_cast<float>(i / 128 % 9));
+  // A group of zeros, and one of numbers whose inverse is beyond F32.
+  std::fill_n(x.begin(), std::min(cols, kGroup), 0.0f);
+  for (int64_t i = kGroup; i < std::min(cols, 2 * kGroup); ++i) x[i] = i % 2 == 0 ? 2e-38f : 0.0f;
+  RoundToBf16(x);
+  ASSIGN_OR_RETURN(auto x_device, DeviceArray<uint16_t>::From(trial.device, ToBits(x)));
+  // All of it is written: no byte stays as it was.
+  const std::vector<uint8_t> code_nans(padded * cols, 0x7f);
+  ASSIGN_OR_RETURN(auto codes, DeviceArray<uint8_t>::From(trial.device, code_nans));
+  const std::vector<float> nans(groups * padded, NAN);
+  ASSIGN_OR_RETURN(auto scales, DeviceArray<float>::From(trial.device, nans));
+  trial.device.ops().quantize_rows(
+      {x_device.data(), codes.data(), scales.data(), false, tokens, cols, kGroup, padded},
+      trial.device.stream());
+  ASSIGN_OR_RETURN(const std::vector<uint8_t> code_bytes, codes.Read(trial.device));
+  ASSIGN_OR_RETURN(const std::vector<float> actual_scales, scales.Read(trial.device));
+  std::vector<float> largest(groups * padded), actual, expected(padded * cols);
+  for (int64_t i = 0; i < padded * cols; ++i) {
+    const int64_t token = i / cols, at = i % cols / kGroup * padded + token;
+    actual.push_back(kernels::cuda::ToFloat(kernels::cuda::Fp8{code_bytes[i]}) * actual_scales[at]);
+    if (token >= tokens) continue;
+    expected[i] = x[i];
+    largest[at] = std::max(largest[at], std::fabs(x[i]) / 448);
+  }
+  const std::string what = absl::StrCat("by groups [", tokens, ", ", cols, "] in ", padded);
+  trial.Compare(what + ", scales", actual_scales, largest, 1e-30, 1e-6);
+  // Half of 2^-3 of the value, or of the least step, which is 2^-9 of the group's scale: at most of
+  // the largest one.
+  const float step = *std::max_element(largest.begin(), largest.end());
+  trial.Compare(what, actual, expected, step * 0.001, 0.0626);
+  return absl::OkStatus();
+}
+
 absl::Status QuantizeRowsCase(Trial& trial) {
+  RETURN_IF_ERROR(QuantizeGroups(trial, 1, 4, 128));
+  RETURN_IF_ERROR(QuantizeGroups(trial, 9, 9, 640));
+  RETURN_IF_ERROR(QuantizeGroups(trial, 5, 16, 2064));
+  RETURN_IF_ERROR(QuantizeGroups(trial, 131, 256, 16));
   for (const bool is_int8 : {false, true}) {
     const int64_t tokens = 3;
     const int64_t cols = 2064;
     std::vector<float> x = RandomFloats(trial.random, tokens * cols);
-    std::fill_n(x.begin() + cols, cols, 0.0f);  // a row of zeros
+    std::fill_n(x.begin() + cols, cols, 0.0f);  // a row of zeros, but for one next to nothing
+    x[cols] = 2e-38f;
     RoundToBf16(x);
     ASSIGN_OR_RETURN(auto x_device, DeviceArray<uint16_t>::From(trial.device, ToBits(x)));
     ASSIGN_OR_RETURN(auto codes, DeviceArray<uint8_t>::Make(trial.device, tokens * cols));

@@ -59,9 +59,12 @@ float CodeValue(DeviceFormat format, uint8_t code) {
 absl::Status FillCodes(Trial& trial, TestMatrix& m) {
   kernels::DeviceMatrix& w = m.matrix;
   const bool is_block = w.format == DeviceFormat::kFP8Block;
-  const int64_t block_cols = (w.cols + 127) / 128;
+  const int64_t stride = kernels::BlockScaleStride(w.cols);
   std::vector<float> scales =
-      RandomFloats(trial.random, is_block ? (w.rows + 127) / 128 * block_cols : w.rows, 0.01f);
+      RandomFloats(trial.random, is_block ? (w.rows + 127) / 128 * stride : w.rows, 0.01f);
+  for (int64_t i = 0; is_block && i < static_cast<int64_t>(scales.size()); ++i) {
+    if (i % stride * kernels::kScaleBlock >= w.cols) scales[i] = 0;
+  }
   std::vector<uint8_t> codes(w.rows * w.cols);
   m.values.resize(codes.size());
   for (int64_t r = 0; r < w.rows; ++r) {
@@ -70,7 +73,7 @@ absl::Status FillCodes(Trial& trial, TestMatrix& m) {
       // E4M3's NaN is no weight.
       if (w.format != DeviceFormat::kINT8Row && (code & 0x7f) == 0x7f) code ^= 1;
       codes[r * w.cols + c] = code;
-      const float scale = is_block ? scales[r / 128 * block_cols + c / 128] : scales[r];
+      const float scale = is_block ? scales[r / 128 * stride + c / 128] : scales[r];
       m.values[r * w.cols + c] = scale * CodeValue(w.format, code);
     }
   }

@@ -209,6 +209,28 @@ TEST(Decoding, CodesWithScalesBeyondFourGibibytes) {
          last / 128 * (cols / 128) + cols / 128 - 1);
 }
 
+TEST(Scales, OfBlocksLieInRowsOfAMultipleOfFour) {
+  EXPECT_EQ(BlockScaleStride(8), 4);
+  EXPECT_EQ(BlockScaleStride(512), 4);
+  EXPECT_EQ(BlockScaleStride(513), 8);
+  EXPECT_EQ(BlockScaleStride(11008), 88);
+  EXPECT_EQ(BlockScaleAt(127, 639, 640), 4);
+  EXPECT_EQ(BlockScaleAt(128, 0, 640), 8);
+  // 2^33 rows of 40 scales.
+  const int64_t rows = int64_t{1} << 33;
+  EXPECT_EQ(BlockScaleAt(rows - 1, 5119, 5120), rows / 128 * 40 - 1);
+  EXPECT_GT(BlockScaleAt(rows - 1, 5119, 5120), int64_t{1} << 31);
+}
+
+TEST(Scales, OfGroupsOfTokensLieSideBySideBeyondTwoToThe31) {
+  const int64_t tokens = (int64_t{1} << 25) + 4, groups = 224;
+  EXPECT_EQ(GroupScaleAt(0, 0, tokens), 0);
+  EXPECT_EQ(GroupScaleAt(1, 0, tokens), 1);
+  EXPECT_EQ(GroupScaleAt(0, 1, tokens), tokens);
+  EXPECT_EQ(GroupScaleAt(tokens - 1, groups - 1, tokens), tokens * groups - 1);
+  EXPECT_GT(tokens * groups, int64_t{1} << 32);
+}
+
 // More than 2^32 codes, and more than 2^31 groups of them.
 TEST(Decoding, GroupsBeyondTwoToThe31) {
   const int64_t cols = 4096, group = 8, rows = (int64_t{1} << 31) / (cols / group) + 10;
