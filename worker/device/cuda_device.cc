@@ -13,7 +13,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
-#include "kernels/cuda/cublas_lt.h"
+#include "kernels/cuda/blas_products.h"
 #include "kernels/cuda/ops.h"
 
 namespace rempart::worker {
@@ -23,7 +23,12 @@ namespace {
 constexpr int64_t kBlasTokens = kernels::kMatvecTokens + 1;
 // For the activations that FP8 and INT8 products quantise, and the sums of INT8.
 constexpr int64_t kQuantizedBytes = int64_t{256} << 20;
-constexpr int64_t kAligned = 256;
+// The library of the toolkit's major version, which is the runtime's.
+const std::string& BlasLibrary() {
+  static const auto* const name =
+      new std::string(absl::StrCat("libcublasLt.so.", CUDART_VERSION / 1000));
+  return *name;
+}
 
 absl::Status ToStatus(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return absl::OkStatus();
@@ -107,18 +112,22 @@ class CudaDevice : public Device {
                        std::string(launched.message())));
     }
     ASSIGN_OR_RETURN(blas_workspace_, Allocate(options.blas_workspace_bytes));
-    blas_ = kernels::cuda::CublasLt::Load(options.blas_library, blas_workspace_,
-                                          options.blas_workspace_bytes, &blas_absence_);
-    if (blas_ == nullptr) return absl::OkStatus();
+    std::unique_ptr<kernels::cuda::CublasLt> library = kernels::cuda::CublasLt::Load(
+        options.blas_library.empty() ? BlasLibrary() : options.blas_library, blas_workspace_,
+        options.blas_workspace_bytes, &blas_absence_);
+    if (library == nullptr) return absl::OkStatus();
     ASSIGN_OR_RETURN(quantized_, Allocate(kQuantizedBytes));
+    blas_ = std::make_unique<kernels::cuda::BlasProducts>(
+        std::move(library), kernels::cuda::Table(),
+        kernels::cuda::BlasProducts::Options{info_.compute_major, info_.compute_minor, quantized_,
+                                             kQuantizedBytes});
     return absl::OkStatus();
   }
 
   std::string Describe() const override {
     return absl::StrCat(
         info_.name, " (sm_", info_.compute_major, info_.compute_minor, ", ", info_.multiprocessors,
-        " SMs), ",
-        blas_ != nullptr ? "cuBLASLt " + blas_->Version() : "without cuBLASLt: " + blas_absence_);
+        " SMs), ", blas_ != nullptr ? blas_->Describe() : "without cuBLASLt: " + blas_absence_);
   }
   // Whoever asks for the table launches from it at once.
   const kernels::DeviceOps& ops() const override {
@@ -235,7 +244,7 @@ class CudaDevice : public Device {
     Select();
     if (args.num_tokens < kBlasTokens) {
       ops().matvec(args, stream_);
-    } else if (!MultiplyByBlas(args)) {
+    } else if (blas_ == nullptr || !blas_->Multiply(args, stream_)) {
       ops().matmul(args, stream_);
     }
     return absl::OkStatus();
@@ -353,50 +362,11 @@ class CudaDevice : public Device {
                                                ordinal, ": ", cudaGetErrorString(enabled)));
   }
 
-  // As many tokens at once as their codes, scales and sums have room for.
-  bool MultiplyByBlas(const kernels::DeviceMatmulArgs& args) {
-    using kernels::DeviceFormat;
-    if (blas_ == nullptr) return false;
-    if (args.w.format == DeviceFormat::kBF16) return blas_->Matmul(args, {}, stream_);
-    const bool is_int8 = args.w.format == DeviceFormat::kINT8Row && args.w.int8_activations;
-    if (!is_int8 && args.w.format != DeviceFormat::kFP8Row) return false;
-    if (args.w.cols % 16 != 0 || args.x_stride != args.w.cols) return false;
-    const int64_t token_bytes = args.w.cols + 4 + (is_int8 ? 4 * args.w.rows : 0);
-    const int64_t most = (kQuantizedBytes - 2 * kAligned) / token_bytes;
-    for (int64_t first = 0; first < args.num_tokens; first += most) {
-      kernels::DeviceMatmulArgs part = args;
-      part.num_tokens = std::min(most, args.num_tokens - first);
-      part.x += first * args.x_stride;
-      part.y = static_cast<uint8_t*>(args.y) + first * args.y_stride * (args.y_is_f32 ? 4 : 2);
-      if (!MultiplyQuantized(part, is_int8)) return false;
-    }
-    return true;
-  }
-
-  bool MultiplyQuantized(const kernels::DeviceMatmulArgs& args, bool is_int8) {
-    auto* at = static_cast<uint8_t*>(quantized_);
-    const auto take = [&](int64_t bytes) {
-      uint8_t* const taken = at;
-      at += (bytes + kAligned - 1) / kAligned * kAligned;
-      return taken;
-    };
-    uint8_t* const codes = take(args.num_tokens * args.w.cols);
-    auto* const scales = reinterpret_cast<float*>(take(args.num_tokens * 4));
-    auto* const sums = reinterpret_cast<int32_t*>(at);
-    ops().quantize_rows({args.x, codes, scales, is_int8, args.num_tokens, args.w.cols}, stream_);
-    if (!blas_->Matmul(args, {codes, scales, sums}, stream_)) return false;
-    if (!is_int8) return true;
-    ops().scale_sums({sums, scales, args.w.scales, args.y, args.y_stride, args.y_is_f32,
-                      args.num_tokens, args.w.rows},
-                     stream_);
-    return true;
-  }
-
   const CudaDeviceInfo info_;
   cudaStream_t stream_ = nullptr;
   std::array<cudaEvent_t, kMarks> marks_ = {};
   cudaError_t error_ = cudaSuccess;
-  std::unique_ptr<kernels::cuda::CublasLt> blas_;
+  std::unique_ptr<kernels::cuda::BlasProducts> blas_;
   std::string blas_absence_;
   void* blas_workspace_ = nullptr;
   void* quantized_ = nullptr;

@@ -43,6 +43,10 @@ EmulatedDevice::~EmulatedDevice() {
   std::free(shared_);
 }
 
+std::string EmulatedDevice::Describe() const {
+  return blas_ == nullptr ? "emulated GPU" : "emulated GPU, " + blas_->Describe();
+}
+
 void EmulatedDevice::Queue(std::function<void()> work) const {
   if (recording != nullptr) {
     recording->push_back(std::move(work));
@@ -145,8 +149,15 @@ void EmulatedDevice::CopyOut(void* host, const void* device, int64_t bytes) {
 }
 
 absl::Status EmulatedDevice::Matmul(const kernels::DeviceMatmulArgs& args) {
-  const bool is_small = args.num_tokens <= kernels::kMatvecTokens;
-  (is_small ? ops().matvec : ops().matmul)(args, nullptr);
+  if (args.num_tokens <= kernels::kMatvecTokens) {
+    ops().matvec(args, nullptr);
+  } else if (blas_ == nullptr) {
+    ops().matmul(args, nullptr);
+  } else {
+    Queue([this, args] {
+      if (!blas_->Multiply(args, nullptr)) kernels::cuda::Table().matmul(args, nullptr);
+    });
+  }
   return absl::OkStatus();
 }
 

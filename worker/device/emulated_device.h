@@ -9,10 +9,13 @@
 #include <deque>
 #include <functional>
 #include <map>
+#include <memory>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "kernels/cuda/blas_products.h"
 #include "worker/device/device.h"
 
 namespace rempart::worker {
@@ -22,7 +25,7 @@ class EmulatedDevice : public Device {
   explicit EmulatedDevice(int64_t memory_bytes) : total_(memory_bytes) {}
   ~EmulatedDevice() override;
 
-  std::string Describe() const override { return "emulated GPU"; }
+  std::string Describe() const override;
   const kernels::DeviceOps& ops() const override;
   kernels::DeviceStream stream() const override { return nullptr; }
   absl::StatusOr<DeviceMemory> Memory() const override;
@@ -36,6 +39,10 @@ class EmulatedDevice : public Device {
   void CopyIn(void* device, const void* host, int64_t bytes) override;
   void CopyOut(void* host, const void* device, int64_t bytes) override;
   absl::Status Matmul(const kernels::DeviceMatmulArgs& args) override;
+  bool HasLibraryFor(kernels::DeviceFormat format) const override {
+    return blas_ != nullptr && blas_->Has(format);
+  }
+  int64_t library_products() const override { return blas_ == nullptr ? 0 : blas_->products(); }
   void Launch(std::function<void()> launch) override;
   absl::Status Try(absl::FunctionRef<void()> queue) override;
   absl::StatusOr<std::unique_ptr<DeviceGraph>> Record(
@@ -67,6 +74,10 @@ class EmulatedDevice : public Device {
   // As where GPUs have no way to each other; before anybody asks.
   void CutOff() { is_cut_off_ = true; }
 
+  // From now on products of many tokens are given to a library first, as on a GPU. Its room is not
+  // of this device's memory.
+  void UseBlas(std::unique_ptr<kernels::cuda::BlasProducts> blas) { blas_ = std::move(blas); }
+
   // Bytes of Allocate; what is shared stays with the device.
   int64_t used_bytes() const { return used_; }
   int64_t allocations() const { return allocations_; }
@@ -94,6 +105,7 @@ class EmulatedDevice : public Device {
   mutable std::set<std::string> loaded_, recorded_unloaded_;
   int64_t opened_ = 0;
   bool is_cut_off_ = false;
+  std::unique_ptr<kernels::cuda::BlasProducts> blas_;
   void* shared_ = nullptr;
   std::map<void*, int64_t> sizes_;
   bool defers_ = false;

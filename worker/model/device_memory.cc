@@ -44,6 +44,7 @@ DeviceWorkspace LayOutWorkspace(const ModelConfig& config, const DeviceModelOpti
   space.vocabulary = partition.vocabulary[1];
   space.slices = GraphSize(options.max_sequences);
   space.tokens = std::max(options.max_step_tokens, space.slices);
+  space.product_rows = CeilDivide(space.tokens, kernels::kProductRows) * kernels::kProductRows;
   space.table_stride = CeilDivide(options.context_length, kernels::kKvBlockTokens);
   // Of a fixed length, so that a token's result does not depend on others.
   space.split_tokens =
@@ -61,7 +62,7 @@ DeviceWorkspace LayOutWorkspace(const ModelConfig& config, const DeviceModelOpti
   space.attended_lead = partition.Own(partition.attended).begin - partition.attended_blocks.begin;
   const int64_t qkv = queries + 2 * partition.kv_heads.count() * config.head_dim;
   take(space.residual, space.tokens * config.hidden * 4);
-  take(space.branch, space.tokens * config.hidden * 2);
+  take(space.branch, space.product_rows * config.hidden * 2);
   if (of.is_last_stage()) {
     take(space.logits, space.slices * space.vocabulary * 4);
     space.all_logits = space.logits;
@@ -76,9 +77,9 @@ DeviceWorkspace LayOutWorkspace(const ModelConfig& config, const DeviceModelOpti
   }
   if (of.size > 1) space.exchange_bytes = space.bytes;
   take(space.normed, space.tokens * config.hidden * 2);
-  take(space.qkv, space.tokens * qkv * 2);
+  take(space.qkv, space.product_rows * qkv * 2);
   take(space.attended, space.tokens * space.attended_stride * 2);
-  take(space.gate_up, space.tokens * 2 * ffn * 2);
+  take(space.gate_up, space.product_rows * 2 * ffn * 2);
   take(space.activated, space.tokens * ffn * 2);
   if (of.is_last_stage()) take(space.last, space.slices * config.hidden * 2);
   take(space.partial,

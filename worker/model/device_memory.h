@@ -29,7 +29,10 @@ struct DeviceModelOptions {
 struct DeviceWorkspace {
   int64_t vocabulary = 0;  // of this rank, or of the rank that has most: columns of its logits
   int64_t tokens = 0;      // rows of the arrays below: max_step_tokens, or the largest graph
-  int64_t slices = 0;      // rows of logits: max_sequences rounded up to a size of graphs
+  // Rows of the arrays that products go to: `tokens`, rounded up to what
+  // DeviceMatmulArgs::y_rows is asked for.
+  int64_t product_rows = 0;
+  int64_t slices = 0;  // rows of logits: max_sequences rounded up to a size of graphs
   int64_t table_stride = 0;
   int64_t split_tokens = 0;  // of decode attention
   int64_t max_splits = 0;

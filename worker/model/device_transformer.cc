@@ -291,17 +291,18 @@ absl::Status DeviceTransformer::QueueNorm(const StepShape& shape, const uint16_t
 }
 
 absl::Status DeviceTransformer::QueueProduct(const Product& product, const uint16_t* x,
-                                             int64_t x_stride, void* y, int64_t y_stride,
-                                             bool y_is_f32, int64_t tokens) {
+                                             int64_t x_stride, const ProductRows& y,
+                                             int64_t tokens) {
   for (const ProductPart& part : product) {
     if (part.matrix.rows == 0) continue;  // a rank may have none of a small vocabulary
     kernels::DeviceMatmulArgs args;
     args.w = part.matrix;
     args.x = x;
     args.x_stride = x_stride;
-    args.y = static_cast<uint8_t*>(y) + part.first_row * (y_is_f32 ? 4 : 2);
-    args.y_stride = y_stride;
-    args.y_is_f32 = y_is_f32;
+    args.y = static_cast<uint8_t*>(y.data) + part.first_row * (y.is_f32 ? 4 : 2);
+    args.y_stride = y.stride;
+    args.y_is_f32 = y.is_f32;
+    args.y_rows = y.rows;
     args.num_tokens = tokens;
     RETURN_IF_ERROR(device_.Matmul(args));
   }
@@ -344,8 +345,8 @@ absl::Status DeviceTransformer::QueueLayer(const StepShape& shape, size_t layer)
   auto* normed = At<uint16_t>(space.normed);
   auto* qkv = At<uint16_t>(space.qkv);
   auto* branch = At<uint16_t>(space.branch);
-  RETURN_IF_ERROR(
-      QueueProduct(weights.qkv, normed, config_.hidden, qkv, qkv_width, false, shape.tokens));
+  RETURN_IF_ERROR(QueueProduct(weights.qkv, normed, config_.hidden,
+                               {qkv, qkv_width, space.product_rows}, shape.tokens));
   kernels::RopeStoreArgs args;
   args.qkv = qkv;
   args.bias = weights.qkv_bias;
@@ -363,19 +364,19 @@ absl::Status DeviceTransformer::QueueLayer(const StepShape& shape, size_t layer)
   RETURN_IF_ERROR(QueueAttention(shape, layer));
   const uint16_t* attended =
       At<uint16_t>(space.attended) + space.attended_lead - weights.output_lead;
-  RETURN_IF_ERROR(QueueProduct(weights.output, attended, space.attended_stride, branch,
-                               config_.hidden, false, shape.tokens));
+  RETURN_IF_ERROR(QueueProduct(weights.output, attended, space.attended_stride,
+                               {branch, config_.hidden, space.product_rows}, shape.tokens));
   RETURN_IF_ERROR(
       QueueNorm(shape, branch, weights.post_attention_norm, weights.ffn_norm, normed, nullptr, 0));
   auto* gate_up = At<uint16_t>(space.gate_up);
   auto* activated = At<uint16_t>(space.activated);
-  RETURN_IF_ERROR(QueueProduct(weights.gate_up, normed, config_.hidden, gate_up, 2 * ffn_, false,
-                               shape.tokens));
+  RETURN_IF_ERROR(QueueProduct(weights.gate_up, normed, config_.hidden,
+                               {gate_up, 2 * ffn_, space.product_rows}, shape.tokens));
   device_.ops().activate(
       {gate_up, activated, config_.activation == Activation::kGeluTanh, shape.tokens, ffn_},
       device_.stream());
-  RETURN_IF_ERROR(
-      QueueProduct(weights.down, activated, ffn_, branch, config_.hidden, false, shape.tokens));
+  RETURN_IF_ERROR(QueueProduct(weights.down, activated, ffn_,
+                               {branch, config_.hidden, space.product_rows}, shape.tokens));
   // The next norm is the next layer's, which another stage may have: then only the sum is of use.
   // After the last layer only the rows that want logits count.
   const bool is_last = layer + 1 == weights_.layers.size();
@@ -412,7 +413,8 @@ absl::Status DeviceTransformer::QueueStep(const StepShape& shape) {
   }
   if (shape.wanting == 0 || !partition_.of.is_last_stage()) return absl::OkStatus();
   RETURN_IF_ERROR(QueueProduct(weights_.head, At<uint16_t>(space.last), config_.hidden,
-                               At<float>(space.logits), space.vocabulary, true, shape.wanting));
+                               {At<float>(space.logits), space.vocabulary, space.slices, true},
+                               shape.wanting));
   if (!is_one_of_several()) return absl::OkStatus();
   return communicator_->AllGather(At<float>(space.logits), At<float>(space.all_logits),
                                   shape.wanting * space.vocabulary * 4);

@@ -169,8 +169,15 @@ class DeviceTransformer {
   absl::Status QueueEmbedding(const StepShape& shape);
   absl::Status QueueLayer(const StepShape& shape, size_t layer);
   absl::Status QueueAttention(const StepShape& shape, size_t layer);
-  absl::Status QueueProduct(const Product& product, const uint16_t* x, int64_t x_stride, void* y,
-                            int64_t y_stride, bool y_is_f32, int64_t tokens);
+  // Where products go; `rows` of them have room.
+  struct ProductRows {
+    void* data;
+    int64_t stride;
+    int64_t rows;
+    bool is_f32 = false;
+  };
+  absl::Status QueueProduct(const Product& product, const uint16_t* x, int64_t x_stride,
+                            const ProductRows& y, int64_t tokens);
   // Waits for all that is queued, within the communicator's deadline where there is one.
   absl::Status AwaitAll();
   void QueueResults(const StepShape& shape);

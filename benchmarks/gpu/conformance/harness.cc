@@ -7,9 +7,10 @@
 #include "absl/strings/str_cat.h"
 
 namespace rempart::benchmarks {
+namespace {
 
-void Trial::Compare(const std::string& what, absl::Span<const float> actual,
-                    absl::Span<const float> expected, double absolute, double relative) {
+double WorstPercent(absl::Span<const float> actual, absl::Span<const float> expected,
+                    double absolute, double relative) {
   double worst = actual.size() == expected.size() && !actual.empty() ? 0.0 : 1000.0;
   for (size_t i = 0; i < expected.size() && i < actual.size(); ++i) {
     const double limit = absolute + relative * std::fabs(expected[i]);
@@ -19,7 +20,23 @@ void Trial::Compare(const std::string& what, absl::Span<const float> actual,
                                 ? error / limit * 100.0
                                 : std::min(1e6, std::isnan(error) ? 1e6 : error / limit * 100.0));
   }
-  findings_.push_back({op_, what, worst});
+  return worst;
+}
+
+}  // namespace
+
+void Trial::Compare(const std::string& what, absl::Span<const float> actual,
+                    absl::Span<const float> expected, double absolute, double relative) {
+  findings_.push_back({op_, what, WorstPercent(actual, expected, absolute, relative)});
+}
+
+void Trial::CompareEither(const std::string& what, absl::Span<const float> actual,
+                          absl::Span<const Expectation> expected, double relative) {
+  double best = std::numeric_limits<double>::max();
+  for (const Expectation& each : expected) {
+    best = std::min(best, WorstPercent(actual, each.values, each.absolute, relative));
+  }
+  findings_.push_back({op_, what, best});
 }
 
 void Trial::Require(const std::string& what, bool holds) {

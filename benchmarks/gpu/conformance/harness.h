@@ -36,6 +36,13 @@ class Trial {
   // |actual - expected| <= absolute + relative * |expected| for each element.
   void Compare(const std::string& what, absl::Span<const float> actual,
                absl::Span<const float> expected, double absolute, double relative);
+  // As Compare with the one that fits better, as a whole: what a device may choose between.
+  struct Expectation {
+    std::vector<float> values;
+    double absolute;
+  };
+  void CompareEither(const std::string& what, absl::Span<const float> actual,
+                     absl::Span<const Expectation> expected, double relative);
   // All or nothing: 0 or 1000 percent.
   void Require(const std::string& what, bool holds);
 

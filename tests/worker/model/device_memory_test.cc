@@ -80,6 +80,21 @@ TEST(DeviceMemory, WorkspacesDoNotOverlapAndAreAligned) {
 }
 
 // Ranks may have different shares of the FFN.
+// A device may compute more tokens than there are, up to a multiple of four.
+TEST(DeviceMemory, ProductsHaveRoomForAMultipleOfFourTokens) {
+  DeviceModelOptions options;
+  options.max_sequences = 16;
+  for (const auto& [tokens, rows] : {std::pair{2000, 2000}, {2001, 2004}, {2003, 2004}}) {
+    options.max_step_tokens = tokens;
+    const DeviceWorkspace space = LayOutWorkspace(Llama8B(), options);
+    EXPECT_EQ(space.tokens, tokens);
+    EXPECT_EQ(space.product_rows, rows);
+    EXPECT_EQ(space.logits - space.branch, int64_t{rows} * 4096 * 2);
+    EXPECT_EQ(space.attended - space.qkv, int64_t{rows} * 6144 * 2);
+    EXPECT_EQ(space.activated - space.gate_up, int64_t{rows} * 28672 * 2);
+  }
+}
+
 TEST(DeviceMemory, WhatRanksExchangeLiesAlikeOnAll) {
   const DeviceModelOptions options;
   ModelConfig config = Llama8B();

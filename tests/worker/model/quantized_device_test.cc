@@ -6,6 +6,9 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <map>
+
+#include "tests/kernels/cuda/blas_fixture.h"
 #include "tests/worker/comm/device_ranks.h"
 #include "tests/worker/model/quantized_folder.h"
 #include "tests/worker/model/rank_group.h"
@@ -142,37 +145,99 @@ TEST_P(QuantizedOnDevices, LieThereAsTheyAreAndSideBySide) {
   EXPECT_EQ(static_cast<int64_t>(uploaded->memory.bytes()), *bytes);
 }
 
+// Two ranks of a folder, a device each.
+class TwoRanks {
+ public:
+  explicit TwoRanks(const Opened& opened)
+      : ranks_(library_, 2, 2, {}), weights_(2), transformers_(2) {
+    EXPECT_TRUE(ranks_.all_connected());
+    const ModelConfig& config = opened.source.config;
+    for (int rank = 0; rank < 2; ++rank) {
+      auto bound = opened.Bind({.rank = rank, .size = 2});
+      EXPECT_TRUE(bound.ok()) << bound.status();
+      weights_[rank] = *std::move(bound);
+      auto made =
+          DeviceTransformer::Create(device(rank), config, weights_[rank], DeviceOptions(config));
+      EXPECT_TRUE(made.ok()) << made.status();
+      transformers_[rank] = *std::move(made);
+    }
+  }
+
+  EmulatedDevice& device(int rank) { return *ranks_[rank].device; }
+  const Weights& weights(int rank) const { return weights_[rank]; }
+  std::vector<float> Logits() {
+    std::vector<float> logits;
+    for (int rank = 0; rank < 2; ++rank) {
+      transformers_[rank]->SetCommunicator(ranks_[rank].communicator.get());
+    }
+    ranks_.OnEach([&](int rank) {
+      std::vector<float> own =
+          ComputeOnDevice(*transformers_[rank], Steps(QuantizedFolder::kVocabulary), rank);
+      if (rank == 0) logits = std::move(own);
+      transformers_[rank]->SetCommunicator(nullptr);
+    });
+    return logits;
+  }
+
+ private:
+  HostCollectives library_;
+  DeviceRanks ranks_;
+  std::vector<Weights> weights_;
+  std::vector<std::unique_ptr<DeviceTransformer>> transformers_;
+};
+
 TEST_P(QuantizedOnDevices, AreTheSameOnTwoRanks) {
   const Opened opened(GetParam().layout, GetParam().group);
-  const ModelConfig& config = opened.source.config;
-  HostCollectives library;
-  DeviceRanks ranks(library, 2, 2, {});
-  ASSERT_TRUE(ranks.all_connected());
-  std::vector<Weights> weights(2);
-  std::vector<std::unique_ptr<DeviceTransformer>> transformers(2);
-  for (int rank = 0; rank < 2; ++rank) {
-    auto bound = opened.Bind({.rank = rank, .size = 2});
-    ASSERT_TRUE(bound.ok()) << bound.status();
-    weights[rank] = *std::move(bound);
-    auto made = DeviceTransformer::Create(*ranks[rank].device, config, weights[rank],
-                                          DeviceOptions(config));
-    ASSERT_TRUE(made.ok()) << made.status();
-    transformers[rank] = *std::move(made);
-    transformers[rank]->SetCommunicator(ranks[rank].communicator.get());
-  }
-  std::vector<float> logits;
-  ranks.OnEach([&](int rank) {
-    std::vector<float> own =
-        ComputeOnDevice(*transformers[rank], Steps(QuantizedFolder::kVocabulary), rank);
-    if (rank == 0) logits = std::move(own);
-    transformers[rank]->SetCommunicator(nullptr);
-  });
-  EXPECT_LT(RelativeError(logits, opened.OnCpu()), 0.02);
-  EXPECT_LT(static_cast<double>(weights[0].bytes_read),
+  TwoRanks ranks(opened);
+  EXPECT_LT(RelativeError(ranks.Logits(), opened.OnCpu()), 0.02);
+  EXPECT_LT(static_cast<double>(ranks.weights(0).bytes_read),
             0.6 * static_cast<double>(opened.Bind({})->bytes_read));
 }
 
 INSTANTIATE_TEST_SUITE_P(All, QuantizedOnDevices, ::testing::ValuesIn(Cases()),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+class QuantizedByALibrary : public ::testing::TestWithParam<Case> {};
+
+// As on a GPU where cuBLASLt is found, which quantises activations.
+TEST_P(QuantizedByALibrary, MultiplyManyTokensByALibrary) {
+  const Opened opened(GetParam().layout, GetParam().group);
+  const auto weights = opened.Bind({});
+  ASSERT_TRUE(weights.ok()) << weights.status();
+  kernels::cuda::BlasRoom room;
+  EmulatedDevice device(kRankMemory);
+  device.UseBlas(room.Products());
+  FakeCublasLtControls& fake = kernels::cuda::FakeControls();
+  const auto counts = [&] {
+    return std::map<DeviceFormat, int>{{DeviceFormat::kBF16, fake.bf16_products},
+                                       {DeviceFormat::kFP8Row, fake.row_products},
+                                       {DeviceFormat::kFP8Block, fake.block_products},
+                                       {DeviceFormat::kINT8Row, fake.int8_products}};
+  };
+  std::map<DeviceFormat, int> expected = counts();
+  const ModelConfig& config = opened.source.config;
+  const auto made = DeviceTransformer::Create(device, config, *weights, DeviceOptions(config));
+  ASSERT_TRUE(made.ok()) << made.status();
+  const std::vector<float> actual = ComputeOnDevice(**made, Steps(QuantizedFolder::kVocabulary), 0);
+  EXPECT_LT(RelativeError(actual, opened.OnCpu()), 0.08);
+  // Three steps of more than kMatvecTokens, two layers of four products.
+  expected[GetParam().format] += 3 * 2 * 4;
+  EXPECT_EQ(counts(), expected);
+  EXPECT_EQ(fake.complaint, "");
+}
+
+TEST_P(QuantizedByALibrary, AreTheSameOnTwoRanks) {
+  const Opened opened(GetParam().layout, GetParam().group);
+  TwoRanks ranks(opened);
+  kernels::cuda::BlasRoom rooms[2];
+  for (int rank = 0; rank < 2; ++rank) ranks.device(rank).UseBlas(rooms[rank].Products());
+  EXPECT_LT(RelativeError(ranks.Logits(), opened.OnCpu()), 0.08);
+  EXPECT_EQ(kernels::cuda::FakeControls().complaint, "");
+}
+
+// What the library multiplies.
+INSTANTIATE_TEST_SUITE_P(Served, QuantizedByALibrary,
+                         ::testing::Values(Cases()[0], Cases()[1], Cases()[3]),
                          [](const auto& info) { return std::string(info.param.name); });
 
 TEST(QuantizedCuts, AGroupThatRanksWouldCutIsRefusedByName) {

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// Products of many tokens by cuBLASLt: which of them it is given, how their activations are
+// quantised for it, and how many tokens at once. What it is not given, our own tiles compute.
+//
+// FP8 by blocks. The library multiplies them on GPUs of compute capability 9.0, since 12.9, by
+// activations with a scale for each 128 columns, and wants the tokens to be a multiple of four. So
+// tokens are added, which are zeros, up to one of few counts, and the rows of y that they stand for
+// must be there (DeviceMatmulArgs::y_rows). The library is asked for all of these counts before a
+// matrix is first multiplied: it does them all, or the matrix is never given to it. So whether
+// activations are quantised does not depend on how many there are (invariant 3 of device_ops.h).
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "kernels/cuda/cublas_lt.h"
+#include "kernels/device_ops.h"
+
+namespace rempart::kernels::cuda {
+
+// Tokens of which a product by blocks is made, for `tokens` of them in a y of y_rows rows: not
+// more than that, and one of BlasTokenCounts.
+int64_t BlasTokens(int64_t tokens, int64_t y_rows);
+// All that BlasTokens gives for parts of at most max_tokens, a multiple of 128, ascending.
+std::vector<int64_t> BlasTokenCounts(int64_t y_rows, int64_t max_tokens);
+
+class BlasProducts {
+ public:
+  struct Options {
+    int compute_major = 0;
+    int compute_minor = 0;
+    // Device memory for quantised activations and the sums of INT8; aligned to kBlasAligned.
+    void* room = nullptr;
+    int64_t room_bytes = 0;
+  };
+
+  BlasProducts(std::unique_ptr<CublasLt> library, const DeviceOps& ops, const Options& options);
+
+  // Queues y = x w^T. False when it is not for the library; what is queued then is void.
+  bool Multiply(const DeviceMatmulArgs& args, DeviceStream stream);
+  // "cuBLASLt 13.0.2, FP8 by blocks too", or why without.
+  std::string Describe() const;
+
+ private:
+  // Where the activations of one part lie in the room.
+  struct Layout {
+    uint8_t* codes;
+    float* scales;
+    int32_t* sums;
+  };
+
+  bool MultiplyByRows(const DeviceMatmulArgs& args, DeviceStream stream);
+  bool MultiplyByBlocks(const DeviceMatmulArgs& args, DeviceStream stream);
+  bool TakesBlocks(const DeviceMatmulArgs& args, int64_t max_tokens);
+  Layout LayOut(int64_t tokens, int64_t cols, int64_t scales) const;
+
+  const std::unique_ptr<CublasLt> library_;
+  const DeviceOps& ops_;
+  const Options options_;
+  // Of the version and the GPU; empty: the library multiplies FP8 by blocks.
+  const std::string without_blocks_;
+  // Rows, cols, rows and stride of y, whether it is F32, alignments of w and y: whether the library
+  // does all counts of tokens.
+  using BlockShape = std::tuple<int64_t, int64_t, int64_t, int64_t, bool, uint32_t, uint32_t>;
+  std::map<BlockShape, bool> takes_blocks_;
+};
+
+}  // namespace rempart::kernels::cuda
