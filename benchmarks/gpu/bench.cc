@@ -228,6 +228,19 @@ void AddRanks(const Bench& bench, std::vector<Part>& parts) {
       }));
 }
 
+void AddProducts(const Bench& bench, std::vector<Part>& parts) {
+  parts.push_back({"products",
+                   "Dense products alone, of the shapes of Llama-3.1-8B, as the GPU chooses to "
+                   "compute them: NAME_TOKENS_FORMAT. Activations are quantised anew each time "
+                   "where the product is one of FP8 or int8.",
+                   absl::Seconds(30),
+                   [&bench]() -> absl::StatusOr<PartResult> {
+                     ASSIGN_OR_RETURN(const std::unique_ptr<worker::Device> device, bench.Open());
+                     return MeasureProducts(*device, bench.work.products);
+                   },
+                   PartProcess::kItsOwn});
+}
+
 void AddSpeeds(const Bench& bench, std::vector<Part>& parts) {
   const std::string shape =
       "Seeded random weights of Llama-3.1-8B's shape. Decode: 128 tokens after 128 of each "
@@ -302,6 +315,7 @@ absl::StatusOr<std::vector<Part>> MakeParts(const Bench& bench) {
   std::vector<Part> parts;
   AddChecks(bench, parts);
   AddRanks(bench, parts);
+  AddProducts(bench, parts);
   AddSpeeds(bench, parts);
   AddLoads(bench, parts);
   AddProfiles(bench, parts);

@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "benchmarks/gpu/load.h"
 #include "benchmarks/gpu/parts.h"
+#include "benchmarks/gpu/products.h"
 #include "benchmarks/gpu/profile.h"
 #include "benchmarks/gpu/ranks.h"
 #include "benchmarks/gpu/shapes.h"
@@ -44,6 +45,7 @@ struct BenchWork {
   worker::DeviceModelOptions load_options = WorkersOptions(2304, 512);
   LoadSizes load;
   ProfileSizes profile;
+  ProductSizes products;
   std::vector<int64_t> all_reduce_bytes = {8 << 10,   16 << 10,  32 << 10,  64 << 10,
                                            128 << 10, 256 << 10, 512 << 10, 1 << 20};
   RankOptions ranks;  // but for what is of this machine and run

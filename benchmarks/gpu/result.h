@@ -16,7 +16,7 @@ struct Figure {
 
 struct PartResult {
   std::vector<Figure> figures;
-  // Why figures are missing that this machine cannot have.
+  // Why figures are missing that this machine cannot have, and what it computes with.
   std::vector<std::string> notes;
   // What was computed and is wrong; empty: all is as it should be.
   std::vector<std::string> wrong;

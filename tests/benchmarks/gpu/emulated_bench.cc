@@ -173,6 +173,7 @@ BenchWork SmallWork() {
   // An emulated kernel that waits ends before what is behind it begins to wait: twice the deadline.
   work.ranks.notice = absl::Seconds(7);
   work.ranks.one_shot_time = std::chrono::milliseconds(60'000);
+  work.products = {.shapes = {{"up", 128, 256}}, .tokens = {16}, .repeats = 1};
   work.all_reduce_bytes = {8 << 10, 1 << 20};
   if (const char* const pace = std::getenv("EMULATED_PACE")) work.pace = std::atof(pace);
   return work;

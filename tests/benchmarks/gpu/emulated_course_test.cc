@@ -41,7 +41,8 @@ TEST_F(Emulated, TheWholeCourseIsGood) {
   const std::string model = out_ + "/tiny.gguf";
   std::ofstream(model, std::ios::binary) << worker::TinyGguf()[0];
   const std::string parts =
-      "parity,parity_exact,parity_tiny,ranks,allreduce,speed_bf16,speed_fp8,load_bf16,load_fp8,"
+      "parity,parity_exact,parity_tiny,ranks,allreduce,products,speed_bf16,speed_fp8,load_bf16,"
+      "load_fp8,"
       "profile_bf16,profile_fp8";
   const std::string flags = absl::StrCat("--nccl ", SHARED_NCCL, " --model ", model,
                                          " --minutes 60 --label test --only ", parts);
@@ -49,6 +50,7 @@ TEST_F(Emulated, TheWholeCourseIsGood) {
   EXPECT_EQ(ran.status, 0) << ran.output;
   const std::string report = Report();
   EXPECT_THAT(report, HasSubstr("# Emulated GPU, 20"));
+  EXPECT_THAT(report, HasSubstr("| up_16_fp8_blocks | "));
   EXPECT_THAT(report, HasSubstr("| decode_3_tokens_per_s | "));
   EXPECT_THAT(report, HasSubstr("| nccl_8_KiB | "));
   EXPECT_THAT(report, HasSubstr("| killed_noticed | "));

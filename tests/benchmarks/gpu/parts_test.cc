@@ -6,7 +6,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "absl/strings/str_cat.h"
 #include "benchmarks/gpu/conformance/harness.h"
+#include "benchmarks/gpu/products.h"
 #include "benchmarks/gpu/seeded_model.h"
 #include "tests/benchmarks/gpu/emulated.h"
 #include "worker/device/emulated_device.h"
@@ -67,6 +69,22 @@ TEST(MeasureSpeed, GivesTheFiguresOfAModel) {
   ASSERT_TRUE(unknown.ok()) << unknown.status();
   EXPECT_EQ(ByName(*unknown).count("decode_1_of_memory_bound"), 0u);
   EXPECT_EQ(ByName(*unknown).count("prefill_32_of_peak"), 0u);
+}
+
+TEST(MeasureProducts, GivesTheSpeedOfEachFormat) {
+  worker::EmulatedDevice device(kMemory);
+  const ProductSizes sizes = {
+      .shapes = {{"qkv", 128, 256}, {"down", 48, 640}}, .tokens = {9, 16}, .repeats = 2};
+  const auto result = MeasureProducts(device, sizes);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_THAT(result->wrong, IsEmpty());
+  EXPECT_THAT(result->notes, testing::ElementsAre("emulated GPU"));
+  auto figures = ByName(*result);
+  EXPECT_EQ(figures.size(), 2u * 2 * 4);
+  for (const char* const format : {"bf16", "fp8_rows", "fp8_blocks", "int8"}) {
+    EXPECT_GT(figures[absl::StrCat("down_16_", format)], 0) << format;
+    EXPECT_GT(figures[absl::StrCat("qkv_9_", format)], 0) << format;
+  }
 }
 
 TEST(GetReady, PassesOnWhyThereIsNoDevice) {
