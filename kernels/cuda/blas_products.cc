@@ -10,6 +10,9 @@ namespace rempart::kernels::cuda {
 namespace {
 
 constexpr int64_t kOldestWithBlocks = 120900;
+// FP8 with a scale for each row.
+constexpr int64_t kOldestWithRows = 120900;
+constexpr int kFirstWithRows = 9;    // of compute capability
 constexpr int64_t kTokenTile = 128;  // of the library's kernels, about
 
 int64_t RoundUp(int64_t value, int64_t unit) { return CeilDivide(value, unit) * unit; }
@@ -73,7 +76,19 @@ std::string BlasProducts::Describe() const {
                                   : ", FP8 by blocks without it: " + without_blocks_);
 }
 
+bool BlasProducts::Has(DeviceFormat format) const {
+  if (format == DeviceFormat::kFP8Block) return without_blocks_.empty();
+  return format == DeviceFormat::kFP8Row && options_.compute_major >= kFirstWithRows &&
+         library_->version() >= kOldestWithRows;
+}
+
 bool BlasProducts::Multiply(const DeviceMatmulArgs& args, DeviceStream stream) {
+  const bool is_done = MultiplyBy(args, stream);
+  if (is_done) ++products_;
+  return is_done;
+}
+
+bool BlasProducts::MultiplyBy(const DeviceMatmulArgs& args, DeviceStream stream) {
   switch (args.w.format) {
     case DeviceFormat::kBF16:
       return library_->Matmul(args, {}, stream);

@@ -42,6 +42,11 @@ class BlasProducts {
 
   // Queues y = x w^T. False when it is not for the library; what is queued then is void.
   bool Multiply(const DeviceMatmulArgs& args, DeviceStream stream);
+  // Whether the library is documented to multiply FP8 of this format on this GPU. Of the others
+  // nothing is said.
+  bool Has(DeviceFormat format) const;
+  // Products that were for the library, so far.
+  int64_t products() const { return products_; }
   // "cuBLASLt 13.0.2, FP8 by blocks too", or why without.
   std::string Describe() const;
 
@@ -53,12 +58,14 @@ class BlasProducts {
     int32_t* sums;
   };
 
+  bool MultiplyBy(const DeviceMatmulArgs& args, DeviceStream stream);
   bool MultiplyByRows(const DeviceMatmulArgs& args, DeviceStream stream);
   bool MultiplyByBlocks(const DeviceMatmulArgs& args, DeviceStream stream);
   bool TakesBlocks(const DeviceMatmulArgs& args, int64_t max_tokens);
   Layout LayOut(int64_t tokens, int64_t cols, int64_t scales) const;
 
   const std::unique_ptr<CublasLt> library_;
+  int64_t products_ = 0;
   const DeviceOps& ops_;
   const Options options_;
   // Of the version and the GPU; empty: the library multiplies FP8 by blocks.

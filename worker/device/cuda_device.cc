@@ -250,6 +250,11 @@ class CudaDevice : public Device {
     return absl::OkStatus();
   }
 
+  bool HasLibraryFor(kernels::DeviceFormat format) const override {
+    return blas_ != nullptr && blas_->Has(format);
+  }
+  int64_t library_products() const override { return blas_ == nullptr ? 0 : blas_->products(); }
+
   void Launch(std::function<void()> launch) override {
     Select();
     launch();

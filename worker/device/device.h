@@ -75,6 +75,11 @@ class Device {
 
   // The fastest of the device's ways to multiply.
   virtual absl::Status Matmul(const kernels::DeviceMatmulArgs& args) = 0;
+  // Whether a library is there that multiplies many tokens by this format, as it is documented for
+  // this device, where alignments and strides suit it; and how many of its products Matmul has
+  // queued.
+  virtual bool HasLibraryFor(kernels::DeviceFormat) const { return false; }
+  virtual int64_t library_products() const { return 0; }
 
   // Calls `launch`, which queues work of a library on stream(), with this device as the calling
   // thread's current one. While a graph is recorded that work becomes a part of it: a device

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Every CUDA op against the reference, run by the emulator, its threads in both orders; and that no
 // op lacks a case.
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "benchmarks/gpu/conformance/harness.h"
 #include "kernels/cuda/emulator.h"
@@ -70,11 +73,49 @@ TEST(Conformance, MatchesTheReferenceThroughALibrary) {
   ASSERT_TRUE(status.ok()) << status;
   for (const Finding& finding : findings) EXPECT_LE(finding.percent, 100.0) << finding.what;
   // Of each format all but the one that is too odd; to BF16 and INT8 none is.
-  EXPECT_EQ(fake.bf16_products - before[0], 5);
-  EXPECT_EQ(fake.row_products - before[1], 4);
-  EXPECT_EQ(fake.block_products - before[2], 4);
-  EXPECT_EQ(fake.int8_products - before[3], 5);
+  EXPECT_EQ(fake.bf16_products - before[0], 7);
+  EXPECT_EQ(fake.row_products - before[1], 6);
+  EXPECT_EQ(fake.block_products - before[2], 6);
+  EXPECT_EQ(fake.int8_products - before[3], 7);
   EXPECT_EQ(fake.complaint, "");
+}
+
+// Findings about whose products those of FP8 were.
+std::vector<Finding> OfTheLibrary(worker::Device& device) {
+  std::vector<Finding> findings, of_library;
+  Trial trial(device, "matmul", findings);
+  const absl::Status status = MatmulCase(trial);
+  EXPECT_TRUE(status.ok()) << status;
+  for (const Finding& finding : findings) {
+    const bool is_of_library = finding.what.find("by the library") != std::string::npos;
+    if (is_of_library) of_library.push_back(finding);
+  }
+  return of_library;
+}
+
+TEST(Conformance, Fp8ThatALibraryShouldMultiplyAndDoesNotIsFound) {
+  kernels::cuda::BlasRoom room;
+  worker::EmulatedDevice device(int64_t{1} << 30);
+  EXPECT_THAT(OfTheLibrary(device), testing::IsEmpty()) << "there is none";
+  device.UseBlas(room.Products());
+  for (const Finding& finding : OfTheLibrary(device)) EXPECT_EQ(finding.percent, 0) << finding.what;
+  FakeCublasLtControls& fake = kernels::cuda::FakeControls();
+  fake.refused_columns = 144;
+  worker::EmulatedDevice refused(int64_t{1} << 30);
+  refused.UseBlas(room.Products());
+  const std::vector<Finding> found = OfTheLibrary(refused);
+  fake.refused_columns = -1;
+  EXPECT_EQ(found.size(), 4u) << "by rows and by blocks";
+  EXPECT_TRUE(std::any_of(found.begin(), found.end(), [](const Finding& finding) {
+    return finding.percent > 100 && finding.what.find("[144, ") != std::string::npos;
+  }));
+}
+
+TEST(Conformance, NoLibraryIsAskedForFp8WhereItHasNone) {
+  kernels::cuda::BlasRoom room;
+  worker::EmulatedDevice device(int64_t{1} << 30);
+  device.UseBlas(room.Products(8, 9));
+  EXPECT_THAT(OfTheLibrary(device), testing::IsEmpty());
 }
 
 // A comparison that could not fail would prove nothing.
