@@ -150,14 +150,6 @@ absl::Status About(const std::string& path, const absl::Status& status) {
   return absl::Status(status.code(), absl::StrCat(path, ": ", std::string(status.message())));
 }
 
-// "auto" is f16.
-kernels::DType KvType(const std::string& name) {
-  if (name == "f32") return kernels::DType::kF32;
-  if (name == "bf16") return kernels::DType::kBF16;
-  if (name == "q8") return kernels::DType::kQ8_0;
-  return kernels::DType::kF16;
-}
-
 // Of the index-th rank of this pod.
 RankPosition PositionInGroup(const WorkerSettings& settings, int index) {
   return PositionOf(settings.pod_index * settings.ranks_per_pod + index, settings.tensor_parallel,
@@ -344,8 +336,14 @@ HostMemoryNeeds NeedsOfPod(const WorkerSettings& settings, const EngineOptions& 
 absl::Status PlanOnCpu(const WorkerSettings& settings, const MemoryUse& use, ModelFile& model,
                        EngineOptions& engine, WorkerStatus& status) {
   const EngineSettings& wanted = settings.engine;
+  const std::optional<kernels::DType> kv_type = KvType(wanted.kv_cache_type);
+  if (!kv_type) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("engine.kv_cache_type is \"", wanted.kv_cache_type,
+                     "\": on a CPU it must be one of auto, f16, f32, bf16, q8"));
+  }
   TransformerOptions& options = model.options;
-  options.kv_type = KvType(wanted.kv_cache_type);
+  options.kv_type = *kv_type;
   options.exact = wanted.exact_arithmetic;
   options.max_step_tokens = wanted.max_step_tokens;
   options.max_step_logits = wanted.max_sequences;
@@ -448,7 +446,7 @@ absl::Status OpenParts(const WorkerSettings& settings, const GpuOpener& open_gpu
   const int threads_of_rank = std::max(1, threads / ranks);
   std::vector<NumaNode> places;
   if (settings.device == DeviceKind::kCpu) {
-    places = PlaceRanks(ReadNumaNodes("", AllowedCpus()), ranks, threads_of_rank);
+    places = PlaceRanks(ReadNumaNodes(settings.system_root, AllowedCpus()), ranks, threads_of_rank);
   }
   for (int32_t rank = 0; rank < ranks; ++rank) {
     std::vector<int32_t> cpus;
@@ -475,6 +473,14 @@ absl::StatusOr<const kernels::Ops*> ChooseOps(absl::string_view field, const std
   }
   return absl::FailedPreconditionError(
       absl::StrCat(field, " \"", tier, "\" is not one that this CPU has:", known));
+}
+
+std::optional<kernels::DType> KvType(absl::string_view name) {
+  if (name == "auto" || name == "f16") return kernels::DType::kF16;
+  if (name == "f32") return kernels::DType::kF32;
+  if (name == "bf16") return kernels::DType::kBF16;
+  if (name == "q8") return kernels::DType::kQ8_0;
+  return std::nullopt;
 }
 
 absl::StatusOr<LoadedModel> LoadModelFile(const WorkerSettings& settings, const GpuOpener& open_gpu,

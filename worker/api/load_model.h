@@ -9,6 +9,8 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
+#include <string>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -27,6 +29,10 @@ using CollectiveLoader = std::function<absl::StatusOr<std::unique_ptr<Collective
 // The kernels of a tier, or the best where `tier` is empty. FailedPrecondition, naming `field` and
 // what there is, when this CPU lacks it.
 absl::StatusOr<const kernels::Ops*> ChooseOps(absl::string_view field, const std::string& tier);
+
+// What a CPU keeps keys and values in, by its name in manifests; "auto" is f16. None for a name
+// that is not one of auto, f16, f32, bf16 and q8.
+std::optional<kernels::DType> KvType(absl::string_view name);
 
 absl::StatusOr<LoadedModel> LoadModelFile(const WorkerSettings& settings, const GpuOpener& open_gpu,
                                           const CollectiveLoader& load_collectives,

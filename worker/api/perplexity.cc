@@ -33,6 +33,11 @@ constexpr int32_t kMaxContext = 1 << 20;
 constexpr int64_t kRows = 32;
 constexpr int64_t kStepTokens = 512;
 
+absl::Status BadKvType(const std::string& name) {
+  return absl::InvalidArgumentError(
+      absl::StrCat("--kv-cache-type ", name, ": must be one of auto, f16, f32, bf16, q8"));
+}
+
 // A model that computes one sequence from its beginning, over and over.
 class Scorer {
  public:
@@ -55,6 +60,9 @@ class Scorer {
     transformer.max_step_tokens = kStepTokens;
     transformer.max_step_logits = kRows;
     transformer.exact = options.exact;
+    const std::optional<kernels::DType> kv_type = KvType(options.kv_cache_type);
+    if (!kv_type) return BadKvType(options.kv_cache_type);
+    transformer.kv_type = *kv_type;
     ASSIGN_OR_RETURN(scorer->transformer_,
                      Transformer::Create(source.config, scorer->weights_, *scorer->ops_,
                                          scorer->pool_, transformer));
@@ -203,10 +211,11 @@ std::string Line(const Perplexity& result) {
   if (!result.divergence) return line;
   const Divergence& divergence = *result.divergence;
   char more[160];
-  std::snprintf(more, sizeof(more),
-                "\nKL divergence from F32 arithmetic: mean %.3g, p99 %.3g, max %.3g nats; the same "
-                "likeliest token at %.2f %%",
-                divergence.mean, divergence.p99, divergence.max, 100 * divergence.same_top_share);
+  std::snprintf(
+      more, sizeof(more),
+      "\nKL divergence from F32 arithmetic and KV: mean %.3g, p99 %.3g, max %.3g nats; the same "
+      "likeliest token at %.2f %%",
+      divergence.mean, divergence.p99, divergence.max, 100 * divergence.same_top_share);
   return line + more;
 }
 
@@ -235,13 +244,13 @@ absl::StatusOr<PerplexityOptions> ParsePerplexityOptions(const std::vector<std::
     }
     const auto* number = std::find_if(std::begin(numbers), std::end(numbers),
                                       [&](const Number& each) { return word == each.flag; });
-    if (number == std::end(numbers) && word != "--kernel-tier") {
+    if (number == std::end(numbers) && word != "--kernel-tier" && word != "--kv-cache-type") {
       return absl::InvalidArgumentError(absl::StrCat("unknown flag ", word));
     }
     if (i + 1 == words.size()) return absl::InvalidArgumentError(word + " needs a value");
     const std::string& value = words[++i];
     if (number == std::end(numbers)) {
-      options.kernel_tier = value;
+      (word == "--kernel-tier" ? options.kernel_tier : options.kv_cache_type) = value;
     } else if (!absl::SimpleAtoi(value, number->value) || *number->value < number->least ||
                *number->value > number->most) {
       return BadNumber(word, value, number->least, number->most);
@@ -251,9 +260,13 @@ absl::StatusOr<PerplexityOptions> ParsePerplexityOptions(const std::vector<std::
     return absl::InvalidArgumentError(
         absl::StrCat("a model and a text file are needed, not ", names.size(), " names"));
   }
-  if (options.exact && options.divergence) {
+  if (!KvType(options.kv_cache_type)) return BadKvType(options.kv_cache_type);
+  // What is left of it then is what the KV cache costs.
+  const bool rounds_kv = options.kv_cache_type != "auto" && options.kv_cache_type != "f32";
+  if (options.exact && options.divergence && !rounds_kv) {
     return absl::InvalidArgumentError(
-        "--exact and --divergence: the divergence is from --exact: leave one of them out");
+        "--exact and --divergence: the divergence is from --exact: leave one of them out, or name "
+        "a --kv-cache-type of f16, bf16 or q8");
   }
   options.model_path = names[0];
   options.text_path = names[1];
@@ -268,6 +281,7 @@ absl::StatusOr<Perplexity> MeasurePerplexity(
   if (options.divergence) {
     PerplexityOptions of_exact = options;
     of_exact.exact = true;
+    of_exact.kv_cache_type = "f32";
     ASSIGN_OR_RETURN(exact, Scorer::Open(of_exact));
   }
   const absl::StatusOr<std::vector<int32_t>> ids = scorer->text().EncodePlainText(text);

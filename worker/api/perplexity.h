@@ -8,8 +8,9 @@
 // the tokens in its second half are predicted, but for the first of them, each from all before it.
 // The perplexity is e to the mean of -log p over all predicted tokens.
 //
-// With --divergence the model is computed twice, as it serves and in F32 arithmetic (--exact) on
-// the same weights, and at each predicted token the two distributions p are compared:
+// With --divergence the model is computed twice, as it serves and in F32 arithmetic (--exact) with
+// a KV cache in F32 on the same weights, and at each predicted token the two distributions p are
+// compared:
 // KL(exact || served) = sum over the vocabulary of p_exact * (log p_exact - log p_served).
 #pragma once
 
@@ -30,11 +31,12 @@ struct PerplexityOptions {
   int32_t chunks = 0;      // at most; 0: all of the text
   int32_t threads = 0;     // 0: the CPUs of this process
   std::string kernel_tier;
-  bool exact = false;       // F32 activations instead of int8 or BF16
-  bool divergence = false;  // from exact; not with `exact`
+  std::string kv_cache_type = "auto";  // as engine.kvCacheType on a CPU
+  bool exact = false;                  // F32 activations instead of int8 or BF16
+  bool divergence = false;             // from exact with a KV cache in F32
 };
 
-// Of the distributions at all predicted tokens, from those of F32 arithmetic. In nats.
+// Of the distributions at all predicted tokens, from those of F32 arithmetic and KV. In nats.
 struct Divergence {
   double mean = 0;
   double p99 = 0;
@@ -53,7 +55,7 @@ struct Perplexity {
 
 inline constexpr char kPerplexityUsage[] =
     "perplexity MODEL FILE [--context 512] [--chunks N] [--threads N] [--kernel-tier NAME] "
-    "[--exact | --divergence]";
+    "[--kv-cache-type TYPE] [--exact] [--divergence]";
 
 // What follows the word perplexity. InvalidArgument names the argument and the fix.
 absl::StatusOr<PerplexityOptions> ParsePerplexityOptions(const std::vector<std::string>& words);

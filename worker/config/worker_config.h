@@ -47,6 +47,7 @@ struct WorkerSettings {
   int32_t pod_count = 1;          // of the group
   int32_t ranks_per_pod = 1;      // rank r lives in pod r / ranks_per_pod; all in one stage
   DeviceKind device = DeviceKind::kCpu;
+  std::string system_root;                  // where /sys tells of NUMA nodes; "", but in tests
   int32_t first_gpu = 0;                    // of the pod's ranks, as the driver counts
   std::map<std::string, std::string> nccl;  // variables for NCCL's environment
   TlsConfig tls;

@@ -8,18 +8,24 @@
 
 #include <filesystem>
 #include <fstream>
+#include <set>
 
 #include "absl/strings/str_cat.h"
 #include "tests/worker/api/tiny_tokenizer.h"
+#include "tests/worker/comm/communicator_contract.h"
 #include "tests/worker/model/tiny_gguf.h"
+#include "tests/worker/model/whole_model.h"
 #include "worker/api/source_check.h"
+#include "worker/comm/in_process.h"
 #include "worker/device/cpu_count.h"
+#include "worker/device/numa.h"
 
 namespace rempart::worker {
 namespace {
 
 namespace fs = std::filesystem;
 using ::testing::Contains;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
@@ -46,7 +52,8 @@ class LoadModelTest : public testing::Test {
       ADD_FAILURE() << loaded.status();
       return {};
     }
-    EXPECT_TRUE(loaded->ranks[0]->Begin(nullptr, loaded->engine.blocks_total).ok());
+    blocks_ = loaded->engine.blocks_total;
+    EXPECT_TRUE(loaded->ranks[0]->Begin(nullptr, blocks_).ok());
     std::vector<float> logits(loaded->ranks[0]->vocabulary_size());
     const std::vector<int32_t> ids = {3}, table = {0};
     StepBatch batch;
@@ -64,6 +71,7 @@ class LoadModelTest : public testing::Test {
   std::string root_;
   WorkerSettings settings_;
   std::unique_ptr<WorkerStatus> status_;
+  int32_t blocks_ = 0;  // of the KV cache
   absl::Status later_;
 };
 
@@ -77,12 +85,81 @@ TEST_F(LoadModelTest, SaysWhatTheStartWasMadeOf) {
   EXPECT_TRUE(later_.ok()) << later_;
 }
 
+// By what one token's value becomes in it, and by how many tokens find room.
+TEST_F(LoadModelTest, EachKvCacheTypeIsWhatItsNameSays) {
+  struct Row {
+    const char* name;
+    kernels::DType type;
+    int64_t bytes;  // of 16 tokens' K and V in a layer: 4 heads of 8, each with a scale in q8
+  };
+  const Row rows[] = {{"auto", kernels::DType::kF16, 16 * 2 * 4 * 8 * 2},
+                      {"f16", kernels::DType::kF16, 16 * 2 * 4 * 8 * 2},
+                      {"bf16", kernels::DType::kBF16, 16 * 2 * 4 * 8 * 2},
+                      {"f32", kernels::DType::kF32, 16 * 2 * 4 * 8 * 4},
+                      {"q8", kernels::DType::kQ8_0, 16 * 2 * 4 * (8 + 4)}};
+  settings_.model_path = "tests/goldens/stories/stories260K.f32.gguf";
+  settings_.engine.exact_arithmetic = true;
+  settings_.engine.kv_cache_bytes = 1 << 20;
+  std::set<std::vector<float>> different;
+  for (const Row& row : rows) {
+    SCOPED_TRACE(row.name);
+    settings_.engine.kv_cache_type = row.name;
+    const std::vector<float> logits = Start();
+    WholeModel direct(settings_.model_path, kernels::BestOps(), /*exact=*/true, 2, row.type);
+    EXPECT_EQ(logits, direct.Logits({3}));
+    EXPECT_EQ(blocks_, (1 << 20) / (5 * row.bytes)) << "of five layers";
+    different.insert(logits);
+  }
+  EXPECT_EQ(different.size(), 4u);
+  settings_.engine.kv_cache_type = "fp8";
+  WorkerStatus status;
+  EXPECT_THAT(std::string(LoadModelFile(settings_, OpenGpu, nullptr, status).status().message()),
+              HasSubstr("engine.kv_cache_type is \"fp8\": on a CPU it must be one of auto, f16"));
+}
+
 TEST_F(LoadModelTest, MoreThreadsThanCpusAreNotStarted) {
   settings_.engine.threads = 1000;
   WorkerStatus status;
   const auto loaded = LoadModelFile(settings_, OpenGpu, nullptr, status);
   ASSERT_TRUE(loaded.ok()) << loaded.status();
   EXPECT_EQ(loaded->threads, UsableCpuCount());
+}
+
+// As if this machine's first and last CPU were two nodes.
+TEST_F(LoadModelTest, RanksComputeOnTheCpusOfTheirNumaNodes) {
+  const std::vector<float> alone = Start();
+  const std::vector<int32_t> cpus = AllowedCpus();
+  const int32_t cpu_of_node[] = {cpus.front(), cpus.back()};
+  settings_.system_root = root_ + "/system";
+  const std::string nodes = settings_.system_root + "/sys/devices/system/node";
+  fs::create_directories(nodes);
+  std::ofstream(nodes + "/online") << "0-1\n";
+  for (int node = 0; node < 2; ++node) {
+    fs::create_directories(absl::StrCat(nodes, "/node", node));
+    std::ofstream(absl::StrCat(nodes, "/node", node, "/cpulist")) << cpu_of_node[node] << "\n";
+  }
+  settings_.tensor_parallel = settings_.ranks_per_pod = 2;
+  WorkerStatus status;
+  const auto loaded = LoadModelFile(settings_, OpenGpu, nullptr, status);
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  ASSERT_EQ(loaded->ranks.size(), 2u);
+  Group group = CreateInProcess(2, {});
+  for (int own = 0; own < 2; ++own) {
+    ASSERT_TRUE(loaded->ranks[own]->Begin(group[own].get(), loaded->engine.blocks_total).ok());
+  }
+  std::vector<int32_t> seen[2];
+  std::vector<float> logits(alone.size());
+  OnAllRanks(group, [&](Communicator& communicator) {
+    const int own = communicator.rank();
+    const std::vector<int32_t> ids = {3}, table = {0};
+    StepBatch batch;
+    batch.slices.push_back({ids, 0, table, true});
+    const auto room = own == 0 ? absl::MakeSpan(logits) : absl::Span<float>();
+    EXPECT_TRUE(loaded->ranks[own]->Forward(batch, room, {}).ok());
+    seen[own] = AllowedCpus();
+  });
+  for (int own = 0; own < 2; ++own) EXPECT_THAT(seen[own], ElementsAre(cpu_of_node[own]));
+  EXPECT_EQ(logits, alone);
 }
 
 TEST_F(LoadModelTest, TheSecondStartMapsWhatTheFirstRepacked) {

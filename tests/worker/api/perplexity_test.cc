@@ -91,6 +91,7 @@ TEST_F(PerplexityTest, TakesSomeChunksOnly) {
 // Of F32 weights, what is served is F32 arithmetic; tests/parts/parity has quantised models.
 TEST_F(PerplexityTest, DivergesFromExactByNothingWhereItServesExactly) {
   options_.exact = false;
+  options_.kv_cache_type = "f32";
   const auto alone = MeasurePerplexity(options_, nullptr);
   ASSERT_TRUE(alone.ok()) << alone.status();
   EXPECT_FALSE(alone->divergence.has_value());
@@ -101,6 +102,25 @@ TEST_F(PerplexityTest, DivergesFromExactByNothingWhereItServesExactly) {
   ASSERT_TRUE(result->divergence.has_value());
   EXPECT_EQ(result->divergence->max, 0);
   EXPECT_EQ(result->divergence->same_top_share, 1);
+}
+
+// The model's weights are F32, so that nothing else is rounded.
+TEST_F(PerplexityTest, DivergesByWhatTheKvCacheTypeCosts) {
+  options_.divergence = true;
+  const auto cost = [&](const std::string& type) {
+    options_.kv_cache_type = type;
+    const auto result = MeasurePerplexity(options_, nullptr);
+    EXPECT_TRUE(result.ok()) << result.status();
+    std::printf("KV in %s: mean divergence %.1e\n", type.c_str(), result->divergence->mean);
+    return result->divergence->mean;
+  };
+  EXPECT_EQ(cost("f32"), 0);
+  const double f16 = cost("f16"), bf16 = cost("bf16"), q8 = cost("q8");
+  EXPECT_EQ(cost("auto"), f16);
+  EXPECT_GT(f16, 0);
+  EXPECT_GT(bf16, 10 * f16) << "three bits less";
+  EXPECT_GT(q8, bf16);
+  EXPECT_LT(q8, 5e-3);
 }
 
 TEST_F(PerplexityTest, SaysWhatIsWrongWithTextAndModel) {
@@ -133,6 +153,12 @@ TEST(PerplexityOptions, AreReadFromWords) {
   EXPECT_EQ(options->threads, 2);
   EXPECT_TRUE(options->exact);
   EXPECT_FALSE(options->divergence);
+  EXPECT_EQ(options->kv_cache_type, "auto");
+  const auto of_kv =
+      ParsePerplexityOptions({"m", "t", "--exact", "--divergence", "--kv-cache-type", "q8"});
+  ASSERT_TRUE(of_kv.ok()) << of_kv.status();
+  EXPECT_EQ(of_kv->kv_cache_type, "q8");
+  EXPECT_TRUE(of_kv->exact && of_kv->divergence);
 }
 
 TEST(PerplexityOptions, NameTheArgumentAtFault) {
@@ -146,6 +172,10 @@ TEST(PerplexityOptions, NameTheArgumentAtFault) {
   EXPECT_EQ(refusal({"m", "t", "--chunks", "x"}), "--chunks x: must be a number from 1 to 1048576");
   EXPECT_EQ(refusal({"m", "t", "--fast"}), "unknown flag --fast");
   EXPECT_THAT(refusal({"m", "t", "--exact", "--divergence"}), HasSubstr("leave one of them out"));
+  EXPECT_THAT(refusal({"m", "t", "--exact", "--divergence", "--kv-cache-type", "f32"}),
+              HasSubstr("name a --kv-cache-type of f16, bf16 or q8"));
+  EXPECT_EQ(refusal({"m", "t", "--kv-cache-type", "fp8"}),
+            "--kv-cache-type fp8: must be one of auto, f16, f32, bf16, q8");
 }
 
 }  // namespace
