@@ -339,7 +339,7 @@ absl::Status PlanOnCpu(const WorkerSettings& settings, const MemoryUse& use, Mod
   const std::optional<kernels::DType> kv_type = KvType(wanted.kv_cache_type);
   if (!kv_type) {
     return absl::InvalidArgumentError(
-        absl::StrCat("engine.kv_cache_type is \"", wanted.kv_cache_type,
+        absl::StrCat("engine.kvCacheType is \"", wanted.kv_cache_type,
                      "\": on a CPU it must be one of auto, f16, f32, bf16, q8"));
   }
   TransformerOptions& options = model.options;

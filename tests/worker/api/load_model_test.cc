@@ -114,7 +114,7 @@ TEST_F(LoadModelTest, EachKvCacheTypeIsWhatItsNameSays) {
   settings_.engine.kv_cache_type = "fp8";
   WorkerStatus status;
   EXPECT_THAT(std::string(LoadModelFile(settings_, OpenGpu, nullptr, status).status().message()),
-              HasSubstr("engine.kv_cache_type is \"fp8\": on a CPU it must be one of auto, f16"));
+              HasSubstr("engine.kvCacheType is \"fp8\": on a CPU it must be one of auto, f16"));
 }
 
 TEST_F(LoadModelTest, MoreThreadsThanCpusAreNotStarted) {
