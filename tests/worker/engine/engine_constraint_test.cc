@@ -230,10 +230,10 @@ TEST(EngineConstraint, TokensThatAreAllowedButImpossibleAreNotTakenForBrokenLogi
   for (const Drawing drawing : kAllDrawing) {
     ConstraintBench bench(drawing);
     bench.model.script = [](const std::vector<int32_t>& context, float* logits) {
-      if (context[0] == 'x') logits['b'] = -kInfinity;
+      if (context[0] == 'x') logits[int{'b'}] = -kInfinity;
       // Which the mask would hide.
-      if (context[0] == 'n') logits['z'] = std::numeric_limits<float>::quiet_NaN();
-      if (context[0] == 'i') logits['z'] = kInfinity;
+      if (context[0] == 'n') logits[int{'z'}] = std::numeric_limits<float>::quiet_NaN();
+      if (context[0] == 'i') logits[int{'z'}] = kInfinity;
     };
     for (const char* prompt : {"abc", "xyz", "nan", "inf"}) {
       bench.engine.Submit(
