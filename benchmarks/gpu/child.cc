@@ -127,10 +127,12 @@ absl::StatusOr<std::string> Child::Hear(absl::Time deadline) {
       return line;
     }
     if (heard_.size() > kMostLine) return absl::OutOfRangeError("its line does not end");
-    const int64_t left = absl::ToInt64Milliseconds(deadline - SteadyNow());
-    if (left <= 0) return absl::DeadlineExceededError("it says nothing");
+    const absl::Duration left = deadline - SteadyNow();
+    if (left <= absl::ZeroDuration()) return absl::DeadlineExceededError("it says nothing");
     pollfd look = {from_, POLLIN, 0};
-    if (poll(&look, 1, static_cast<int>(std::min<int64_t>(left, 1000))) <= 0) continue;
+    // Rounded up: whose deadline it was is asked when it is over.
+    const int64_t wait = absl::ToInt64Milliseconds(absl::Ceil(left, absl::Milliseconds(1)));
+    if (poll(&look, 1, static_cast<int>(std::min<int64_t>(wait, 1000))) <= 0) continue;
     char text[4096];
     const ssize_t count = read(from_, text, sizeof(text));
     if (count < 0 && errno == EINTR) continue;

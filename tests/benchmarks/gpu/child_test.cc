@@ -46,6 +46,12 @@ TEST(Child, NothingIsWaitedForBeyondTheDeadline) {
   const auto child = Shell("sleep 100");
   const absl::Time soon = SteadyNow() + absl::Milliseconds(50);
   EXPECT_EQ(child->Hear(soon).status().code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_GE(SteadyNow(), soon);
+  for (int i = 0; i < 20; ++i) {
+    const absl::Time next = SteadyNow() + absl::Microseconds(1500 + 100 * i);
+    EXPECT_EQ(child->Hear(next).status().code(), absl::StatusCode::kDeadlineExceeded);
+    EXPECT_GE(SteadyNow(), next) << "ended before its time";
+  }
   EXPECT_EQ(child->Wait(soon).status().code(), absl::StatusCode::kDeadlineExceeded);
 }
 
