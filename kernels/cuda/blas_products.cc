@@ -84,8 +84,25 @@ bool BlasProducts::Has(DeviceFormat format) const {
 
 bool BlasProducts::Multiply(const DeviceMatmulArgs& args, DeviceStream stream) {
   const bool is_done = MultiplyBy(args, stream);
-  if (is_done) ++products_;
+  if (is_done) {
+    ++products_;
+  } else {
+    NoteRefusal(args);
+  }
   return is_done;
+}
+
+// Of formats that are ours alone there is nothing to say, and of FP8 by blocks Describe says it.
+void BlasProducts::NoteRefusal(const DeviceMatmulArgs& args) {
+  const char* format = nullptr;
+  if (args.w.format == DeviceFormat::kBF16) format = "BF16";
+  if (args.w.format == DeviceFormat::kFP8Row) format = "FP8 by rows";
+  if (args.w.format == DeviceFormat::kINT8Row && args.w.int8_activations) format = "INT8";
+  if (args.w.format == DeviceFormat::kFP8Block && without_blocks_.empty()) format = "FP8 by blocks";
+  if (format == nullptr || options_.when_refused == nullptr) return;
+  if (!refused_.emplace(args.w.format, args.w.rows, args.w.cols).second) return;
+  options_.when_refused(std::string(format) + ", " + std::to_string(args.w.rows) + " x " +
+                        std::to_string(args.w.cols));
 }
 
 bool BlasProducts::MultiplyBy(const DeviceMatmulArgs& args, DeviceStream stream) {

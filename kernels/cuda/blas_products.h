@@ -11,8 +11,10 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -36,6 +38,9 @@ class BlasProducts {
     // Device memory for quantised activations and the sums of INT8; aligned to kBlasAligned.
     void* room = nullptr;
     int64_t room_bytes = 0;
+    // Called once for each product that the library could have and is not given, with its format,
+    // rows and columns as text; may be empty.
+    std::function<void(const std::string& product)> when_refused;
   };
 
   BlasProducts(std::unique_ptr<CublasLt> library, const DeviceOps& ops, const Options& options);
@@ -58,6 +63,7 @@ class BlasProducts {
     int32_t* sums;
   };
 
+  void NoteRefusal(const DeviceMatmulArgs& args);
   bool MultiplyBy(const DeviceMatmulArgs& args, DeviceStream stream);
   bool MultiplyByRows(const DeviceMatmulArgs& args, DeviceStream stream);
   bool MultiplyByBlocks(const DeviceMatmulArgs& args, DeviceStream stream);
@@ -74,6 +80,7 @@ class BlasProducts {
   // does all counts of tokens.
   using BlockShape = std::tuple<int64_t, int64_t, int64_t, int64_t, bool, uint32_t, uint32_t>;
   std::map<BlockShape, bool> takes_blocks_;
+  std::set<std::tuple<DeviceFormat, int64_t, int64_t>> refused_;  // and told; rows, cols
 };
 
 }  // namespace rempart::kernels::cuda

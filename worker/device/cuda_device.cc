@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/log.h"
 #include "common/status_macros.h"
 #include "kernels/cuda/blas_products.h"
 #include "kernels/cuda/ops.h"
@@ -119,8 +120,12 @@ class CudaDevice : public Device {
     ASSIGN_OR_RETURN(quantized_, Allocate(kQuantizedBytes));
     blas_ = std::make_unique<kernels::cuda::BlasProducts>(
         std::move(library), kernels::cuda::Table(),
-        kernels::cuda::BlasProducts::Options{info_.compute_major, info_.compute_minor, quantized_,
-                                             kQuantizedBytes});
+        kernels::cuda::BlasProducts::Options{
+            info_.compute_major, info_.compute_minor, quantized_, kQuantizedBytes,
+            [](const std::string& product) {
+              LogInfo("worker", "cuBLASLt is not given a product: our own tiles compute it, slower",
+                      {{"product", product}});
+            }});
     return absl::OkStatus();
   }
 

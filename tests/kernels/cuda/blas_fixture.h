@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -46,7 +47,9 @@ class BlasRoom {
     return std::all_of(bytes, bytes + bytes_, [](uint8_t byte) { return byte == 0xff; });
   }
 
-  std::unique_ptr<BlasProducts> Products(int compute_major = 9, int compute_minor = 0) {
+  std::unique_ptr<BlasProducts> Products(
+      int compute_major = 9, int compute_minor = 0,
+      std::function<void(const std::string&)> when_refused = nullptr) {
     std::string why;
     auto* const workspace = static_cast<uint8_t*>(memory_) + bytes_;
     std::unique_ptr<CublasLt> library =
@@ -54,7 +57,8 @@ class BlasRoom {
     EXPECT_NE(library, nullptr) << why;
     return std::make_unique<BlasProducts>(
         std::move(library), Table(),
-        BlasProducts::Options{compute_major, compute_minor, memory_, bytes_});
+        BlasProducts::Options{compute_major, compute_minor, memory_, bytes_,
+                              std::move(when_refused)});
   }
 
  private:

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <functional>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "kernels/cuda/numbers.h"
@@ -226,6 +227,23 @@ class BlasProductsTest : public testing::Test {
   FakeCublasLtControls& fake_;
   BlasRoom room_;
 };
+
+TEST_F(BlasProductsTest, EachProductThatTheLibraryIsNotGivenIsSaidOnce) {
+  std::vector<std::string> said;
+  const auto products =
+      room_.Products(9, 0, [&](const std::string& product) { said.push_back(product); });
+  Problem of_rows({DeviceFormat::kFP8Row, 16, 320, 640}),
+      of_bf16({DeviceFormat::kBF16, 16, 64, 640});
+  fake_.refused_columns = 16;
+  for (int i = 0; i < 2; ++i) {
+    EXPECT_FALSE(Multiply(*products, of_rows));
+    EXPECT_FALSE(Multiply(*products, of_bf16));
+  }
+  EXPECT_THAT(said, ElementsAre("FP8 by rows, 320 x 640", "BF16, 64 x 640"));
+  Problem given({DeviceFormat::kBF16, 17, 128, 640});
+  EXPECT_TRUE(Multiply(*products, given));
+  EXPECT_EQ(said.size(), 2u);
+}
 
 TEST_F(BlasProductsTest, MultiplyEveryFormat) {
   const auto products = room_.Products();
