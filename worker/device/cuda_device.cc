@@ -184,6 +184,7 @@ class CudaDevice : public Device {
   }
 
   absl::StatusOr<Shared> ShareMemory(int64_t bytes) override {
+    Select();
     if (shared_ == nullptr) {
       ASSIGN_OR_RETURN(shared_, Allocate(bytes));
     }
@@ -344,9 +345,10 @@ class CudaDevice : public Device {
   // broken device fails every call, and stays broken.
   absl::Status Forget(cudaError_t error, const char* what) {
     if (error == cudaSuccess) return absl::OkStatus();
-    cudaGetLastError();
     const cudaError_t runs = cudaStreamQuery(stream_);
     if (runs != cudaSuccess && runs != cudaErrorNotReady) Keep(runs);
+    // Only now: that the stream still runs is left as an error, too.
+    cudaGetLastError();
     return ToStatus(error, what);
   }
   absl::Status NotRecordedFor(cudaError_t error, const char* what) {
@@ -424,6 +426,7 @@ absl::StatusOr<std::vector<CudaDeviceInfo>> FindCudaDevices() {
       if (other == i || cudaDeviceCanAccessPeer(&reaches, i, other) != cudaSuccess) continue;
       if (reaches != 0) info.reaches.push_back(other);
     }
+    cudaGetLastError();  // what a GPU does not tell of itself is none of its errors
     found.push_back(info);
   }
   return found;
