@@ -13,6 +13,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "tests/benchmarks/gpu/emulated.h"
+#include "tests/kernels/cuda/blas_fixture.h"
 #include "tests/worker/model/tiny_gguf.h"
 #include "worker/device/emulated_device.h"
 
@@ -81,6 +82,18 @@ TEST(CheckParity, HoldsTheCpusWeightsInFp8AndAnFp8CacheAgainstItsOwn) {
   EXPECT_GT(figures["llama_fp8_kv_same_tokens"], 60);
   EXPECT_GT(figures["llama_fp8_kv_worst_logits_error"], figures["llama_fp8_worst_logits_error"])
       << "the cache is in FP8";
+}
+
+// As on a GPU where cuBLASLt is found, which multiplies the prompt's activations in FP8.
+TEST(CheckParity, AllowsWhatALibraryMakesOfActivations) {
+  worker::EmulatedDevice device(kMemory);
+  kernels::cuda::BlasRoom room;
+  device.UseBlas(room.Products());
+  const auto result = CheckParity(device, Fp8Decoders());
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_GT(device.library_products(), 0);
+  EXPECT_THAT(result->wrong, IsEmpty());
+  EXPECT_GT(ByName(*result)["llama_fp8_worst_logits_error"], 2) << "they are in FP8";
 }
 
 // Scales that are twice what they should be.
