@@ -235,9 +235,25 @@ bool HasLeavingPods(const Observed& observed) {
   return false;
 }
 
+// The API server takes a StatefulSet whose pods it then refuses, and tells its controller alone.
+bool HasNoPods(const GroupObservation& group, const Plan& plan) {
+  return group.exists && group.set_is_current && group.pods.empty() &&
+         std::any_of(plan.groups.begin(), plan.groups.end(),
+                     [&](const GroupPlan& planned) { return planned.index == group.index; });
+}
+
 void SetPhaseOfLoading(const Observed& observed, Plan& plan) {
   if (plan.status.phase() != "Pending") return;
   for (const GroupObservation& group : observed.groups) {
+    if (HasNoPods(group, plan)) {
+      const std::string name = GroupName(observed.model, group.index);
+      plan.status.set_message(absl::StrCat(
+          "group ", name,
+          " has no pods yet. If that stays so, they are refused: by a quota, a policy, "
+          "or for want of a RuntimeClass; kubectl -n ",
+          observed.model.metadata().namespace_(), " describe statefulset ", name,
+          " says by which"));
+    }
     const WorkerPhase phase = group.progress.phase;
     if (phase == WorkerPhase::kDraining) {
       plan.status.set_message(absl::StrCat("group ", GroupName(observed.model, group.index),

@@ -54,6 +54,23 @@ TEST(Status, AMissingClaimIsNamed) {
   EXPECT_THAT(plan.status.message(), HasSubstr("\"models\" in namespace ia; create it"));
 }
 
+// As with a RuntimeClass that is not there: nothing but the StatefulSet's events tells why.
+TEST(Status, AGroupWhosePodsAreRefusedSaysWhereToReadWhy) {
+  Observed observed = OneModel();
+  GroupObservation group;
+  group.exists = true;
+  group.set_is_current = true;
+  observed.groups = {group};
+  const Plan refused = MakePlan(observed);
+  EXPECT_EQ(refused.status.phase(), "Pending");
+  EXPECT_THAT(refused.status.message(), HasSubstr("group smollm2-0 has no pods yet"));
+  EXPECT_THAT(refused.status.message(),
+              HasSubstr("kubectl -n ia describe statefulset smollm2-0 says by which"));
+  observed.groups[0].pods = Serving(observed, 0).pods;
+  observed.groups[0].pods[0].ready = false;
+  EXPECT_EQ(MakePlan(observed).status.message(), "the workers are starting");
+}
+
 TEST(Status, APodWithoutNodeSaysWhatTheSchedulerSays) {
   Observed observed = OneModel();
   GroupObservation group;
