@@ -2,6 +2,7 @@
 #include "operator/plan/group_plan.h"
 
 #include <algorithm>
+#include <set>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -11,8 +12,8 @@
 namespace rempart::op {
 namespace {
 
-// The folder of a pod under which its weights are mounted.
-constexpr char kGpuPrefix[] = "nvidia.com/";
+constexpr char kGpu[] = "nvidia.com/gpu";
+constexpr char kMigPrefix[] = "nvidia.com/mig-";
 constexpr int32_t kLeastSharedMib = 1024;
 constexpr int32_t kSharedMibOfRank = 256;
 
@@ -61,26 +62,41 @@ void FillCache(const serving::v1alpha1::EngineSpec& spec, GroupPlan& group) {
 
 }  // namespace
 
-std::string GpuResource(const serving::v1alpha1::ModelSpec& spec) {
+std::set<std::string> GpuResources(const serving::v1alpha1::ModelSpec& spec) {
+  std::set<std::string> names;
   for (const auto* quantities : {&spec.resources().limits(), &spec.resources().requests()}) {
-    // A map of protobuf has no order; the first name by the alphabet is the same each time.
-    std::string first;
     for (const auto& [resource, quantity] : *quantities) {
-      const bool is_gpu = absl::StartsWith(resource, kGpuPrefix);
-      if (is_gpu && (first.empty() || resource < first)) first = resource;
+      // nvidia.com/gpu.shared is one of several on the same GPU.
+      const bool is_gpu = resource == kGpu || absl::StartsWith(resource, absl::StrCat(kGpu, ".")) ||
+                          absl::StartsWith(resource, kMigPrefix);
+      if (is_gpu) names.insert(resource);
     }
-    if (!first.empty()) return first;
   }
-  return absl::StrCat(kGpuPrefix, "gpu");
+  return names;
+}
+
+std::string GpuResource(const serving::v1alpha1::ModelSpec& spec) {
+  const std::set<std::string> named = GpuResources(spec);
+  return named.empty() ? kGpu : *named.begin();
+}
+
+bool IsExtendedResource(const std::string& resource) {
+  return absl::StrContains(resource, '/') && !absl::StrContains(resource, "kubernetes.io/");
 }
 
 serving::v1alpha1::Resources PodResources(const serving::v1alpha1::ModelSpec& spec) {
   serving::v1alpha1::Resources resources = spec.resources();
-  if (spec.device() != "gpu" || !spec.resources().claims().empty()) return resources;
+  auto& requests = *resources.mutable_requests();
+  auto& limits = *resources.mutable_limits();
   // Kubernetes wants both of an extended resource, and both equal.
-  const std::string gpus = absl::StrCat(RanksPerPod(spec));
-  (*resources.mutable_requests())[GpuResource(spec)] = gpus;
-  (*resources.mutable_limits())[GpuResource(spec)] = gpus;
+  for (const auto& [resource, quantity] : spec.resources().requests()) {
+    if (IsExtendedResource(resource)) limits.insert({resource, quantity});
+  }
+  for (const auto& [resource, quantity] : spec.resources().limits()) {
+    if (IsExtendedResource(resource)) requests.insert({resource, quantity});
+  }
+  if (spec.device() != "gpu" || !spec.resources().claims().empty()) return resources;
+  requests[GpuResource(spec)] = limits[GpuResource(spec)] = absl::StrCat(RanksPerPod(spec));
   return resources;
 }
 

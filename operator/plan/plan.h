@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -106,9 +107,14 @@ struct Plan {
 
 Plan MakePlan(const Observed& observed);
 
-// What a pod with device: gpu asks for, one of it for each rank: "nvidia.com/gpu", or the resource
-// of nvidia.com/ that spec.resources names (a MIG slice).
+// GPUs, and slices of them, that spec.resources names: "nvidia.com/gpu", "nvidia.com/gpu.shared",
+// "nvidia.com/mig-3g.40gb". Others of nvidia.com/ are network cards ("nvidia.com/hostdev").
+std::set<std::string> GpuResources(const serving::v1alpha1::ModelSpec& spec);
+// What a pod with device: gpu asks for, one of it for each rank: the first of these, or
+// "nvidia.com/gpu".
 std::string GpuResource(const serving::v1alpha1::ModelSpec& spec);
+// Handed out by a device plugin, whole and not overcommitted.
+bool IsExtendedResource(const std::string& resource);
 
 // What each pod of a group asks for and may use: spec.resources, and its GPUs.
 serving::v1alpha1::Resources PodResources(const serving::v1alpha1::ModelSpec& spec);

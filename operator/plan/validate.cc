@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/match.h"
@@ -75,31 +77,79 @@ std::optional<Refusal> NotOfDevice(const ModelSpec& spec) {
 // A GPU for each rank: no more, which would stand idle, and no fewer.
 std::optional<Refusal> WrongGpus(const ModelSpec& spec) {
   const bool has_claims = !spec.resources().claims().empty();
+  const std::set<std::string> named = GpuResources(spec);
   if (spec.device() != "gpu") {
-    if (!has_claims) return std::nullopt;
-    return NotSupported("resources.claims", "claims give GPUs; on CPU leave them out");
+    if (has_claims) {
+      return NotSupported("resources.claims", "claims give GPUs; on CPU leave them out");
+    }
+    if (named.empty()) return std::nullopt;
+    return Refusal{"InvalidResources",
+                   absl::StrCat("spec.resources asks for ", *named.begin(),
+                                ", and spec.device is cpu, so it would stand idle: set device to "
+                                "gpu, or leave it out")};
   }
-  const std::string resource = GpuResource(spec);
+  if (named.size() > 1) {
+    return Refusal{"InvalidResources",
+                   absl::StrCat("spec.resources asks for ", absl::StrJoin(named, " and "),
+                                ", but all ranks have GPUs of one kind: leave one of them out")};
+  }
+  if (has_claims && !named.empty()) {
+    return Refusal{"InvalidResources",
+                   absl::StrCat("spec.resources asks for ", *named.begin(),
+                                " and for claims, which take its place: leave one of them out")};
+  }
   const int32_t ranks = RanksPerPod(spec);
   const auto wrong = [&](absl::string_view list, const auto& quantities) {
-    const auto named = quantities.find(resource);
-    if (named == quantities.end() || named->second == absl::StrCat(ranks)) return std::string();
-    return absl::StrCat("spec.resources.", list, " asks for ", named->second, " ", resource,
+    const auto asked = quantities.find(GpuResource(spec));
+    if (asked == quantities.end() || asked->second == absl::StrCat(ranks)) return std::string();
+    return absl::StrCat("spec.resources.", list, " asks for ", asked->second, " ", asked->first,
                         ", but a pod of this Model has ", ranks, ranks == 1 ? " rank" : " ranks",
                         " with a GPU each: set it to ", ranks, ", or leave it out");
   };
-  if (has_claims) {
-    const bool is_both = spec.resources().requests().contains(resource) ||
-                         spec.resources().limits().contains(resource);
-    if (!is_both) return std::nullopt;
-    return Refusal{"InvalidResources",
-                   absl::StrCat("spec.resources asks for ", resource,
-                                " and for claims, which take its place: leave one of them out")};
-  }
   std::string words = wrong("requests", spec.resources().requests());
   if (words.empty()) words = wrong("limits", spec.resources().limits());
   if (words.empty()) return std::nullopt;
   return Refusal{"InvalidResources", words};
+}
+
+// What the API server would say of the pods, which nobody sees who looks at the Model.
+std::optional<Refusal> WrongQuantities(const ModelSpec& spec) {
+  const std::map<std::string, std::string> requests(spec.resources().requests().begin(),
+                                                    spec.resources().requests().end());
+  const std::map<std::string, std::string> limits(spec.resources().limits().begin(),
+                                                  spec.resources().limits().end());
+  for (const auto& [list, quantities] :
+       {std::pair("requests", &requests), std::pair("limits", &limits)}) {
+    for (const auto& [resource, text] : *quantities) {
+      const std::string where =
+          absl::StrCat("spec.resources.", list, ": ", resource, ": \"", text, "\" ");
+      const std::optional<int64_t> milli = ParseMilli(text);
+      if (!milli.has_value()) {
+        return Refusal{"InvalidResources",
+                       absl::StrCat(where, "is no quantity of Kubernetes: write it like ",
+                                    resource == "cpu" ? "2 or 500m" : "2 or 4Gi")};
+      }
+      if (!IsExtendedResource(resource) || *milli % 1000 == 0) continue;
+      return Refusal{"InvalidResources",
+                     absl::StrCat(where,
+                                  "must be a whole number: a device plugin hands out no "
+                                  "parts")};
+    }
+  }
+  for (const auto& [resource, text] : requests) {
+    const auto limit = limits.find(resource);
+    if (limit == limits.end()) continue;
+    const int64_t request_milli = *ParseMilli(text), limit_milli = *ParseMilli(limit->second);
+    const bool is_extended = IsExtendedResource(resource);
+    if (is_extended ? request_milli == limit_milli : request_milli <= limit_milli) continue;
+    return Refusal{"InvalidResources",
+                   absl::StrCat("spec.resources asks for ", text, " ", resource,
+                                " in requests and ", limit->second, " in limits, which must be ",
+                                is_extended ? "the same: leave one of them out"
+                                            : "as much at least: raise the limit, or lower the "
+                                              "request")};
+  }
+  return std::nullopt;
 }
 
 // The claim is mounted for writing, and the kubelet gives what lies in it to the worker's group: so
@@ -303,6 +353,7 @@ std::optional<Refusal> Validate(const Observed& observed, ParsedSource& source) 
   if (auto refusal = UnsupportedFields(model.spec())) return refusal;
   if (auto refusal = WrongShape(model.spec())) return refusal;
   if (auto refusal = WrongGpus(model.spec())) return refusal;
+  if (auto refusal = WrongQuantities(model.spec())) return refusal;
   if (auto refusal = WrongNccl(model.spec())) return refusal;
   if (auto refusal = WrongEngine(model.spec())) return refusal;
   if (auto refusal = WrongSharedMemory(model.spec())) return refusal;

@@ -4,9 +4,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "operator/plan/group_objects.h"
 #include "operator/plan/placement.h"
-#include "tests/operator/plan/observations.h"
+#include "tests/operator/plan/gpu_models.h"
 
 namespace rempart::op {
 namespace {
@@ -21,49 +20,8 @@ using ::testing::Not;
 using ::testing::Pair;
 using ::testing::UnorderedElementsAre;
 
-Observed OneModelOnGpu() {
-  Observed observed = OneModel();
-  observed.model.mutable_spec()->set_device("gpu");
-  return observed;
-}
-
-// A node with GPUs, of which some are in use, kept for pods that want one.
-NodeObservation GpuNode(const std::string& name, int64_t gpus, int64_t used) {
-  NodeObservation node = Nodes(1)[0];
-  node.name = name;
-  node.allocatable["nvidia.com/gpu"] = gpus;
-  node.requested["nvidia.com/gpu"] = used;
-  node.taints = {{"nvidia.com/gpu", "", "NoSchedule"}};
-  return node;
-}
-
-k8s::v1::PodSpec PodOf(const Observed& observed) {
-  const GroupPlan group = MakePlan(observed).groups.at(0);
-  return MakeGroupObjects(observed, group).stateful_set.spec().template_().spec();
-}
-
-struct Row {
-  std::string what;
-  void (*edit)(ModelSpec&);
-  std::string reason;  // empty: accepted
-  std::string words;
-};
-
-void Expect(const std::vector<Row>& rows) {
-  for (const Row& row : rows) {
-    Observed observed = OneModelOnGpu();
-    row.edit(*observed.model.mutable_spec());
-    const Plan plan = MakePlan(observed);
-    const auto& accepted = ConditionOf(plan, "Accepted");
-    EXPECT_EQ(accepted.status(), row.reason.empty() ? "True" : "False") << row.what;
-    EXPECT_EQ(accepted.reason(), row.reason.empty() ? "Valid" : row.reason) << row.what;
-    EXPECT_THAT(accepted.message(), HasSubstr(row.words)) << row.what;
-    EXPECT_EQ(plan.groups.empty(), !row.reason.empty()) << row.what;
-  }
-}
-
 TEST(Gpu, WhatIsAcceptedAndWhatIsRefused) {
-  const std::vector<Row> rows = {
+  const std::vector<AcceptanceRow> rows = {
       {"one rank", [](ModelSpec&) {}, "", ""},
       {"one rank that says so", [](ModelSpec& s) { s.mutable_parallelism()->set_tensor(1); }, "",
        ""},
@@ -112,11 +70,11 @@ TEST(Gpu, WhatIsAcceptedAndWhatIsRefused) {
        [](ModelSpec& s) { (*s.mutable_resources()->mutable_requests())["nvidia.com/gpu"] = "0"; },
        "InvalidResources", "spec.resources.requests asks for 0 nvidia.com/gpu"},
   };
-  Expect(rows);
+  ExpectAcceptance(rows);
 }
 
 TEST(Gpu, WhichVariablesOfNcclPass) {
-  Expect({
+  ExpectAcceptance({
       {"variables of NCCL's",
        [](ModelSpec& s) {
          (*s.mutable_parallelism()->mutable_nccl())["NCCL_SOCKET_IFNAME"] = "eth1";
@@ -151,34 +109,6 @@ TEST(Gpu, WhichVariablesOfNcclPass) {
   });
 }
 
-TEST(Gpu, ClaimsGoInPlaceOfTheDevicePluginAlone) {
-  Expect({
-      {"a claim in place of the device plugin",
-       [](ModelSpec& s) {
-         auto& claim = *s.mutable_resources()->add_claims();
-         claim.set_name("gpus");
-         claim.set_template_("one-h200");
-       },
-       "", ""},
-      {"a claim beside the device plugin",
-       [](ModelSpec& s) {
-         s.mutable_resources()->add_claims()->set_name("gpus");
-         (*s.mutable_resources()->mutable_limits())["nvidia.com/gpu"] = "1";
-       },
-       "InvalidResources",
-       "spec.resources asks for nvidia.com/gpu and for claims, which take its place: leave one of "
-       "them out"},
-      {"a claim on CPU",
-       [](ModelSpec& s) {
-         s.set_device("cpu");
-         s.mutable_resources()->add_claims()->set_name("gpus");
-       },
-       "NotSupported", "spec.resources.claims is not supported by this version: claims give GPUs"},
-      {"network cards that the cluster hands out",
-       [](ModelSpec& s) { (*s.mutable_resources()->mutable_limits())["rdma/hca"] = "1"; }, "", ""},
-  });
-}
-
 TEST(Gpu, TheWorkerIsToldAndThePodAsksForOneGpuOfEachRank) {
   Observed observed = OneModelOnGpu();
   (*observed.model.mutable_spec()->mutable_resources()->mutable_requests())["cpu"] = "2";
@@ -206,42 +136,6 @@ TEST(Gpu, ThePodRunsWhereNvidiasRuntimeIsNotTheDefault) {
   EXPECT_EQ(PodOf(on_cpu).runtime_class_name(), "");
 }
 
-TEST(Gpu, ClaimsTakeThePlaceOfTheDevicePluginsGpus) {
-  Observed observed = OneModelOnGpu();
-  const std::string before = MakePlan(observed).groups.at(0).config_hash;
-  auto& resources = *observed.model.mutable_spec()->mutable_resources();
-  (*resources.mutable_requests())["cpu"] = "2";
-  auto& claim = *resources.add_claims();
-  claim.set_name("gpus");
-  claim.set_template_("four-h200-of-one-nvlink");
-  const k8s::v1::PodSpec pod = PodOf(observed);
-  ASSERT_EQ(pod.resource_claims_size(), 1);
-  EXPECT_EQ(pod.resource_claims(0).name(), "gpus");
-  EXPECT_EQ(pod.resource_claims(0).resource_claim_template_name(), "four-h200-of-one-nvlink");
-  ASSERT_EQ(pod.containers(0).resources().claims_size(), 1);
-  EXPECT_EQ(pod.containers(0).resources().claims(0).name(), "gpus");
-  EXPECT_THAT(pod.containers(0).resources().requests(), UnorderedElementsAre(Pair("cpu", "2")));
-  EXPECT_THAT(pod.containers(0).resources().limits(), IsEmpty());
-  EXPECT_NE(MakePlan(observed).groups.at(0).config_hash, before);
-}
-
-// Handed out by other device plugins than the GPUs': counted as these are.
-TEST(Gpu, NetworkCardsAreAskedForAndPodsGoWhereTheyAreFree) {
-  Observed observed = OneModelOnGpu();
-  (*observed.model.mutable_spec()->mutable_resources()->mutable_limits())["rdma/hca"] = "2";
-  EXPECT_THAT(PodOf(observed).containers(0).resources().limits(),
-              UnorderedElementsAre(Pair("nvidia.com/gpu", "1"), Pair("rdma/hca", "2")));
-  PlacementRequest request;
-  request.pods = {"a-0"};
-  request.each = {{"nvidia.com/gpu", 1}, {"rdma/hca", 2}};
-  request.tolerated_taints = {kGpuTaint};
-  NodeObservation without = GpuNode("x", 8, 0), with = GpuNode("y", 8, 0);
-  without.allocatable["rdma/hca"] = with.allocatable["rdma/hca"] = 8;
-  without.requested["rdma/hca"] = 7;
-  EXPECT_THAT(PlaceGroup(request, {without, with}).nodes, ElementsAre(Pair("a-0", "y")));
-  EXPECT_THAT(PlaceGroup(request, {without}).missing, HasSubstr("1 rdma/hca free"));
-}
-
 TEST(Gpu, VariablesOfNcclReachTheWorkerAndAreAnotherConfiguration) {
   Observed observed = OneModelOnGpu();
   const std::string before = MakePlan(observed).groups.at(0).config_hash;
@@ -256,26 +150,6 @@ TEST(Gpu, VariablesOfNcclReachTheWorkerAndAreAnotherConfiguration) {
   nccl["NCCL_DEBUG"] = "WARN";
   nccl["NCCL_SOCKET_IFNAME"] = "eth1";
   EXPECT_EQ(MakePlan(observed).groups.at(0).config_hash, two) << "whatever their order";
-}
-
-TEST(Gpu, ASliceThatTheManifestNamesTakesThePlaceOfAWholeGpu) {
-  Observed observed = OneModelOnGpu();
-  auto& limits = *observed.model.mutable_spec()->mutable_resources()->mutable_limits();
-  limits["nvidia.com/mig-3g.40gb"] = "1";
-  for (const auto& amounts : {PodOf(observed).containers(0).resources().requests(),
-                              PodOf(observed).containers(0).resources().limits()}) {
-    EXPECT_THAT(amounts, UnorderedElementsAre(Pair("nvidia.com/mig-3g.40gb", "1")));
-  }
-  limits["nvidia.com/mig-3g.40gb"] = "2";
-  EXPECT_THAT(MakePlan(observed).status.message(), HasSubstr("2 nvidia.com/mig-3g.40gb"));
-}
-
-Observed OneModelOnGpus(int32_t tensor, int32_t ranks_per_pod) {
-  Observed observed = OneModelOnGpu();
-  auto& parallelism = *observed.model.mutable_spec()->mutable_parallelism();
-  parallelism.set_tensor(tensor);
-  if (ranks_per_pod > 0) parallelism.set_ranks_per_pod(ranks_per_pod);
-  return observed;
 }
 
 // Rules that let the pods of the group reach each other on every port.
@@ -376,7 +250,7 @@ TEST(Gpu, SharedMemoryIsForSeveralRanksAndNoMoreThanThePodHas) {
     spec.mutable_parallelism()->set_tensor(2);
     spec.mutable_parallelism()->set_shared_memory_mib(2048);
   };
-  Expect({
+  ExpectAcceptance({
       {"two ranks", [](ModelSpec& spec) { set(spec); }, "", ""},
       {"one rank", [](ModelSpec& spec) { spec.mutable_parallelism()->set_shared_memory_mib(2048); },
        "NotSupported", "spec.parallelism.sharedMemoryMib"},
