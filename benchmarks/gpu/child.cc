@@ -29,6 +29,8 @@ namespace {
 
 // Between two looks whether a child has ended.
 constexpr absl::Duration kLook = absl::Milliseconds(5);
+// For a process that was killed to be gone.
+constexpr absl::Duration kGone = absl::Seconds(5);
 constexpr size_t kMostLine = size_t{1} << 20;
 
 std::vector<char*> Pointers(const std::vector<std::string>& words) {
@@ -61,6 +63,21 @@ std::vector<pid_t> OwnChildren() {
     for (pid_t pid = 0; children >> pid;) pids.push_back(pid);
   }
   return pids;
+}
+
+// Kills and waits. False: it does not go, as one that a broken GPU's driver holds, and is left to
+// the system.
+bool End(pid_t pid) {
+  kill(pid, SIGKILL);
+  const absl::Time deadline = SteadyNow() + kGone;
+  for (;;) {
+    const pid_t ended = waitpid(pid, nullptr, WNOHANG);
+    if (ended == pid || (ended == -1 && errno != EINTR)) return true;
+    if (SteadyNow() >= deadline) break;
+    absl::SleepFor(kLook);
+  }
+  std::cerr << "process " << pid << " was killed and does not end: something holds it\n";
+  return false;
 }
 
 std::string HowItEnded(int status) {
@@ -101,10 +118,7 @@ absl::StatusOr<std::unique_ptr<Child>> Child::Start(const std::vector<std::strin
 Child::~Child() {
   close(to_);
   close(from_);
-  if (pid_ == -1) return;
-  kill(pid_, SIGKILL);
-  while (waitpid(pid_, nullptr, 0) == -1 && errno == EINTR) {
-  }
+  if (pid_ != -1) End(pid_);
 }
 
 absl::Status Child::Tell(const std::string& line) {
@@ -200,12 +214,9 @@ Orphans::Orphans() { prctl(PR_SET_CHILD_SUBREAPER, 1); }
 
 Orphans::~Orphans() {
   // What one leaves behind is there when it has ended.
-  for (std::vector<pid_t> pids = OwnChildren(); !pids.empty(); pids = OwnChildren()) {
-    for (const pid_t pid : pids) {
-      kill(pid, SIGKILL);
-      while (waitpid(pid, nullptr, 0) == -1 && errno == EINTR) {
-      }
-    }
+  bool all_go = true;
+  for (std::vector<pid_t> pids = OwnChildren(); all_go && !pids.empty(); pids = OwnChildren()) {
+    for (const pid_t pid : pids) all_go = End(pid) && all_go;
   }
   prctl(PR_SET_CHILD_SUBREAPER, 0);
 }

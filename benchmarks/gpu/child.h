@@ -3,7 +3,8 @@
 // again, as a rank of a group. What a child says goes to a pipe, line by line; what it is told
 // comes by another. Its standard error is this process's.
 //
-// Every wait has a deadline, and no child outlives its owner. One thread uses a Child.
+// Every wait has a deadline, and no child outlives its owner, but one that the system does not let
+// go though it was killed. One thread uses a Child.
 #pragma once
 
 #include <sys/types.h>

@@ -4,8 +4,10 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/wait.h>
 
 #include <csignal>
+#include <cstdio>
 
 #include "common/clock.h"
 
@@ -53,6 +55,36 @@ TEST(Child, NothingIsWaitedForBeyondTheDeadline) {
     EXPECT_GE(SteadyNow(), next) << "ended before its time";
   }
   EXPECT_EQ(child->Wait(soon).status().code(), absl::StatusCode::kDeadlineExceeded);
+}
+
+// As one is that waits in the driver of a broken GPU. Here a tracer holds it, which does not look
+// how it has ended.
+constexpr char kHeldChild[] = R"py(
+import ctypes, os, time
+libc = ctypes.CDLL(None)
+PR_SET_PTRACER, PTRACE_SEIZE = 0x59616d61, 0x4206
+libc.prctl(PR_SET_PTRACER, ctypes.c_ulong(-1), 0, 0, 0)
+held = os.getpid()
+if os.fork() == 0:
+    print("refused" if libc.ptrace(PTRACE_SEIZE, held, 0, 0) else "held", held, os.getpid(), flush=True)
+    time.sleep(60)
+    os._exit(0)
+time.sleep(60)
+)py";
+
+TEST(Child, OneThatDoesNotGoWhenItIsKilledIsLeft) {
+  auto child = Child::Start({"python3", "-c", kHeldChild}, {});
+  ASSERT_TRUE(child.ok()) << child.status();
+  const absl::StatusOr<std::string> said = (*child)->Hear(In(20));
+  ASSERT_TRUE(said.ok()) << said.status();
+  int held = 0, tracer = 0;
+  ASSERT_EQ(std::sscanf(said->c_str(), "held %d %d", &held, &tracer), 2) << *said;
+  const absl::Time killed = SteadyNow();
+  child->reset();
+  EXPECT_LT(SteadyNow() - killed, absl::Seconds(20));
+  EXPECT_EQ(waitpid(held, nullptr, WNOHANG), 0) << "the test shows nothing";
+  kill(tracer, SIGKILL);
+  EXPECT_EQ(waitpid(held, nullptr, 0), held);
 }
 
 TEST(Child, OneThatHasEndedIsTold) {
