@@ -119,6 +119,12 @@ absl::StatusOr<Ending> RunCourse(const std::vector<Part>& parts, const OutcomeSt
       say(absl::StrCat(part.name, ": kept from an earlier run"));
       continue;
     }
+    if (budget < part.usual) {  // no run of these flags would ever begin it
+      is_good = false;
+      say(absl::StrCat(part.name, ": not run: takes ", absl::FormatDuration(part.usual),
+                       ", more than --minutes has: give it more"));
+      continue;
+    }
     if (end - now() < part.usual) {
       say(absl::StrCat(part.name, ": takes ", absl::FormatDuration(part.usual),
                        ", and less is left of --minutes; run the same again to go on"));

@@ -72,7 +72,8 @@ enum class Ending {
 // Runs what is not kept yet. `now` is a clock; `say` gets a line for each part. A part that ended
 // with an error is not kept: it is tried again in the next run. After such an error nothing more
 // runs: what it was is not known. Of one that could not run the reason is kept for the report, and
-// it is tried again, too.
+// it is tried again, too. One that takes longer than all of `budget` does not run, and the others
+// do.
 absl::StatusOr<Ending> RunCourse(const std::vector<Part>& parts, const OutcomeStore& store,
                                  absl::Duration budget, const std::function<absl::Time()>& now,
                                  const std::function<void(const std::string&)>& say);

@@ -78,6 +78,17 @@ TEST_F(CourseTest, BeginsNothingThatWouldNotEndInTimeAndGoesOnLater) {
   EXPECT_THAT(ran_, ElementsAre("second"));
 }
 
+// "Run the same again" would never get to it.
+TEST_F(CourseTest, WhatTakesLongerThanARunDoesNotRunAndTheOthersDo) {
+  parts_[0].usual = absl::Minutes(3);
+  EXPECT_EQ(*Run("key", 2), Ending::kBad);
+  EXPECT_THAT(ran_, ElementsAre("second"));
+  EXPECT_THAT(said_, HasSubstr("first: not run: takes 3m, more than --minutes has: give it more"));
+  EXPECT_EQ(*Run("key", 2), Ending::kBad);
+  EXPECT_EQ(*Run("key", 3), Ending::kComplete);
+  EXPECT_THAT(ran_, ElementsAre("first"));
+}
+
 TEST_F(CourseTest, WhatIsWrongIsKeptAndStaysWrong) {
   wrong_ = {"matmul f16 3x5:\t140 %\nof what is allowed"};
   EXPECT_EQ(*Run(), Ending::kBad);
