@@ -38,10 +38,10 @@ constexpr char kUsageText[] =
     R"(usage: gpu_bench [--out FOLDER] [--minutes M] [--label TEXT] [--fresh] [--only PART,...]
                  [--model FILE]... [--nccl LIBRARY] [--vllm PYTHON]
 Runs on the first GPU that CUDA shows, and writes FOLDER/report.md (./gpu_bench.out). Parts that
-FOLDER has from the same GPU and label are not run again, unless --fresh. Begins no part that would
-end after M (9) minutes. --only: these parts and no others. --model: a GGUF file whose tokens are
-compared with the CPU's, which computes them too: a small one. --nccl: libnccl.so.2, where the
-loader does not find it. --vllm: a Python that has vLLM, to put under the same load.
+FOLDER has from the same GPU, label and program are not run again, unless --fresh. Begins no part
+that would end after M (9) minutes. --only: these parts and no others. --model: a GGUF file whose
+tokens are compared with the CPU's, which computes them too: a small one. --nccl: libnccl.so.2,
+where the loader does not find it. --vllm: a Python that has vLLM, to put under the same load.
 Exit status: 0 all parts are there and good, 1 something is wrong or could not run, 2 wrong flags,
 3 out of time: run the same again to go on, 6 no GPU to run on.
 )";
@@ -323,6 +323,10 @@ absl::StatusOr<std::vector<Part>> MakeParts(const Bench& bench) {
   std::vector<std::string> names;
   for (Part& part : parts) {
     part.usual *= bench.work.pace;
+    if (std::find(names.begin(), names.end(), part.name) != names.end()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--model: two parts would be ", part.name, ": give the file another name"));
+    }
     names.push_back(part.name);
   }
   for (const std::string& name : bench.flags.only) {
@@ -383,6 +387,19 @@ std::vector<Part> Chosen(const Bench& bench, const std::vector<Part>& parts) {
   return chosen;
 }
 
+// FNV-1a of this program's file: what another build has shown, this one has not.
+std::string OwnDigest() {
+  std::ifstream file(OwnPath(), std::ios::binary);
+  uint64_t hash = 14695981039346656037u;
+  for (std::vector<char> piece(1 << 20); file.good();) {
+    file.read(piece.data(), static_cast<std::streamsize>(piece.size()));
+    for (std::streamsize i = 0; i < file.gcount(); ++i) {
+      hash = (hash ^ static_cast<uint8_t>(piece[static_cast<size_t>(i)])) * 1099511628211u;
+    }
+  }
+  return absl::StrCat(absl::Hex(hash, absl::kZeroPad16));
+}
+
 int ToExitCode(Ending ending) {
   switch (ending) {
     case Ending::kComplete:
@@ -403,8 +420,8 @@ int RunParts(const Bench& bench) {
     std::cerr << "gpu_bench: " << parts.status().message() << "\n";
     return kUsage;
   }
-  const OutcomeStore store(flags.out,
-                           absl::StrCat(card.name, " ", card.pci_bus_id, " ", flags.label));
+  const OutcomeStore store(
+      flags.out, absl::StrCat(card.name, " ", card.pci_bus_id, " ", flags.label, " ", OwnDigest()));
   const std::vector<Part> chosen = Chosen(bench, *parts);
   if (flags.fresh) {
     for (const Part& part : chosen) store.Forget(part.name);

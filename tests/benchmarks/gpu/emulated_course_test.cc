@@ -122,6 +122,27 @@ TEST_F(Emulated, APartOfOtherProcessesEndsWithTheTime) {
   }
 }
 
+// A mended program is not called good for what the one before it has shown.
+TEST_F(Emulated, WhatAnotherProgramHasShownIsNotKept) {
+  const std::string flags = " --label same --only products --out " + out_;
+  EXPECT_THAT(RunShell(EMULATED_BENCH + flags).output, HasSubstr("products: done"));
+  EXPECT_THAT(RunShell(EMULATED_BENCH + flags).output, HasSubstr("products: kept"));
+  const std::string other = out_ + "/other_bench";
+  std::filesystem::copy_file(EMULATED_BENCH, other);
+  std::ofstream(other, std::ios::app) << "mended";
+  EXPECT_THAT(RunShell(other + flags).output, HasSubstr("products: done"));
+}
+
+TEST_F(Emulated, TwoPartsOfOneNameAreRefused) {
+  for (const std::string models :
+       {"--model a/tiny.gguf --model b/tiny.gguf", "--model exact.gguf"}) {
+    const Ran ran = Run(models);
+    EXPECT_EQ(ran.status, 2) << ran.output;
+    EXPECT_THAT(ran.output, HasSubstr("--model: two parts would be parity_"));
+    EXPECT_THAT(ran.output, HasSubstr("give the file another name"));
+  }
+}
+
 TEST_F(Emulated, PartsThatAreNoneAreNamed) {
   const Ran ran = Run("--only parity,juggling");
   EXPECT_EQ(ran.status, 2);
