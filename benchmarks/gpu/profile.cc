@@ -174,10 +174,15 @@ absl::StatusOr<PartResult> MeasureProfile(const DeviceOpener& open,
     device->TimeRecords(sizes.repeats);
     RETURN_IF_ERROR(ready.model->DecodeMany(sequences.sequences(), sizes.steps, &tokens));
     device->TimeRecords(0);
+    const std::string name = absl::StrCat("batch ", batch);
+    if (device->step().empty()) {
+      result.wrong.push_back(name + ": the step was not recorded, so nothing is known of its ops");
+      continue;
+    }
     const absl::Time start = SteadyNow();
     RETURN_IF_ERROR(ready.model->DecodeMany(sequences.sequences(), sizes.steps, &tokens));
     const double micros = SecondsSince(start) / static_cast<double>(sizes.steps) * 1e6;
-    AddFigures(absl::StrCat("batch ", batch), device->step(), micros, result);
+    AddFigures(name, device->step(), micros, result);
   }
   return result;
 }

@@ -33,8 +33,12 @@ class ProfilingDevice : public worker::Device {
   explicit ProfilingDevice(std::unique_ptr<worker::Device> device) : device_(std::move(device)) {}
 
   // Of what is recorded from now on, each graph is started so often. 0: none.
-  void TimeRecords(int repeats) { repeats_ = repeats; }
+  void TimeRecords(int repeats) {
+    repeats_ = repeats;
+    if (repeats > 0) step_.clear();
+  }
   // Of the last record that was timed, in order, up to the op that changes the step's inputs.
+  // Empty: none was.
   const std::vector<StepOp>& step() const { return step_; }
 
   std::string Describe() const override { return device_->Describe(); }

@@ -16,6 +16,7 @@
 namespace rempart::benchmarks {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::ElementsAreArray;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
@@ -109,6 +110,20 @@ TEST(MeasureProfile, WhatTheOpsTakeAddsUpToTheStep) {
   EXPECT_THAT(units["batch 1 product 64x96"], HasSubstr("us in 2, "));
   EXPECT_THAT(units["batch 1 rope_store"], HasSubstr("us in 2, "));
   EXPECT_EQ(figures.count("batch 1 rest"), 1u);
+}
+
+// As where graphs have no memory: what an earlier batch has shown is none of this one's.
+TEST(MeasureProfile, AStepThatIsNotRecordedIsWrong) {
+  const auto refusing = []() -> absl::StatusOr<std::unique_ptr<worker::Device>> {
+    auto device = std::make_unique<worker::EmulatedDevice>(kMemory);
+    device->RefuseGraphs(1000);
+    return device;
+  };
+  const auto result = MeasureProfile(
+      refusing, Tiny(), Options(), {.batches = {1}, .prompt_tokens = 4, .steps = 2, .repeats = 1});
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_THAT(result->wrong, ElementsAre(HasSubstr("batch 1: the step was not recorded")));
+  EXPECT_THAT(result->figures, IsEmpty());
 }
 
 }  // namespace
