@@ -46,6 +46,18 @@ TEST(Run, PassesOnWhatTheProgramSays) {
   EXPECT_THAT(missing.output, HasSubstr("/nowhere/gpu_bench (GPU_BENCH) is no program"));
 }
 
+TEST(Run, SaysHowItIsUsedAndRunsNothing) {
+  for (const char* flag : {"--help", "-h", "--minutes 3 --help"}) {
+    const Ran ran =
+        RunHidden(absl::StrCat("GPU_BENCH=/nowhere/gpu_bench benchmarks/gpu/run ", flag));
+    EXPECT_EQ(ran.status, 0) << ran.output;
+    EXPECT_THAT(ran.output, HasSubstr("\n  benchmarks/gpu/run [--minutes M]")) << flag;
+    EXPECT_THAT(ran.output, HasSubstr("6 no GPU to run on.")) << flag;
+    EXPECT_THAT(ran.output, Not(HasSubstr("set -"))) << flag;
+    EXPECT_THAT(ran.output, Not(HasSubstr("filed as"))) << flag;
+  }
+}
+
 TEST(Run, ACourseIsFiledWhenItIsWholeAndGood) {
   const std::string folder = absl::StrCat("/tmp/rempart_gpu_filed_", getpid());
   const std::string script =
