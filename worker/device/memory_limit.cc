@@ -51,12 +51,19 @@ constexpr Files kV1 = {"/memory.limit_in_bytes", "/memory.usage_in_bytes", "tota
                        "total_active_file"};
 
 void Tighten(const std::string& folder, const Files& files, MemoryUse& tightest) {
-  const int64_t limit = ReadNumber(folder + files.limit);
-  const int64_t usage = ReadNumber(folder + files.usage);
-  if (limit <= 0 || usage < 0) return;
+  MemoryUse use{ReadNumber(folder + files.limit), ReadNumber(folder + files.usage),
+                folder + files.limit};
   std::map<std::string, int64_t> stat = ReadTable(folder + "/memory.stat");
+  // Of v1: the least of all groups above too, which a container does not see. What others use of it
+  // stays unknown.
+  const auto above = stat.find("hierarchical_memory_limit");
+  if (above != stat.end() && above->second > 0 && above->second < use.limit_bytes) {
+    use.limit_bytes = above->second;
+    use.limit_of = folder + "/memory.stat";
+  }
+  if (use.limit_bytes <= 0 || use.used_bytes < 0) return;
   const int64_t of_files = stat[files.inactive] + stat[files.active];
-  const MemoryUse use{limit, std::max<int64_t>(0, usage - of_files), folder + files.limit};
+  use.used_bytes = std::max<int64_t>(0, use.used_bytes - of_files);
   if (use.left_bytes() < tightest.left_bytes()) tightest = use;
 }
 
