@@ -21,16 +21,17 @@
 namespace rempart::benchmarks {
 namespace {
 
-// The GPUs of a child's ranks, as far as it has both.
-enum class RanksAre { kApart, kInOneProcessAndGpu };
+// Where the two ranks of a child's group are.
+enum class RanksAre { kOnTwoGpus, kOnOneGpu, kInOneProcessAndGpu };
 
 absl::StatusOr<std::unique_ptr<Child>> StartChild(const RankOptions& options, const char* sums,
-                                                  std::vector<std::string> words,
-                                                  RanksAre ranks = RanksAre::kApart) {
+                                                  std::vector<std::string> words, RanksAre ranks) {
   words.insert(words.begin(), {options.program, "--rank-child", options.nccl,
                                absl::StrCat(options.connect_timeout.count()),
                                absl::StrCat(options.step_timeout.count()), sums});
-  std::vector<std::string> environment = {"NCCL_MULTI_RANK_GPU_ENABLE=1"};
+  std::vector<std::string> environment;
+  // Ranks with a GPU each run as a worker's do.
+  if (ranks != RanksAre::kOnTwoGpus) environment.push_back("NCCL_MULTI_RANK_GPU_ENABLE=1");
   // Loading a kernel may wait for those that run on the same GPU for the same process; one that is
   // loaded while the other rank's waits for it would wait for that one. Workers have no such ranks,
   // and load when they need to.
@@ -53,7 +54,8 @@ absl::StatusOr<std::string> HearWord(Child& child, const std::string& word, absl
 
 // What NCCL says that it is.
 absl::StatusOr<std::string> FindNccl(const RankOptions& options) {
-  ASSIGN_OR_RETURN(const std::unique_ptr<Child> child, StartChild(options, kByLibrary, {"nccl"}));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Child> child,
+                   StartChild(options, kByLibrary, {"nccl"}, RanksAre::kOnTwoGpus));
   const absl::Time deadline = std::min(SteadyNow() + options.end, options.deadline);
   const absl::StatusOr<std::string> found = HearWord(*child, "nccl", deadline);
   if (found.ok()) return found;
@@ -73,6 +75,12 @@ struct Group {
   int second_gpu = 0;
   absl::Time deadline = std::min(SteadyNow() + options.whole, options.deadline);
 
+  RanksAre as_processes() const {
+    return second_gpu == 0 ? RanksAre::kOnOneGpu : RanksAre::kOnTwoGpus;
+  }
+  RanksAre as_threads() const {
+    return second_gpu == 0 ? RanksAre::kInOneProcessAndGpu : RanksAre::kOnTwoGpus;
+  }
   bool has_one_shot() const { return second_gpu == 0 || options.gpus_reach_each_other; }
 };
 
@@ -83,7 +91,8 @@ absl::StatusOr<Processes> StartProcesses(const Group& group, const std::string& 
     const int gpu = rank == 0 ? 0 : group.second_gpu;
     ASSIGN_OR_RETURN(
         processes.ranks[rank],
-        StartChild(group.options, group.sums, {what, absl::StrCat(rank), absl::StrCat(gpu)}));
+        StartChild(group.options, group.sums, {what, absl::StrCat(rank), absl::StrCat(gpu)},
+                   group.as_processes()));
     ASSIGN_OR_RETURN(const std::string address,
                      HearWord(*processes.ranks[rank], "address", group.deadline));
     absl::StrAppend(&addresses, rank == 0 ? "" : ",", address);
@@ -132,9 +141,8 @@ PartResult CompareProcesses(const Group& group) {
 
 PartResult RunThreads(const Group& group, std::vector<std::string> words) {
   PartResult own;
-  const auto ranks = group.second_gpu == 0 ? RanksAre::kInOneProcessAndGpu : RanksAre::kApart;
   const absl::StatusOr<std::unique_ptr<Child>> child =
-      StartChild(group.options, group.sums, std::move(words), ranks);
+      StartChild(group.options, group.sums, std::move(words), group.as_threads());
   if (child.ok()) {
     TakeResult(**child, "its ranks", group.deadline, own);
   } else {

@@ -7,8 +7,8 @@
 //   EMULATED_TROUBLE   PART:WHAT: what happens to a part's process, or the ranks' (PART ranks): it
 //                      crashes, hangs, or its GPU has an error
 //   EMULATED_PACE      BenchWork::pace
-//   EMULATED_LOG       a file that gets a line for each of the ranks' processes: the variable
-//                      CUDA_MODULE_LOADING, and what it is asked for
+//   EMULATED_LOG       a file that gets a line for each of the ranks' processes: the variables
+//                      CUDA_MODULE_LOADING and NCCL_MULTI_RANK_GPU_ENABLE, and what it is asked for
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -18,6 +18,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -50,12 +51,13 @@ absl::StatusOr<std::vector<worker::CudaDeviceInfo>> FindEmulated() {
   return cards;
 }
 
-std::string trouble;  // of this process
+std::string trouble;               // of this process
+thread_local int current_gpu = 0;  // that this thread queues on
 
 // What it shares may be reached from other processes, too.
 class BenchDevice : public worker::EmulatedDevice {
  public:
-  BenchDevice() : EmulatedDevice(kMemory) {}
+  explicit BenchDevice(int ordinal) : EmulatedDevice(kMemory), ordinal_(ordinal) {}
   ~BenchDevice() override {
     if (shared_ != nullptr) munmap(shared_, static_cast<size_t>(share_.bytes));
     if (share_.file >= 0) close(share_.file);
@@ -75,6 +77,11 @@ class BenchDevice : public worker::EmulatedDevice {
     }();
     EmulatedDevice::ops();  // is told who asks
     return std::getenv("EMULATED_BAD_NORM") != nullptr ? bad : right;
+  }
+
+  void Launch(std::function<void()> launch) override {
+    current_gpu = ordinal_;
+    EmulatedDevice::Launch(std::move(launch));
   }
 
   absl::StatusOr<Shared> ShareMemory(int64_t bytes) override {
@@ -122,16 +129,17 @@ class BenchDevice : public worker::EmulatedDevice {
     return memory == MAP_FAILED ? nullptr : memory;
   }
 
+  const int ordinal_;
   Share share_;
   void* shared_ = nullptr;
   std::map<void*, int64_t> opened_;
 };
 
-absl::StatusOr<std::unique_ptr<worker::Device>> OpenEmulated(int) {
+absl::StatusOr<std::unique_ptr<worker::Device>> OpenEmulated(int ordinal) {
   if (trouble == "crash") std::abort();
   if (trouble == "hang") pause();
   if (trouble == "error") return absl::InternalError("unspecified launch failure");
-  return std::make_unique<BenchDevice>();
+  return std::make_unique<BenchDevice>(ordinal);
 }
 
 // As wide as takes an emulated rank a second.
@@ -191,14 +199,20 @@ void TakeTrouble(const std::vector<std::string>& words) {
 void LogRank(const std::vector<std::string>& words) {
   const char* const log = std::getenv("EMULATED_LOG");
   if (log == nullptr || words.empty() || words[0] != "--rank-child") return;
-  const char* const loading = std::getenv("CUDA_MODULE_LOADING");
+  std::string line;
+  for (const char* const name : {"CUDA_MODULE_LOADING", "NCCL_MULTI_RANK_GPU_ENABLE"}) {
+    const char* const value = std::getenv(name);
+    absl::StrAppend(&line, value != nullptr ? value : "unset", " ");
+  }
   std::ofstream(log, std::ios::app)
-      << absl::StrCat(loading != nullptr ? loading : "unset", " ",
-                      absl::StrJoin(words.begin() + 4, words.end(), " "), "\n");
+      << absl::StrCat(line, absl::StrJoin(words.begin() + 4, words.end(), " "), "\n");
 }
 
 }  // namespace
 }  // namespace rempart::benchmarks
+
+// What cudaGetDevice would say to shared_nccl.cc.
+extern "C" int EmulatedCurrentGpu() { return rempart::benchmarks::current_gpu; }
 
 int main(int argc, char** argv) {
   using namespace rempart::benchmarks;  // NOLINT

@@ -3,6 +3,7 @@
 // host's: they add up through a file that all map. As a non-blocking NCCL it returns ncclInProgress
 // and goes on when it is asked how far it is. What is queued never ends once a rank is gone, until
 // it is aborted. Its own memory alone is registered.
+#include <dlfcn.h>
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -32,6 +33,7 @@ constexpr int kSlots = 2;
 
 struct Shared {
   std::atomic<int> joined;
+  std::atomic<int> gpus[kMostRanks];
   std::atomic<int64_t> begun[kMostRanks];  // collectives whose part is in its slot
   std::atomic<int64_t> kinds[kSlots][kMostRanks];
   alignas(4096) uint8_t slots[kSlots][kMostRanks][kMostBytes];
@@ -78,6 +80,7 @@ struct NcclOpaque {
   std::deque<Work> queue;  // the first has begun
   bool has_begun = false;
   int error = kNcclSuccess;
+  bool may_share_gpu = false;
 };
 
 namespace {
@@ -122,6 +125,18 @@ void GoOn(NcclOpaque& comm) {
   }
 }
 
+// The GPU of the calling thread, as the program knows it (emulated_bench.cc).
+int CurrentGpu() {
+  const auto current = reinterpret_cast<int (*)()>(dlsym(RTLD_DEFAULT, "EmulatedCurrentGpu"));
+  return current != nullptr ? current() : 0;
+}
+
+// Two ranks of one GPU are taken when NCCL is told so.
+void CheckGpus(NcclOpaque& comm) {
+  if (comm.may_share_gpu || comm.shared->joined < comm.ranks) return;
+  if (comm.shared->gpus[0] == comm.shared->gpus[1]) comm.error = 5;
+}
+
 int Queue(NcclOpaque& comm, const Work& work) {
   if (work.bytes() > kMostBytes) return 4;
   comm.queue.push_back(work);
@@ -156,18 +171,19 @@ int ncclCommInitRankConfig(NcclHandle* comm, int ranks, NcclUniqueId id, int ran
   close(fd);
   if (memory == MAP_FAILED) return kNcclInternalError;
   auto* const shared = static_cast<Shared*>(memory);
-  // Two ranks of one GPU are taken when NCCL is told so.
   const char* const allowed = getenv("NCCL_MULTI_RANK_GPU_ENABLE");
-  if (allowed == nullptr || std::string(allowed) != "1") return 5;
+  shared->gpus[rank] = CurrentGpu();
   if (++shared->joined == ranks) unlink(id.bytes);
   *comm = new NcclOpaque;
   (*comm)->shared = shared;
   (*comm)->rank = rank;
   (*comm)->ranks = ranks;
+  (*comm)->may_share_gpu = allowed != nullptr && std::string(allowed) == "1";
   return kNcclInProgress;
 }
 
 int ncclCommGetAsyncError(NcclHandle comm, int* error) {
+  CheckGpus(*comm);
   GoOn(*comm);
   const bool is_done = comm->shared->joined == comm->ranks && comm->queue.empty();
   *error = comm->error != kNcclSuccess ? comm->error : is_done ? kNcclSuccess : kNcclInProgress;
