@@ -72,14 +72,6 @@ int64_t FollowClient::leader_age_ms() const {
   return heard_ms_ == 0 ? 0 : std::max<int64_t>(1, NowMs() - heard_ms_);
 }
 
-void FollowClient::TellFault(int32_t rank, const std::string& message) {
-  FromFollower fault;
-  fault.mutable_fault()->set_rank(rank);
-  fault.mutable_fault()->set_message(message);
-  MutexLock lock(&mu_);
-  faults_.push_back(std::move(fault));
-}
-
 void FollowClient::TellMemory(const std::string& shortage) {
   MutexLock lock(&mu_);
   shortage_ = shortage;
@@ -159,7 +151,7 @@ void FollowClient::Read(grpc::ClientReaderWriter<FromFollower, ToFollower>& stre
 
 void FollowClient::WriteBeats(grpc::ClientReaderWriter<FromFollower, ToFollower>& stream) {
   const auto wake = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-    return stopping_ || broken_ || !faults_.empty() || shortage_ != told_shortage_;
+    return stopping_ || broken_ || shortage_ != told_shortage_;
   };
   for (;;) {
     std::vector<FromFollower> frames;
@@ -167,7 +159,6 @@ void FollowClient::WriteBeats(grpc::ClientReaderWriter<FromFollower, ToFollower>
       MutexLock lock(&mu_);
       mu_.AwaitWithTimeout(absl::Condition(&wake), kFollowBeat);
       if (stopping_ || broken_) return;
-      frames = std::exchange(faults_, {});
       if (shortage_ != told_shortage_) {
         frames.emplace_back().mutable_memory()->set_shortage(shortage_);
         told_shortage_ = shortage_;

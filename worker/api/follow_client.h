@@ -46,8 +46,6 @@ class FollowClient {
   bool following() const;
   // Since the leader was last heard; 0 before the first time.
   int64_t leader_age_ms() const;
-  // Tells the leader of a rank's fault; it ends the epoch for all.
-  void TellFault(int32_t rank, const std::string& message);
   // Tells the leader why this pod's memory is short; empty: it is not.
   void TellMemory(const std::string& shortage);
 
@@ -73,7 +71,6 @@ class FollowClient {
   bool broken_ ABSL_GUARDED_BY(mu_) = false;
   bool following_ ABSL_GUARDED_BY(mu_) = false;
   int64_t heard_ms_ ABSL_GUARDED_BY(mu_) = 0;
-  std::vector<group::v1::FromFollower> faults_ ABSL_GUARDED_BY(mu_);
   std::string shortage_ ABSL_GUARDED_BY(mu_);
   std::string told_shortage_ ABSL_GUARDED_BY(mu_);  // on the stream that there is
 

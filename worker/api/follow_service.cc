@@ -224,11 +224,6 @@ void FollowService::Heard(FollowStream* stream, const FromFollower& message) {
       }
       follower.shortage = shortage;
     }
-    if (message.has_fault() && fate_ != nullptr) {
-      fate_->End(absl::StrCat("rank ", message.fault().rank(), " failed in step ",
-                              message.fault().step(), ": ", message.fault().message()),
-                 message.fault().rank());
-    }
   }
 }
 
