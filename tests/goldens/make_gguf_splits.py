@@ -13,6 +13,7 @@ import pathlib
 import random
 
 import tokenizers
+from gguf_vocabulary import vocabulary
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 OUT = pathlib.Path(__file__).resolve().parent / "tokenizers/gguf_splits.json"
@@ -49,31 +50,9 @@ SPLITS = {
 }
 
 
-def spellings() -> list[str]:
-    """Of each byte, as GPT-2 spells it."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return [chr(byte if byte in printable else 256 + others.index(byte)) for byte in range(256)]
-
-
-def vocabulary(choice: random.Random) -> tuple[list[str], list[str]]:
-    """Tokens and merges: bytes, the characters of the alphabet, then their pairs in any order."""
-    tokens = spellings()
-    spelled = {char: "".join(tokens[byte] for byte in char.encode()) for char in ALPHABET}
-    pairs = [(a, b) for a in spelled.values() for b in spelled.values()]
-    choice.shuffle(pairs)
-    parts = [(char[:i], char[i]) for char in spelled.values() for i in range(1, len(char))]
-    merges = []
-    for left, right in parts + pairs:
-        if left + right not in tokens:
-            tokens.append(left + right)
-            merges.append(f"{left} {right}")
-    return tokens, merges
-
-
 def main() -> None:
     choice = random.Random(SEED)
-    tokens, merges = vocabulary(choice)
+    tokens, merges = vocabulary(choice, ALPHABET)
     texts = ["".join(choice.choice(ALPHABET + CONTRACTIONS) for _ in range(choice.randint(6, 24))) for _ in range(TEXTS)]
     golden = {"tokenizers": tokenizers.__version__, "tokens": tokens, "merges": merges, "texts": texts, "ids": {}}
     model = models.BPE({token: i for i, token in enumerate(tokens)}, [tuple(merge.split(" ")) for merge in merges])

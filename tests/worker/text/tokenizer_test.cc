@@ -171,7 +171,7 @@ TEST(ByteLevelTokenizer, KnowsNoTokensOutsideTheVocabulary) {
 }
 
 TEST(ByteLevelTokenizer, EncodesLongRunsOfOneCharacter) {
-  for (const char* pre : {"gpt-2", "smollm", "llama-bpe", "qwen2", "tekken", "gpt-4o"}) {
+  for (const char* pre : {"gpt-2", "smollm", "llama-bpe", "qwen2", "tekken", "gpt-4o", "default"}) {
     TokenizerMetadata metadata = SmallByteLevel();
     metadata.pre = pre;
     auto tokenizer = Tokenizer::FromGguf(metadata);
@@ -184,14 +184,9 @@ TEST(ByteLevelTokenizer, EncodesLongRunsOfOneCharacter) {
   }
 }
 
-// tests/goldens/make_gguf_splits.py says how its vocabulary shows where a text is split.
-class GgufSplits : public ::testing::TestWithParam<std::pair<const char*, const char*>> {};
-
-TEST_P(GgufSplits, AreThoseOfTheModelsOwnTokenizers) {
-  const auto [pre, golden_name] = GetParam();
-  simdjson::dom::parser parser;
-  const simdjson::dom::element golden =
-      parser.load("tests/goldens/tokenizers/gguf_splits.json").value();
+// That `pre` gives each of the golden's texts its expected ids, with the golden's vocabulary.
+void SplitsAs(const std::string& pre, simdjson::dom::element golden, simdjson::dom::element ids_of,
+              size_t cases_expected) {
   TokenizerMetadata metadata;
   metadata.model = "gpt2";
   metadata.pre = pre;
@@ -201,13 +196,24 @@ TEST_P(GgufSplits, AreThoseOfTheModelsOwnTokenizers) {
   ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
   const auto texts = golden["texts"].get_array();
   size_t cases = 0;
-  for (auto expected : golden["ids"][golden_name].get_array()) {
+  for (auto expected : ids_of.get_array()) {
     const std::string text = Text(texts.at(cases++));
     const auto ids = (*tokenizer)->Encode(text, SpecialTokens::kPlain);
     ASSERT_TRUE(ids.ok()) << ids.status();
     EXPECT_EQ(*ids, Ids(expected)) << text;
   }
-  EXPECT_EQ(cases, 100u);
+  EXPECT_EQ(cases, cases_expected);
+}
+
+// tests/goldens/make_gguf_splits.py says how its vocabulary shows where a text is split.
+class GgufSplits : public ::testing::TestWithParam<std::pair<const char*, const char*>> {};
+
+TEST_P(GgufSplits, AreThoseOfTheModelsOwnTokenizers) {
+  const auto [pre, golden_name] = GetParam();
+  simdjson::dom::parser parser;
+  const simdjson::dom::element golden =
+      parser.load("tests/goldens/tokenizers/gguf_splits.json").value();
+  SplitsAs(pre, golden, golden["ids"][golden_name], 100);
 }
 
 INSTANTIATE_TEST_SUITE_P(
@@ -222,6 +228,14 @@ INSTANTIATE_TEST_SUITE_P(
       std::replace(name.begin(), name.end(), '-', '_');
       return name;
     });
+
+// tests/goldens/make_gguf_default.py
+TEST(GgufDefaultSplit, OfAFileThatNamesNoneAreThoseOfLlamaCpp) {
+  simdjson::dom::parser parser;
+  const simdjson::dom::element golden =
+      parser.load("tests/goldens/tokenizers/gguf_default_split.json").value();
+  for (const char* pre : {"", "default"}) SplitsAs(pre, golden, golden["ids"], 120);
+}
 
 struct Refusal {
   std::string what;

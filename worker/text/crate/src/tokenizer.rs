@@ -384,13 +384,15 @@ const O200K_SPLIT: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\
 
 /// The pre-tokenizers that GGUF names in tokenizer.ggml.pre, as successive splits: those of the models' own
 /// tokenizer.json, so that a GGUF file and a folder of one model read a text alike. (llama.cpp rewrites tekken's
-/// and gpt-4o's without classes of letters, and splits accents and marks otherwise.)
+/// and gpt-4o's without classes of letters, and splits accents and marks otherwise.) A file that names none is
+/// split in the four steps that llama.cpp has for such files.
 fn splits(pre: &str) -> Result<Vec<&'static str>, String> {
     Ok(match pre {
         "smollm" | "starcoder" | "refact" | "codeshell" | "exaone" | "minerva-7b" => {
             vec![r"\p{N}", GPT2_SPLIT]
         }
-        "" | "default" | "gpt-2" | "gpt2" | "mpt" | "olmo" | "jais" | "phi-2" => vec![GPT2_SPLIT],
+        "" | "default" => vec![r"[\p{P}$+<=>^~|]+", GPT2_SPLIT, r"\p{N}+", "[0-9][0-9][0-9]"],
+        "gpt-2" | "gpt2" | "mpt" | "olmo" | "jais" | "phi-2" => vec![GPT2_SPLIT],
         "llama3" | "llama-v3" | "llama-bpe" | "smaug-bpe" | "falcon3" | "pixtral" | "dbrx" => {
             vec![LLAMA3_SPLIT]
         }
