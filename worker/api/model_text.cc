@@ -13,6 +13,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "common/status_macros.h"
+#include "worker/api/default_sampling.h"
 
 namespace rempart::worker {
 namespace {
@@ -65,6 +66,24 @@ absl::StatusOr<int32_t> SpecialId(const GgufMetadata& metadata, const std::strin
   return static_cast<int32_t>(id);
 }
 
+// The sampling that the file names. Others of general.sampling are samplers that requests do not
+// have here (mirostat, xtc) or their order.
+absl::StatusOr<SamplingParams> DefaultSampling(const GgufMetadata& metadata) {
+  SamplingParams sampling;
+  for (const SamplingField& field : kSamplingFields) {
+    if (!metadata.Has(field.gguf_key)) continue;
+    ASSIGN_OR_RETURN(const double value, metadata.Float(field.gguf_key));
+    if (!field.Allows(value)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("metadata ", field.gguf_key, " is ", value, ", which must be a number from ",
+                       field.low, " to ", field.high, "; convert the model with ", field.json_key,
+                       " mended in its generation_config.json, or without it"));
+    }
+    field.set(sampling, value);
+  }
+  return sampling;
+}
+
 std::string JsonString(absl::string_view text) {
   std::string quoted = "\"";
   for (const char c : text) {
@@ -108,6 +127,7 @@ absl::StatusOr<std::unique_ptr<ModelText>> ModelText::FromGguf(const GgufMetadat
   ASSIGN_OR_RETURN(text->tokenizer_, Tokenizer::FromGguf(tokenizer));
   text->vocabulary_ = text->tokenizer_->vocabulary_size();
   RETURN_IF_ERROR(text->ReadSpecialTokens(metadata, tokenizer));
+  ASSIGN_OR_RETURN(text->default_sampling_, DefaultSampling(metadata));
   if (metadata.Has("tokenizer.chat_template")) {
     ASSIGN_OR_RETURN(absl::string_view source, metadata.String("tokenizer.chat_template"));
     ASSIGN_OR_RETURN(text->template_, ChatTemplate::Create(source));

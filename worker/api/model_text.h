@@ -24,7 +24,8 @@ class ModelText : public Vocabulary, public PromptEncoder {
  public:
   // Of a model file or folder.
   static absl::StatusOr<std::unique_ptr<ModelText>> FromSource(const ModelSource& source);
-  // InvalidArgument names the metadata key at fault.
+  // general.sampling.temp, top_k, top_p, min_p and penalty_repeat are the sampling of requests that
+  // say nothing; its other keys are inert. InvalidArgument names the metadata key at fault.
   static absl::StatusOr<std::unique_ptr<ModelText>> FromGguf(const GgufMetadata& metadata);
   // From tokenizer.json, tokenizer_config.json, chat_template.jinja, generation_config.json and
   // config.json of a folder in Hugging Face layout; only the first and the last must be there.

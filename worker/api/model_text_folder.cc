@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <limits>
 #include <optional>
 #include <string>
 #include <system_error>
@@ -16,6 +15,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "common/status_macros.h"
+#include "worker/api/default_sampling.h"
 #include "worker/api/model_text.h"
 #include "worker/model/config_json.h"
 #include "worker/model/model_source.h"
@@ -110,35 +110,22 @@ absl::StatusOr<std::vector<int32_t>> TokenIds(const std::string& where,
   return ids;
 }
 
-// A number from `low` to `high`; `fallback` where the file does not name it.
-absl::StatusOr<double> NumberOf(const std::string& path, const JsonFile& file, const char* key,
-                                double fallback, double low, double high) {
-  const std::optional<element> given = file.Find(key);
-  if (!given.has_value()) return fallback;
-  double value = 0;
-  if (given->get(value) == simdjson::SUCCESS && value >= low && value <= high) return value;
-  return absl::InvalidArgumentError(absl::StrCat(
-      path, ": ", key, " is ", std::string(simdjson::minify(*given)),
-      ", which must be a number from ", low, " to ", high, "; mend it, or take it out"));
-}
-
 // The sampling that generation_config.json names. As vLLM has it, do_sample changes nothing: who
 // wants the likeliest token asks for the temperature 0.
 absl::StatusOr<SamplingParams> DefaultSampling(const std::string& path, const JsonFile& file) {
   SamplingParams sampling;
-  ASSIGN_OR_RETURN(const double temperature,
-                   NumberOf(path, file, "temperature", sampling.temperature, 0, 2));
-  ASSIGN_OR_RETURN(const double top_p, NumberOf(path, file, "top_p", sampling.top_p, 1e-6, 1));
-  ASSIGN_OR_RETURN(const double top_k, NumberOf(path, file, "top_k", sampling.top_k, -1,
-                                                std::numeric_limits<int32_t>::max()));
-  ASSIGN_OR_RETURN(const double min_p, NumberOf(path, file, "min_p", sampling.min_p, 0, 1));
-  ASSIGN_OR_RETURN(const double penalty, NumberOf(path, file, "repetition_penalty",
-                                                  sampling.repetition_penalty, 0.01, 100));
-  sampling.temperature = static_cast<float>(temperature);
-  sampling.top_p = static_cast<float>(top_p);
-  sampling.top_k = std::max(0, static_cast<int32_t>(top_k));
-  sampling.min_p = static_cast<float>(min_p);
-  sampling.repetition_penalty = static_cast<float>(penalty);
+  for (const SamplingField& field : kSamplingFields) {
+    const std::optional<element> given = file.Find(field.json_key);
+    if (!given.has_value()) continue;
+    double value = 0;
+    if (given->get(value) != simdjson::SUCCESS || !field.Allows(value)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, ": ", field.json_key, " is ", std::string(simdjson::minify(*given)),
+                       ", which must be a number from ", field.low, " to ", field.high,
+                       "; mend it, or take it out"));
+    }
+    field.set(sampling, value);
+  }
   return sampling;
 }
 

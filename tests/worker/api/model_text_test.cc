@@ -4,6 +4,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <limits>
+#include <tuple>
+
+#include "absl/strings/str_cat.h"
 #include "worker/model/gguf.h"
 #include "worker/model/mapped_file.h"
 
@@ -81,6 +85,55 @@ TEST_F(ChatModel, RefusesSpecialTokensOutsideTheVocabulary) {
   auto text = ModelText::FromGguf(metadata);
   EXPECT_THAT(std::string(text.status().message()),
               HasSubstr("tokenizer.ggml.bos_token_id is 8, outside the vocabulary of 3 tokens"));
+}
+
+// As llama.cpp's converter writes them.
+TEST_F(ChatModel, SaysHowToSampleWhereARequestDoesNot) {
+  const SamplingParams plain = (*ModelText::FromGguf(Metadata()))->default_sampling();
+  EXPECT_EQ(plain.temperature, 1.0f);
+  EXPECT_EQ(plain.top_k, 0);
+  GgufMetadata metadata = Metadata();
+  metadata.Insert("general.sampling.temp", double{0.6f});
+  metadata.Insert("general.sampling.top_p", double{0.9f});
+  metadata.Insert("general.sampling.top_k", int64_t{64});
+  metadata.Insert("general.sampling.min_p", double{0.05f});
+  metadata.Insert("general.sampling.penalty_repeat", double{1.1f});
+  metadata.Insert("general.sampling.mirostat", int64_t{2});
+  const auto text = ModelText::FromGguf(metadata);
+  ASSERT_TRUE(text.ok()) << text.status();
+  const SamplingParams own = (*text)->default_sampling();
+  EXPECT_EQ(own.temperature, 0.6f);
+  EXPECT_EQ(own.top_p, 0.9f);
+  EXPECT_EQ(own.top_k, 64);
+  EXPECT_EQ(own.min_p, 0.05f);
+  EXPECT_EQ(own.repetition_penalty, 1.1f);
+  GgufMetadata all = Metadata();
+  all.Insert("general.sampling.top_k", int64_t{-1});
+  EXPECT_EQ((*ModelText::FromGguf(all))->default_sampling().top_k, 0);
+}
+
+TEST_F(ChatModel, RefusesSamplingThatNoRequestMayAskFor) {
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  const std::vector<std::tuple<const char*, GgufValue, const char*>> refusals = {
+      {"temp", 2.5,
+       "is 2.5, which must be a number from 0 to 2; convert the model with temperature"},
+      {"temp", nan, "is nan, which must be a number from 0 to 2"},
+      {"top_p", 0.0, "is 0, which must be a number from 1e-06 to 1"},
+      {"top_k", int64_t{-2}, "is -2, which must be a number from -1"},
+      {"min_p", 1.5, "is 1.5, which must be a number from 0 to 1"},
+      {"penalty_repeat", -1.0, "is -1, which must be a number from 0.01 to 100"},
+      {"temp", absl::string_view("hot"), "is not a number"},
+      {"top_k", true, "is not a number"},
+  };
+  for (const auto& [name, value, message] : refusals) {
+    const std::string key = absl::StrCat("general.sampling.", name);
+    GgufMetadata metadata = Metadata();
+    metadata.Insert(key, value);
+    const auto text = ModelText::FromGguf(metadata);
+    EXPECT_EQ(text.status().code(), absl::StatusCode::kInvalidArgument) << key;
+    EXPECT_THAT(std::string(text.status().message()),
+                HasSubstr(absl::StrCat("metadata ", key, " ", message)));
+  }
 }
 
 TEST(StoriesModel, BeginsATextWithBos) {
