@@ -44,7 +44,7 @@ TEST(BlockPool, EvictsWhatWasReleasedLongestAgoAndOnlyWhenItMust) {
   BlockPool pool(5, [&](BlockId block) { evicted.push_back(block); });
   std::vector<BlockId> held;
   ASSERT_TRUE(pool.Allocate(4, held));
-  for (const BlockId block : {0, 1, 2}) pool.Keep(block);
+  for (const BlockId block : {1, 2, 0}) pool.Keep(block);
   for (const BlockId block : {2, 0, 1, 3}) pool.Release(block);
   EXPECT_EQ(pool.blocks_cached(), 3);
   EXPECT_EQ(pool.blocks_available(), 5);
