@@ -60,6 +60,8 @@ class ModelText : public Vocabulary, public PromptEncoder {
   absl::Status ReadFolderTokens(const std::string& folder);
   // BOS and EOS by their usual spellings, where nothing names them.
   void ReadUsualTokens();
+  // `where` begins the message where the template does not parse. An empty one is none.
+  absl::Status ReadTemplate(absl::string_view where, absl::string_view source);
   // Control tokens that end a turn by their name, whatever the files declare.
   void AddKnownEndings();
   absl::StatusOr<std::vector<int32_t>> Encode(absl::string_view text, SpecialTokens special) const;

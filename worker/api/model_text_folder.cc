@@ -279,10 +279,7 @@ absl::Status ModelText::ReadFolderTokens(const std::string& folder) {
 
   ASSIGN_OR_RETURN(const std::optional<std::string> source,
                    TemplateSource(folder, tokenizer_config));
-  if (source.has_value()) {
-    ASSIGN_OR_RETURN(template_, ChatTemplate::Create(*source));
-  }
-  return absl::OkStatus();
+  return source.has_value() ? ReadTemplate(folder + ": chat_template", *source) : absl::OkStatus();
 }
 
 }  // namespace rempart::worker

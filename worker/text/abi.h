@@ -53,6 +53,7 @@ RempartTextBuffer rempart_tokenizer_encode(const RempartTokenizer* tokenizer, co
                                            size_t length, bool parse_special);
 const uint8_t* rempart_token_bytes(const RempartTokenizer* tokenizer, uint32_t id, size_t* length,
                                    bool* special);
+bool rempart_ends_by_name(const uint8_t* data, size_t length);
 RempartChatTemplate* rempart_template_new(const uint8_t* data, size_t length,
                                           RempartTextBuffer* error);
 void rempart_template_drop(RempartChatTemplate* chat_template);

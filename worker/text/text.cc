@@ -135,6 +135,10 @@ int32_t Tokenizer::vocabulary_size() const {
   return static_cast<int32_t>(rempart_tokenizer_size(handle_));
 }
 
+bool EndsByName(absl::string_view spelling) {
+  return rempart_ends_by_name(Bytes(spelling), spelling.size());
+}
+
 absl::StatusOr<std::unique_ptr<ChatTemplate>> ChatTemplate::Create(absl::string_view source) {
   RempartTextBuffer error;
   RempartChatTemplate* handle = rempart_template_new(Bytes(source), source.size(), &error);

@@ -72,6 +72,11 @@ class Tokenizer {
   RempartTokenizer* handle_;
 };
 
+// Whether a control token of this spelling ends a turn or a text, whatever the model's files
+// declare
+// ("<|im_end|>").
+bool EndsByName(absl::string_view spelling);
+
 class ChatTemplate {
  public:
   // `source` is Jinja as in GGUF's tokenizer.chat_template. InvalidArgument says the line at fault.

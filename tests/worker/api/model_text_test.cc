@@ -24,8 +24,8 @@ constexpr char kTemplate[] =
 // A byte-level vocabulary whose types lie in `types_`, as GGUF arrays are views.
 class ChatModel : public ::testing::Test {
  protected:
-  GgufMetadata Metadata() {
-    GgufMetadata metadata;
+  // With what `metadata` has already instead of its own.
+  GgufMetadata Metadata(GgufMetadata metadata = {}) {
     metadata.Insert("tokenizer.ggml.model", absl::string_view("gpt2"));
     metadata.Insert("tokenizer.ggml.pre", absl::string_view("smollm"));
     metadata.Insert("tokenizer.ggml.tokens",
@@ -36,6 +36,22 @@ class ChatModel : public ::testing::Test {
     metadata.Insert("tokenizer.ggml.bos_token_id", uint64_t{0});
     metadata.Insert("tokenizer.ggml.eos_token_id", uint64_t{1});
     return metadata;
+  }
+
+  // A vocabulary of `tokens`, which are not types_.size(); without merges that they do not have.
+  absl::StatusOr<std::unique_ptr<ModelText>> Of(std::vector<uint8_t> types, GgufStrings tokens) {
+    types_ = std::move(types);
+    tokens.insert(tokens.end(), {"h", "i", "hi"});
+    GgufMetadata metadata;
+    metadata.Insert("tokenizer.ggml.tokens", std::move(tokens));
+    return ModelText::FromGguf(Metadata(std::move(metadata)));
+  }
+  std::string Refusal(absl::string_view key, GgufValue value) {
+    GgufMetadata metadata;
+    metadata.Insert(key, std::move(value));
+    const auto text = ModelText::FromGguf(Metadata(std::move(metadata)));
+    EXPECT_EQ(text.status().code(), absl::StatusCode::kInvalidArgument) << key;
+    return std::string(text.status().message());
   }
 
   std::vector<uint8_t> types_ = {3, 3, 1, 1, 1, 1, 1, 1};
@@ -74,17 +90,144 @@ TEST_F(ChatModel, SaysThatThereIsNoTemplate) {
   EXPECT_THAT(*(*text)->EncodeText("hi"), ElementsAre(5));
 }
 
-TEST_F(ChatModel, RefusesSpecialTokensOutsideTheVocabulary) {
-  GgufMetadata metadata;
-  metadata.Insert("tokenizer.ggml.bos_token_id", uint64_t{8});
-  for (const char* key : {"tokenizer.ggml.model", "tokenizer.ggml.pre"}) {
-    metadata.Insert(key, *Metadata().String(key));
-  }
-  metadata.Insert("tokenizer.ggml.tokens", GgufStrings{"a", "b", "ab"});
-  metadata.Insert("tokenizer.ggml.merges", GgufStrings{"a b"});
+TEST_F(ChatModel, AnEmptyTemplateIsNone) {
+  GgufMetadata metadata = Metadata();
+  metadata.Insert("tokenizer.chat_template", absl::string_view(""));
   auto text = ModelText::FromGguf(metadata);
+  ASSERT_TRUE(text.ok()) << text.status();
+  EXPECT_THAT(std::string((*text)->EncodeChat("[]", "", true).status().message()),
+              HasSubstr("no chat template: use /v1/completions"));
+}
+
+// Names that llama.cpp ends a text at, whatever the file declares.
+TEST_F(ChatModel, EndsAtTheTokensThatEndByTheirName) {
+  for (const char* name :
+       {"<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>",
+        "<end_of_turn>", "<end_of_utterance>", "<｜end▁of▁sentence｜>", "</s>", "<eos>", "<EOT>",
+        "_<EOT>", "[EOT]", "[EOS]", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"}) {
+    for (const uint8_t type : {3, 4}) {  // control, user-defined
+      const auto text = Of({3, 3, type, 1, 1, 1}, {"a", "b", name});
+      ASSERT_TRUE(text.ok()) << text.status();
+      EXPECT_TRUE((*text)->EndsGeneration(2)) << name << " of type " << int{type};
+      EXPECT_FALSE((*text)->EndsGeneration(0)) << name;
+    }
+  }
+  const auto other = Of({3, 3, 3, 1, 1, 1}, {"a", "b", "<|other|>"});
+  ASSERT_TRUE(other.ok()) << other.status();
+  EXPECT_FALSE((*other)->EndsGeneration(2));
+}
+
+// Of type 1, and in files without types, all are normal tokens.
+TEST_F(ChatModel, AMarkerEndsATextEvenWhereItIsCalledNormalButWhatMayBeTextDoesNot) {
+  const auto marker = Of({3, 3, 1, 1, 1, 1}, {"a", "b", "<|im_end|>"});
+  ASSERT_TRUE(marker.ok()) << marker.status();
+  EXPECT_TRUE((*marker)->EndsGeneration(2));
+  EXPECT_EQ((*marker)->TokenBytes(2), "");
+  EXPECT_THAT(*(*marker)->EncodeText("hi<|im_end|>"), ElementsAre(5, 2));
+  const auto html = Of({3, 3, 1, 1, 1, 1}, {"a", "b", "</s>"});
+  ASSERT_TRUE(html.ok()) << html.status();
+  EXPECT_FALSE((*html)->EndsGeneration(2));
+  EXPECT_EQ((*html)->TokenBytes(2), "</s>");
+}
+
+TEST_F(ChatModel, EndsAtTheTokensThatItsKeysName) {
+  for (const char* key : {"eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep"}) {
+    const std::string name = absl::StrCat("tokenizer.ggml.", key, "_token_id");
+    GgufMetadata metadata;
+    metadata.Insert(name, uint64_t{7});
+    const auto text = ModelText::FromGguf(Metadata(std::move(metadata)));
+    ASSERT_TRUE(text.ok()) << text.status();
+    EXPECT_TRUE((*text)->EndsGeneration(7)) << key;
+    EXPECT_FALSE((*text)->EndsGeneration(6)) << key;
+    EXPECT_THAT(Refusal(name, uint64_t{8}),
+                HasSubstr(name + " is 8, outside the vocabulary of 8 tokens"));
+    EXPECT_THAT(Refusal(name, absl::string_view("7")),
+                HasSubstr("metadata " + name + " is not a non-negative integer"));
+  }
+}
+
+// <unk>, <s>, </s> and then pieces, as llama.cpp reads such a file.
+TEST(SentencePieceModel, HasLlamasPlacesOfBosAndEosWhereTheFileNamesNone) {
+  std::vector<uint8_t> types = {2, 3, 3, 1};
+  const std::vector<uint8_t> scores(types.size());
+  const auto read = [&] {
+    GgufMetadata metadata;
+    metadata.Insert("tokenizer.ggml.model", absl::string_view("llama"));
+    metadata.Insert("tokenizer.ggml.tokens", GgufStrings{"<unk>", "<start>", "<stop>", "▁a"});
+    metadata.Insert("tokenizer.ggml.scores",
+                    GgufNumbers{GgufType::kInt8, scores.size(), scores.data()});
+    metadata.Insert("tokenizer.ggml.token_type",
+                    GgufNumbers{GgufType::kInt8, types.size(), types.data()});
+    return *ModelText::FromGguf(metadata);
+  };
+  EXPECT_THAT(*read()->EncodeText("a"), ElementsAre(1, 3));
+  EXPECT_TRUE(read()->EndsGeneration(2));
+  types[1] = types[2] = 1;
+  EXPECT_THAT(*read()->EncodeText("a"), ElementsAre(3)) << "they are words";
+  EXPECT_FALSE(read()->EndsGeneration(2));
+}
+
+TEST_F(ChatModel, RefusesDamagedVocabulariesByTheirKeys) {
+  const std::vector<uint8_t> numbers = {3, 3, 1, 1, 9, 1, 1, 255};
+  const GgufNumbers bytes = {GgufType::kUint8, numbers.size(), numbers.data()};
+  const GgufNumbers few = {GgufType::kUint8, 3, numbers.data()};
+  const GgufStrings words = {"h", "i"};
+  const std::vector<std::tuple<const char*, GgufValue, const char*>> refusals = {
+      {"model", uint64_t{1}, " is not a string"},
+      {"model", absl::string_view("\xff"), " is not UTF-8"},
+      {"pre", bytes, " is not a string"},
+      {"tokens", bytes, " is not an array of strings"},
+      {"tokens", absl::string_view("h"), " is not an array of strings"},
+      {"tokens", GgufStrings{}, " is empty"},
+      {"tokens", GgufStrings{"a", "b", "u", "h", "i", "hi", ":", "h"},
+       "[7] is 'h', as tokenizer.ggml.tokens[3] is"},
+      {"merges", bytes, " is not an array of strings"},
+      {"merges", GgufStrings{}, " is missing or empty"},
+      {"merges", GgufStrings{"h i", "hi"}, "[1] is not a pair of tokens"},
+      {"merges", GgufStrings{"h i", "hi u"},
+       "[1] is 'hi u', but tokenizer.ggml.tokens has no 'hiu'"},
+      {"merges", GgufStrings{"zz i"}, "[0] is 'zz i', but tokenizer.ggml.tokens has no 'zz'"},
+      {"merges", GgufStrings{"h yy"}, "[0] is 'h yy', but tokenizer.ggml.tokens has no 'yy'"},
+      {"token_type", words, " is not an array of integers"},
+      {"token_type", few, " has 3 entries for 8 tokens"},
+      {"token_type", bytes, "[4] is 9, must be 0 (undefined), 1 (normal)"},
+      {"scores", words, " is not an array of numbers"},
+      {"add_bos_token", uint64_t{1}, " is not a boolean"},
+      {"add_space_prefix", words, " is not a boolean"},
+      {"bos_token_id", bytes, " is not a non-negative integer"},
+      {"eos_token_id", int64_t{-1}, " is not a non-negative integer"},
+  };
+  for (const auto& [name, value, message] : refusals) {
+    const std::string key = absl::StrCat("tokenizer.ggml.", name);
+    EXPECT_THAT(Refusal(key, value), HasSubstr(key + message));
+  }
+  EXPECT_THAT(Refusal("tokenizer.chat_template", words),
+              HasSubstr("metadata tokenizer.chat_template is not a string"));
+  EXPECT_THAT(Refusal("tokenizer.chat_template", absl::string_view("{% if %}")),
+              HasSubstr("metadata tokenizer.chat_template: the chat template does not parse"));
+  types_.push_back(1);
+  EXPECT_THAT(Refusal("general.name", true), HasSubstr("token_type has 9 entries for 8 tokens"));
+}
+
+TEST(DamagedMetadata, WithoutAVocabularyIsRefusedByTheKey) {
+  GgufMetadata metadata;
+  EXPECT_THAT(std::string(ModelText::FromGguf(metadata).status().message()),
+              HasSubstr("metadata tokenizer.ggml.model is missing"));
+  metadata.Insert("tokenizer.ggml.model", absl::string_view("gpt2"));
+  EXPECT_THAT(std::string(ModelText::FromGguf(metadata).status().message()),
+              HasSubstr("metadata tokenizer.ggml.tokens is missing"));
+  metadata.Insert("tokenizer.ggml.tokens", GgufStrings{"\xff", "b"});
+  EXPECT_THAT(std::string(ModelText::FromGguf(metadata).status().message()),
+              HasSubstr("tokenizer.ggml.merges is missing"));
+  metadata.Insert("tokenizer.ggml.merges", GgufStrings{"\xff b"});
+  EXPECT_THAT(std::string(ModelText::FromGguf(metadata).status().message()),
+              HasSubstr("tokenizer.ggml.merges[0] is '\xEF\xBF\xBD b'"));
+}
+
+TEST_F(ChatModel, RefusesABosThatNoTemplateCouldSpell) {
+  const auto text = Of({3, 3, 1, 1, 1, 1}, {"\xff", "b", "c"});
   EXPECT_THAT(std::string(text.status().message()),
-              HasSubstr("tokenizer.ggml.bos_token_id is 8, outside the vocabulary of 3 tokens"));
+              HasSubstr("tokenizer.ggml.bos_token_id is 0, a token whose spelling is not UTF-8"));
 }
 
 // As llama.cpp's converter writes them.
@@ -127,12 +270,7 @@ TEST_F(ChatModel, RefusesSamplingThatNoRequestMayAskFor) {
   };
   for (const auto& [name, value, message] : refusals) {
     const std::string key = absl::StrCat("general.sampling.", name);
-    GgufMetadata metadata = Metadata();
-    metadata.Insert(key, value);
-    const auto text = ModelText::FromGguf(metadata);
-    EXPECT_EQ(text.status().code(), absl::StatusCode::kInvalidArgument) << key;
-    EXPECT_THAT(std::string(text.status().message()),
-                HasSubstr(absl::StrCat("metadata ", key, " ", message)));
+    EXPECT_THAT(Refusal(key, value), HasSubstr(absl::StrCat("metadata ", key, " ", message)));
   }
 }
 

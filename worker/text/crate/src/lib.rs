@@ -2,6 +2,8 @@
 //! The C ABI of worker/text/abi.h: tokenizers and chat templates. Every function catches panics,
 //! checks its input for UTF-8 and returns an error message instead of aborting.
 
+mod endings;
+mod gguf;
 mod sentencepiece;
 mod tekken;
 mod token_table;
@@ -12,8 +14,9 @@ use std::collections::HashMap;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::slice;
 
+use gguf::GgufVocabulary;
 use template::ChatTemplate;
-use tokenizer::{GgufVocabulary, Tokenizer};
+use tokenizer::Tokenizer;
 
 /// Bytes owned by Rust; freed by `rempart_text_free`. `failed` tells a message from a result.
 #[repr(C)]
@@ -67,6 +70,10 @@ unsafe fn bytes<'a, T>(data: *const T, length: usize) -> &'a [T] {
 unsafe fn text<'a>(data: *const u8, length: usize) -> Result<&'a str, String> {
     std::str::from_utf8(bytes(data, length))
         .map_err(|e| format!("the text is not valid UTF-8 at byte {}", e.valid_up_to()))
+}
+
+unsafe fn name<'a>(key: &str, data: *const u8, length: usize) -> Result<&'a str, String> {
+    std::str::from_utf8(bytes(data, length)).map_err(|_| format!("{key} is not UTF-8"))
 }
 
 unsafe fn strings<'a>(list: &Strings) -> Result<Vec<&'a [u8]>, String> {
@@ -124,13 +131,14 @@ pub unsafe extern "C" fn rempart_tokenizer_from_gguf(
 ) -> *mut Tokenizer {
     guarded(error, || {
         Tokenizer::from_gguf(GgufVocabulary {
-            model: text(vocabulary.model, vocabulary.model_length)?,
-            pre: text(vocabulary.pre, vocabulary.pre_length)?,
+            model: name("tokenizer.ggml.model", vocabulary.model, vocabulary.model_length)?,
+            pre: name("tokenizer.ggml.pre", vocabulary.pre, vocabulary.pre_length)?,
             tokens: strings(&vocabulary.tokens)?,
             scores: bytes(vocabulary.scores, vocabulary.scores_count),
             types: bytes(vocabulary.types, vocabulary.types_count),
             merges: strings(&vocabulary.merges)?,
             add_space_prefix: vocabulary.add_space_prefix,
+            unique_tokens: true,
             strips: HashMap::new(),
         })
     })
@@ -224,6 +232,13 @@ pub extern "C" fn rempart_token_bytes(
             std::ptr::null()
         }
     }
+}
+
+/// # Safety
+/// `data` must be readable for `length` bytes.
+#[no_mangle]
+pub unsafe extern "C" fn rempart_ends_by_name(data: *const u8, length: usize) -> bool {
+    endings::ends_by_name(bytes(data, length))
 }
 
 /// # Safety
