@@ -4,6 +4,7 @@
 #include <simdjson.h>
 
 #include <algorithm>
+#include <array>
 #include <fstream>
 #include <random>
 #include <string>
@@ -329,6 +330,44 @@ TEST(TokenizerJson, RefusesWhatIsNotATokenizer) {
     auto tokenizer = Tokenizer::FromTokenizerJson(json);
     EXPECT_EQ(tokenizer.status().code(), absl::StatusCode::kInvalidArgument) << json;
     EXPECT_THAT(std::string(tokenizer.status().message()), HasSubstr("tokenizer.json"));
+  }
+}
+
+// transformers calls a saved tokenizer without either.
+TEST(TokenizerJson, TextsAreNeitherCutNorFilledUp) {
+  const std::string json = absl::StrReplaceAll(
+      kTokenizerJson,
+      {{R"("truncation": null, "padding": null)",
+        R"("truncation": {"max_length": 1, "direction": "Right", "strategy": "LongestFirst", "stride": 0},
+           "padding": {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": null,
+                       "pad_id": 0, "pad_type_id": 0, "pad_token": "<|end|>"})"}});
+  auto tokenizer = Tokenizer::FromTokenizerJson(json);
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  EXPECT_THAT(*(*tokenizer)->Encode("hi hi12", SpecialTokens::kPlain), ElementsAre(4, 5, 6, 7));
+}
+
+TEST(TokenizerJson, RefusesTokensThatContradictEachOther) {
+  const std::vector<std::array<std::string, 3>> refusals = {
+      {R"({"id": 8, "content": "<tool>")", R"({"id": 7, "content": "<tool>")",
+       "added_tokens gives '<tool>' the id 7, which model.vocab gives to another token"},
+      {R"({"id": 8, "content": "<tool>")", R"({"id": 0, "content": "<tool>")",
+       "added_tokens gives the id 0 to '<|end|>' and '<tool>'"},
+      {R"({"id": 8, "content": "<tool>")", R"({"id": 8, "content": "<|end|>")",
+       "added_tokens gives '<|end|>' the ids 0 and 8"},
+      {R"({"id": 8, "content": "<tool>")", R"({"id": 99999999, "content": "<tool>")",
+       "token id 99999999 is out of range"},
+      {R"({"id": 8, "content": "<tool>")", R"({"id": -8, "content": "<tool>")", "tokenizer.json"},
+      {R"("1": 6, "2": 7})", R"("1": 6, "2": 99999999})", "token id 99999999 is out of range"},
+      {R"("vocab": {"<|end|>": 0, "h": 1, "i": 2, "Ġ": 3, "hi": 4, "Ġhi": 5, "1": 6, "2": 7})",
+       R"("vocab": {})", "model.vocab is empty"},
+  };
+  for (const auto& [old, replacement, message] : refusals) {
+    const std::string json = absl::StrReplaceAll(kTokenizerJson, {{old, replacement}});
+    ASSERT_NE(json, kTokenizerJson) << old;
+    auto tokenizer = Tokenizer::FromTokenizerJson(json);
+    EXPECT_EQ(tokenizer.status().code(), absl::StatusCode::kInvalidArgument) << message;
+    EXPECT_THAT(std::string(tokenizer.status().message()), HasSubstr(message));
+    EXPECT_THAT(std::string(tokenizer.status().message()), HasSubstr("tokenizer.json: "));
   }
 }
 

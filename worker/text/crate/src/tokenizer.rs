@@ -11,7 +11,7 @@ use crate::{sentencepiece, tekken};
 use aho_corasick::{AhoCorasick, MatchKind};
 use kitoken::convert::convert_tokenizers;
 use kitoken::{
-    Configuration, Decoding, Definition, Fallback, Kitoken, Metadata, Model, Regex,
+    Configuration, Decoding, Definition, Fallback, Kitoken, Metadata, Model, Processing, Regex,
     SpecialToken, SpecialTokenKind, Split, SplitBehavior, Token,
 };
 use serde::Deserialize;
@@ -109,7 +109,12 @@ impl Tokenizer {
             }
             tokens[index] = Some((bytes, control));
         };
-        let strips = json_strips(data)?;
+        let added = added_tokens(data, &definition)?;
+        if definition.model.vocab().is_empty() {
+            return Err("tokenizer.json: model.vocab is empty".to_string());
+        }
+        // How a text was cut and filled up when the tokenizer was saved is no part of it.
+        definition.config.processing.retain(|step| matches!(step, Processing::Collapse { .. }));
         let limit = 1 << 22;
         for token in definition.model.vocab() {
             if token.id >= limit {
@@ -129,7 +134,7 @@ impl Tokenizer {
             if special.bytes.is_empty() {
                 continue;
             }
-            let strips = strips.get(&special.id).copied().unwrap_or_default();
+            let strips = added.get(&special.id).copied().unwrap_or_default();
             if plain {
                 always.push((special.bytes.clone(), special.id, strips));
             }
@@ -261,15 +266,35 @@ struct AddedTokens {
 #[derive(Deserialize)]
 struct AddedToken {
     id: u32,
+    content: String,
     #[serde(default)]
     lstrip: bool,
     #[serde(default)]
     rstrip: bool,
 }
 
-fn json_strips(data: &[u8]) -> Result<HashMap<u32, Strips>, String> {
+/// What each of them strips, by id. Where two claims contradict each other kitoken would give a token another id.
+fn added_tokens(data: &[u8], definition: &Definition) -> Result<HashMap<u32, Strips>, String> {
     let file: AddedTokens =
         serde_json::from_slice(data).map_err(|e| format!("tokenizer.json: added_tokens: {e}"))?;
+    let mut ids: HashMap<&[u8], u32> = HashMap::new();
+    let mut contents: HashMap<u32, &str> = HashMap::new();
+    for AddedToken { id, content, .. } in &file.added_tokens {
+        if let Some(other) = ids.insert(content.as_bytes(), *id).filter(|other| other != id) {
+            return Err(format!("tokenizer.json: added_tokens gives '{content}' the ids {other} and {id}"));
+        }
+        if let Some(other) = contents.insert(*id, content).filter(|other| other != content) {
+            return Err(format!("tokenizer.json: added_tokens gives the id {id} to '{other}' and '{content}'"));
+        }
+    }
+    for special in &definition.specials {
+        if let Some(id) = ids.get(special.bytes.as_slice()).filter(|id| **id != special.id) {
+            let content = contents[id];
+            return Err(format!(
+                "tokenizer.json: added_tokens gives '{content}' the id {id}, which model.vocab gives to another token"
+            ));
+        }
+    }
     let strips = file.added_tokens.iter();
     Ok(strips.map(|token| (token.id, Strips { left: token.lstrip, right: token.rstrip })).collect())
 }
