@@ -10,6 +10,7 @@
 #include <string>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "worker/api/model_text.h"
@@ -154,6 +155,56 @@ INSTANTIATE_TEST_SUITE_P(Families, Vocabularies,
                            std::replace(name.begin(), name.end(), '-', '_');
                            return name;
                          });
+
+// Chat templates of llama.cpp's own tests; tests/goldens/make_templates.py says what transformers
+// renders with them.
+class Templates : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(Templates, RenderWhatTransformersDoes) {
+  const char* folder = std::getenv("REMPART_TEST_VOCABULARIES");
+  ASSERT_NE(folder, nullptr);
+  std::ifstream file(absl::StrCat(folder, "/templates/", GetParam(), ".jinja"), std::ios::binary);
+  const std::string source((std::istreambuf_iterator<char>(file)), {});
+  ASSERT_FALSE(source.empty());
+  const auto chat_template = ChatTemplate::Create(source);
+  ASSERT_TRUE(chat_template.ok()) << chat_template.status();
+  simdjson::dom::parser parser;
+  const simdjson::dom::element golden = parser.load("tests/goldens/text/templates.json").value();
+  const auto cases = golden["cases"].get_array();
+  size_t count = 0;
+  for (auto expected : golden["rendered"][GetParam()].get_array()) {
+    // The variables of a request, and what EncodeChat adds to them.
+    const std::string given = simdjson::minify(cases.at(count++));
+    const auto text = (*chat_template)
+                          ->Render(absl::StrCat(given.substr(0, given.size() - 1),
+                                                R"(,"bos_token":"<BOS>","eos_token":"<EOS>"})"),
+                                   int64_t(golden["unix_seconds"]));
+    std::string_view refusal;
+    if (expected["refusal"].get(refusal) == simdjson::SUCCESS) {
+      EXPECT_EQ(std::string(text.status().message()), refusal) << given;
+    } else {
+      ASSERT_TRUE(text.ok()) << text.status() << given;
+      EXPECT_EQ(*text, Text(expected["text"])) << given;
+    }
+  }
+  EXPECT_EQ(count, 8u);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Families, Templates,
+    ::testing::Values("meta-llama-Llama-3.1-8B-Instruct", "meta-llama-Llama-3.2-3B-Instruct",
+                      "meta-llama-Llama-3.3-70B-Instruct",
+                      "deepseek-ai-DeepSeek-R1-Distill-Llama-8B",
+                      "mistralai-Mistral-Nemo-Instruct-2407", "Mistral-Small-3.2-24B-Instruct-2506",
+                      "unsloth-mistral-Devstral-Small-2507", "Qwen-Qwen2.5-7B-Instruct",
+                      "Qwen-Qwen3-0.6B", "Qwen-QwQ-32B", "google-gemma-2-2b-it",
+                      "microsoft-Phi-3.5-mini-instruct"),
+    [](const auto& info) {
+      std::string name = info.param;
+      std::replace_if(
+          name.begin(), name.end(), [](char c) { return c == '-' || c == '.'; }, '_');
+      return name;
+    });
 
 }  // namespace
 }  // namespace rempart::worker
