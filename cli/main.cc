@@ -166,8 +166,8 @@ int RunPlan(const std::vector<std::string>& arguments) {
     for (const op::GroupPlan& group : plan.groups) {
       std::string json;
       (void)google::protobuf::util::MessageToJsonString(group.config, &json, pretty);
-      std::printf("# group %s: one rempart-worker process\n%s", group.config.group_name().c_str(),
-                  json.c_str());
+      std::printf("# group %s: %s\n%s", group.config.group_name().c_str(),
+                  ProcessesInWords(group).c_str(), json.c_str());
     }
   }
   return kExitOk;

@@ -243,4 +243,12 @@ absl::StatusOr<std::vector<op::Plan>> PlanLocally(const std::vector<op::Model>& 
   return plans;
 }
 
+std::string ProcessesInWords(const op::GroupPlan& group) {
+  const bool is_one = group.pod_count <= 1;
+  const std::string processes = is_one ? "one rempart-worker process"
+                                       : absl::StrCat(group.pod_count, " rempart-worker processes");
+  if (group.ranks_per_pod <= 1) return processes;
+  return absl::StrCat(processes, " of ", group.ranks_per_pod, " ranks", is_one ? "" : " each");
+}
+
 }  // namespace rempart::cli

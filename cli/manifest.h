@@ -21,4 +21,7 @@ absl::StatusOr<std::vector<op::Model>> ReadManifests(const std::string& path);
 // refused.
 absl::StatusOr<std::vector<op::Plan>> PlanLocally(const std::vector<op::Model>& models);
 
+// What a group is on this machine: "2 rempart-worker processes of 4 ranks each".
+std::string ProcessesInWords(const op::GroupPlan& group);
+
 }  // namespace rempart::cli
