@@ -80,7 +80,6 @@ class EpochRun {
   absl::Status BeginRanks(LoadedModel& model);
   absl::Status WarmUp();
   absl::Status BeginLeading();
-  void BeginFollowing();
   void EndThreads(const EpochEnd& end);
 
   const EpochContext context_;
