@@ -391,7 +391,7 @@ std::vector<Part> Chosen(const Bench& bench, const std::vector<Part>& parts) {
 std::string OwnDigest() {
   std::ifstream file(OwnPath(), std::ios::binary);
   uint64_t hash = 14695981039346656037u;
-  for (std::vector<char> piece(1 << 20); file.good();) {
+  for (std::vector<char> piece(size_t{1} << 20); file.good();) {
     file.read(piece.data(), static_cast<std::streamsize>(piece.size()));
     for (std::streamsize i = 0; i < file.gcount(); ++i) {
       hash = (hash ^ static_cast<uint8_t>(piece[static_cast<size_t>(i)])) * 1099511628211u;
