@@ -9,10 +9,8 @@
 namespace rempart::kernels::cuda {
 namespace {
 
-constexpr int64_t kOldestWithBlocks = 120900;
-// FP8 with a scale for each row.
-constexpr int64_t kOldestWithRows = 120900;
-constexpr int kFirstWithRows = 9;    // of compute capability
+// FP8 with a scale for each row, and with one for each block.
+constexpr int64_t kOldestWithFp8 = 120900;
 constexpr int64_t kTokenTile = 128;  // of the library's kernels, about
 
 int64_t RoundUp(int64_t value, int64_t unit) { return CeilDivide(value, unit) * unit; }
@@ -22,11 +20,12 @@ std::string VersionText(int64_t version) {
          std::to_string(version % 100);
 }
 
-std::string WhyWithoutBlocks(const BlasProducts::Options& options, int64_t version) {
+// The table "Scaling Mode Support Overview" of the library's documentation.
+std::string WhyWithoutFp8(const BlasProducts::Options& options, int64_t version) {
   if (options.compute_major != 9 || options.compute_minor != 0) {
-    return "it has them for compute capability 9.0 alone";
+    return "it has scales by rows and by blocks for compute capability 9.0 alone";
   }
-  return version < kOldestWithBlocks ? "it has them since 12.9" : "";
+  return version < kOldestWithFp8 ? "it has scales by rows and by blocks since 12.9" : "";
 }
 
 int64_t BytesOf(const DeviceMatmulArgs& args) { return args.y_is_f32 ? 4 : 2; }
@@ -68,18 +67,16 @@ BlasProducts::BlasProducts(std::unique_ptr<CublasLt> library, const DeviceOps& o
     : library_(std::move(library)),
       ops_(ops),
       options_(options),
-      without_blocks_(WhyWithoutBlocks(options, library_->version())) {}
+      without_fp8_(WhyWithoutFp8(options, library_->version())) {}
 
 std::string BlasProducts::Describe() const {
   return "cuBLASLt " + VersionText(library_->version()) +
-         (without_blocks_.empty() ? ", FP8 by blocks too"
-                                  : ", FP8 by blocks without it: " + without_blocks_);
+         (without_fp8_.empty() ? ", FP8 too" : ", FP8 without it: " + without_fp8_);
 }
 
 bool BlasProducts::Has(DeviceFormat format) const {
-  if (format == DeviceFormat::kFP8Block) return without_blocks_.empty();
-  return format == DeviceFormat::kFP8Row && options_.compute_major >= kFirstWithRows &&
-         library_->version() >= kOldestWithRows;
+  return (format == DeviceFormat::kFP8Row || format == DeviceFormat::kFP8Block) &&
+         without_fp8_.empty();
 }
 
 bool BlasProducts::Multiply(const DeviceMatmulArgs& args, DeviceStream stream) {
@@ -92,13 +89,13 @@ bool BlasProducts::Multiply(const DeviceMatmulArgs& args, DeviceStream stream) {
   return is_done;
 }
 
-// Of formats that are ours alone there is nothing to say, and of FP8 by blocks Describe says it.
+// Of formats that are ours alone there is nothing to say, and of FP8 Describe says it.
 void BlasProducts::NoteRefusal(const DeviceMatmulArgs& args) {
   const char* format = nullptr;
   if (args.w.format == DeviceFormat::kBF16) format = "BF16";
-  if (args.w.format == DeviceFormat::kFP8Row) format = "FP8 by rows";
+  if (args.w.format == DeviceFormat::kFP8Row && without_fp8_.empty()) format = "FP8 by rows";
   if (args.w.format == DeviceFormat::kINT8Row && args.w.int8_activations) format = "INT8";
-  if (args.w.format == DeviceFormat::kFP8Block && without_blocks_.empty()) format = "FP8 by blocks";
+  if (args.w.format == DeviceFormat::kFP8Block && without_fp8_.empty()) format = "FP8 by blocks";
   if (format == nullptr || options_.when_refused == nullptr) return;
   if (!refused_.emplace(args.w.format, args.w.rows, args.w.cols).second) return;
   options_.when_refused(std::string(format) + ", " + std::to_string(args.w.rows) + " x " +
@@ -164,7 +161,7 @@ bool BlasProducts::MultiplyByBlocks(const DeviceMatmulArgs& args, DeviceStream s
 // All but num_tokens decides.
 bool BlasProducts::TakesBlocks(const DeviceMatmulArgs& args, int64_t max_tokens) {
   const int64_t rows = args.w.rows, cols = args.w.cols;
-  if (!without_blocks_.empty() || max_tokens < 1 || cols % kScaleBlock != 0) return false;
+  if (!without_fp8_.empty() || max_tokens < 1 || cols % kScaleBlock != 0) return false;
   if (args.x_stride != cols || args.y_rows % kProductRows != 0 || args.y_rows < args.num_tokens)
     return false;
   // "Tensor Core Usage" of the library's documentation, which FP8 products demand.

@@ -52,7 +52,7 @@ class BlasProducts {
   bool Has(DeviceFormat format) const;
   // Products that were for the library, so far.
   int64_t products() const { return products_; }
-  // "cuBLASLt 13.0.2, FP8 by blocks too", or why without.
+  // "cuBLASLt 13.0.2, FP8 too", or why without.
   std::string Describe() const;
 
  private:
@@ -74,8 +74,8 @@ class BlasProducts {
   int64_t products_ = 0;
   const DeviceOps& ops_;
   const Options options_;
-  // Of the version and the GPU; empty: the library multiplies FP8 by blocks.
-  const std::string without_blocks_;
+  // Of the version and the GPU; empty: the library multiplies FP8, by rows and by blocks.
+  const std::string without_fp8_;
   // Rows, cols, rows and stride of y, whether it is F32, alignments of w and y: whether the library
   // does all counts of tokens.
   using BlockShape = std::tuple<int64_t, int64_t, int64_t, int64_t, bool, uint32_t, uint32_t>;

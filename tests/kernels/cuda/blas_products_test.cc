@@ -23,6 +23,7 @@ using ::testing::Contains;
 using ::testing::Each;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 using ::testing::StartsWith;
 
 TEST(BlasTokens, AreFewCountsThatRoundUp) {
@@ -360,21 +361,28 @@ TEST_F(BlasProductsTest, TheLibraryIsAskedOnceForAShape) {
   EXPECT_EQ(fake_.heuristics, before);
 }
 
-TEST_F(BlasProductsTest, WhetherBlocksAreForTheLibraryIsSaid) {
+TEST_F(BlasProductsTest, WhetherFp8IsForTheLibraryIsSaid) {
+  std::vector<std::string> refused;
   const auto describe = [&](int64_t version, int major, int minor) {
     fake_.version = version;
     fake_.capability = 10 * major + minor;
-    const auto products = room_.Products(major, minor);
-    Problem problem({DeviceFormat::kFP8Block, 12, 128, 256});
-    const bool taken = Multiply(*products, problem);
-    EXPECT_EQ(taken, products->Describe().find("too") != std::string::npos);
+    const auto products = room_.Products(
+        major, minor, [&](const std::string& product) { refused.push_back(product); });
+    for (const DeviceFormat format : {DeviceFormat::kFP8Block, DeviceFormat::kFP8Row}) {
+      Problem problem({format, 12, 128, 256});
+      const bool taken = Multiply(*products, problem);
+      EXPECT_EQ(taken, products->Has(format)) << major << "." << minor << ", " << version;
+      EXPECT_EQ(taken, products->Describe().find("too") != std::string::npos);
+    }
     return products->Describe();
   };
-  EXPECT_EQ(describe(130002, 9, 0), "cuBLASLt 13.0.2, FP8 by blocks too");
-  EXPECT_EQ(describe(120900, 9, 0), "cuBLASLt 12.9.0, FP8 by blocks too");
-  EXPECT_THAT(describe(120804, 9, 0), HasSubstr("12.8.4, FP8 by blocks without it: it has them"));
+  EXPECT_EQ(describe(130002, 9, 0), "cuBLASLt 13.0.2, FP8 too");
+  EXPECT_EQ(describe(120900, 9, 0), "cuBLASLt 12.9.0, FP8 too");
+  EXPECT_THAT(describe(120804, 9, 0),
+              HasSubstr("12.8.4, FP8 without it: it has scales by rows and"));
   EXPECT_THAT(describe(130002, 10, 0), HasSubstr("for compute capability 9.0 alone"));
   EXPECT_THAT(describe(130002, 8, 9), HasSubstr("for compute capability 9.0 alone"));
+  EXPECT_THAT(refused, IsEmpty()) << "once for all products";
 }
 
 TEST_F(BlasProductsTest, RowsThatTheLibraryCannotDoAreNotForIt) {
