@@ -38,6 +38,13 @@ def user(text: str) -> dict:
     return {"role": "user", "content": text}
 
 
+# As tests/test-chat-template.cpp of llama.cpp has it (MIT), and no file.
+INLINE = {"phi-4": (
+    "{% for message in messages %}{% if (message['role'] == 'system') %}{{'<|im_start|>system<|im_sep|>' + message['content'] + "
+    "'<|im_end|>'}}{% elif (message['role'] == 'user') %}{{'<|im_start|>user<|im_sep|>' + message['content'] + "
+    "'<|im_end|><|im_start|>assistant<|im_sep|>'}}{% elif (message['role'] == 'assistant') %}{{message['content'] + "
+    "'<|im_end|>'}}{% endif %}{% endfor %}")}
+
 CASES = [
     {"messages": [user("Hello")], "add_generation_prompt": True},
     {"messages": [user("Hello")], "add_generation_prompt": False},
@@ -63,10 +70,11 @@ def rendered(template: jinja2.Template, case: dict) -> dict:
 
 def main() -> None:
     golden = {"transformers": transformers.__version__, "jinja2": jinja2.__version__, "unix_seconds": UNIX_SECONDS,
-              "cases": CASES, "rendered": {}}
+              "cases": CASES, "inline": INLINE, "rendered": {}}
     now = datetime.datetime.fromtimestamp(UNIX_SECONDS, datetime.timezone.utc)
-    for name in TEMPLATES:
-        template = _compile_jinja_template((pathlib.Path(sys.argv[1]) / f"{name}.jinja").read_text())
+    files = {name: (pathlib.Path(sys.argv[1]) / f"{name}.jinja").read_text() for name in TEMPLATES}
+    for name, source in (files | INLINE).items():
+        template = _compile_jinja_template(source)
         template.globals["strftime_now"] = now.strftime
         golden["rendered"][name] = [rendered(template, case) for case in CASES]
     OUT.write_text(json.dumps(golden, ensure_ascii=False, indent=1) + "\n")

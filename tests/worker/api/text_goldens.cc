@@ -163,13 +163,19 @@ class Templates : public ::testing::TestWithParam<std::string> {};
 TEST_P(Templates, RenderWhatTransformersDoes) {
   const char* folder = std::getenv("REMPART_TEST_VOCABULARIES");
   ASSERT_NE(folder, nullptr);
-  std::ifstream file(absl::StrCat(folder, "/templates/", GetParam(), ".jinja"), std::ios::binary);
-  const std::string source((std::istreambuf_iterator<char>(file)), {});
+  simdjson::dom::parser parser;
+  const simdjson::dom::element golden = parser.load("tests/goldens/text/templates.json").value();
+  simdjson::dom::element inline_source;
+  std::string source;
+  if (golden["inline"][GetParam()].get(inline_source) == simdjson::SUCCESS) {
+    source = Text(inline_source);
+  } else {
+    std::ifstream file(absl::StrCat(folder, "/templates/", GetParam(), ".jinja"), std::ios::binary);
+    source.assign(std::istreambuf_iterator<char>(file), {});
+  }
   ASSERT_FALSE(source.empty());
   const auto chat_template = ChatTemplate::Create(source);
   ASSERT_TRUE(chat_template.ok()) << chat_template.status();
-  simdjson::dom::parser parser;
-  const simdjson::dom::element golden = parser.load("tests/goldens/text/templates.json").value();
   const auto cases = golden["cases"].get_array();
   size_t count = 0;
   for (auto expected : golden["rendered"][GetParam()].get_array()) {
@@ -198,7 +204,7 @@ INSTANTIATE_TEST_SUITE_P(
                       "mistralai-Mistral-Nemo-Instruct-2407", "Mistral-Small-3.2-24B-Instruct-2506",
                       "unsloth-mistral-Devstral-Small-2507", "Qwen-Qwen2.5-7B-Instruct",
                       "Qwen-Qwen3-0.6B", "Qwen-QwQ-32B", "google-gemma-2-2b-it",
-                      "microsoft-Phi-3.5-mini-instruct"),
+                      "microsoft-Phi-3.5-mini-instruct", "phi-4"),
     [](const auto& info) {
       std::string name = info.param;
       std::replace_if(
