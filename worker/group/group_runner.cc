@@ -10,11 +10,20 @@ namespace rempart::worker {
 absl::Status GroupRunner::Forward(const StepBatch& batch, absl::Span<float> logits,
                                   absl::Span<DrawnToken> drawn) {
   if (IsLost()) return Lose(absl::UnavailableError("the group has lost a rank"));
+  RETURN_IF_ERROR(CheckDraws(batch));
   StepBatch cut = batch;
   cut.micro_batch_tokens = MicroBatchTokens(batch, options_.stages, options_.least_micro_batch);
   absl::Status status = Send(cut);
   if (status.ok()) status = first_.Forward(step_, cut, logits, drawn);
   return LoseUnlessShared(status);
+}
+
+absl::Status GroupRunner::CheckDraws(const StepBatch& batch) const {
+  for (const SequenceSlice& slice : batch.slices) {
+    if (slice.sampling == nullptr) continue;
+    RETURN_IF_ERROR(CheckSampling(*slice.sampling, vocabulary_size()));
+  }
+  return absl::OkStatus();
 }
 
 bool GroupRunner::IsLost() const {
@@ -28,6 +37,7 @@ absl::Status GroupRunner::LoseUnlessShared(const absl::Status& status) {
 
 absl::StatusOr<bool> GroupRunner::Start(const StepBatch& batch) {
   if (IsLost()) return Lose(absl::UnavailableError("the group has lost a rank"));
+  RETURN_IF_ERROR(CheckDraws(batch));
   if (const absl::Status sent = Send(batch); !sent.ok()) return LoseUnlessShared(sent);
   absl::StatusOr<bool> started = first_.Start(step_, batch);
   if (!started.ok()) return LoseUnlessShared(started.status());

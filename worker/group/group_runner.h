@@ -5,7 +5,8 @@
 //
 // 1. A step that any rank cannot begin or end ends the epoch: `on_lost` is called before Forward,
 //    Start or Finish returns, and every later Forward or Start fails at once.
-// 2. An error that all ranks share (an impossible batch) is the step's alone.
+// 2. An error that all ranks share (an impossible batch) is the step's alone. How tokens are drawn
+//    only rank 0 is told: what is wrong with that is found before any rank hears of the step.
 #pragma once
 
 #include <functional>
@@ -46,6 +47,7 @@ class GroupRunner : public ModelRunner, private StepPipeline {
   absl::Status Finish(absl::Span<float> logits, absl::Span<DrawnToken> drawn) override;
   bool IsLost() const;
   absl::Status LoseUnlessShared(const absl::Status& status);
+  absl::Status CheckDraws(const StepBatch& batch) const;
   // Gives the next step to all ranks but rank 0.
   absl::Status Send(const StepBatch& batch);
   absl::Status Lose(const absl::Status& status);

@@ -139,7 +139,9 @@ absl::Status DeviceTransformer::Check(const StepBatch& batch) const {
                                                      options_.context_length,
                                                      " tokens, or has too short a block table"));
     }
-    if (slice.sampling != nullptr) RETURN_IF_ERROR(CheckSampling(*slice.sampling));
+    if (slice.sampling != nullptr) {
+      RETURN_IF_ERROR(CheckSampling(*slice.sampling, config_.vocabulary));
+    }
     if (slice.follows >= 0) RETURN_IF_ERROR(CheckFollows(slice));
     for (const int32_t id : slice.token_ids) {
       if (id < 0 || id >= config_.vocabulary) {

@@ -129,7 +129,6 @@ class DeviceTransformer {
   absl::Status Check(const StepBatch& batch) const;
   absl::Status CheckFollows(const SequenceSlice& slice) const;
   absl::Status CheckIdle() const;
-  absl::Status CheckSampling(const SliceSampling& sampling) const;
   absl::Status CheckCommunicator() const;
   bool IsInGroup() const;
   // In bytes, by rank of the stage.

@@ -29,23 +29,6 @@ kernels::DeviceSampling DeviceSamplingOf(const SliceSampling& sampling) {
 
 }  // namespace
 
-absl::Status DeviceTransformer::CheckSampling(const SliceSampling& sampling) const {
-  const auto check = [&](int32_t id) {
-    if (id >= 0 && id < config_.vocabulary) return absl::OkStatus();
-    return absl::InvalidArgumentError(absl::StrCat(
-        "token ", id, " of a bias or penalty is outside the vocabulary of ", config_.vocabulary));
-  };
-  const auto mask_words = static_cast<int64_t>(sampling.mask.size());
-  if (mask_words != 0 && mask_words != plan_.workspace.mask_words) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("a mask of tokens has ", mask_words, " words, but a vocabulary of ",
-                     config_.vocabulary, " tokens takes ", plan_.workspace.mask_words));
-  }
-  for (const auto& [id, bias] : sampling.params->logit_bias) RETURN_IF_ERROR(check(id));
-  for (const TokenCount& count : sampling.counts) RETURN_IF_ERROR(check(count.token_id));
-  return absl::OkStatus();
-}
-
 absl::Status DeviceTransformer::CheckFollows(const SequenceSlice& slice) const {
   const Step& before = step_before();
   const bool is_there = slice.token_ids.size() == 1 &&

@@ -3,6 +3,9 @@
 
 #include <algorithm>
 
+#include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
+
 namespace rempart::worker {
 
 std::vector<StepBatch> MicroBatches(const StepBatch& batch) {
@@ -30,6 +33,23 @@ std::vector<StepBatch> MicroBatches(const StepBatch& batch) {
     }
   }
   return parts;
+}
+
+absl::Status CheckSampling(const SliceSampling& sampling, int64_t vocabulary) {
+  const auto check = [&](int32_t id) {
+    if (id >= 0 && id < vocabulary) return absl::OkStatus();
+    return absl::InvalidArgumentError(absl::StrCat(
+        "token ", id, " of a bias or penalty is outside the vocabulary of ", vocabulary));
+  };
+  const auto mask_words = static_cast<int64_t>(sampling.mask.size());
+  if (mask_words != 0 && mask_words != MaskWords(vocabulary)) {
+    return absl::InvalidArgumentError(absl::StrCat("a mask of tokens has ", mask_words,
+                                                   " words, but a vocabulary of ", vocabulary,
+                                                   " tokens takes ", MaskWords(vocabulary)));
+  }
+  for (const auto& [id, bias] : sampling.params->logit_bias) RETURN_IF_ERROR(check(id));
+  for (const TokenCount& count : sampling.counts) RETURN_IF_ERROR(check(count.token_id));
+  return absl::OkStatus();
 }
 
 }  // namespace rempart::worker

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "worker/model/sampling.h"
 
@@ -43,5 +44,8 @@ struct StepBatch {
 // The batch's slices in runs of micro_batch_tokens tokens, without copies. A slice may be cut: its
 // last part is the one that wants logits. Spans into `batch`.
 std::vector<StepBatch> MicroBatches(const StepBatch& batch);
+
+// What whoever draws looks at first: tokens outside the vocabulary, a mask of another size.
+absl::Status CheckSampling(const SliceSampling& sampling, int64_t vocabulary);
 
 }  // namespace rempart::worker

@@ -133,6 +133,22 @@ TEST_F(PipelineOfThree, AnImpossibleBatchIsTheStepsAlone) {
   EXPECT_FALSE(fate_.end().has_value());
 }
 
+// Of stages rank 0 draws on the host, and would not look before it writes.
+TEST_F(PipelineOfThree, NoStageHearsOfAStepWhoseDrawsAreImpossible) {
+  const std::vector<int32_t> ids = {5}, table = {1};
+  const SamplingParams biased{.logit_bias = {{80, 1.0f}}};
+  const SliceSampling draws{&biased, {}, 0};
+  StepBatch batch = BatchOfTokens(ids, table);
+  batch.slices[0].sampling = &draws;
+  std::vector<float> logits(80);
+  const absl::Status status = runner_->Forward(batch, absl::MakeSpan(logits), {});
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(status.message(), "token 80 of a bias or penalty is outside the vocabulary of 80");
+  EXPECT_TRUE(runner_->Forward(BatchOfTokens(ids, table), absl::MakeSpan(logits), {}).ok());
+  for (const auto& rank : ranks_) EXPECT_EQ(rank->cuts.size(), 1u);
+  EXPECT_FALSE(fate_.end().has_value());
+}
+
 TEST_F(PipelineOfThree, AStageThatIsLostEndsTheEpoch) {
   const std::vector<int32_t> ids = {5}, table = {1};
   std::vector<float> logits(80);

@@ -13,6 +13,7 @@
 
 #include "absl/time/clock.h"
 #include "common/clock.h"
+#include "common/status_macros.h"
 #include "worker/comm/in_process.h"
 #include "worker/group/group_runner.h"
 
@@ -46,6 +47,9 @@ class QueuedRank : public RankModel, private StepPipeline {
   absl::StatusOr<bool> Start(const StepBatch& batch) override {
     const int32_t token = batch.slices[0].token_ids[0];
     if (token == kImpossible) return absl::InvalidArgumentError("no rank computes that");
+    // Of rank 0 alone.
+    const SliceSampling* const sampling = batch.slices[0].sampling;
+    if (sampling != nullptr) RETURN_IF_ERROR(CheckSampling(*sampling, vocabulary_size()));
     if (token == kBreaking && communicator_->rank() == kRanks - 1) {
       return absl::InternalError("the last rank breaks");
     }
@@ -91,10 +95,10 @@ class StepsAhead : public testing::Test {
     for (const QueuedRank& rank : ranks_) EXPECT_EQ(rank.started, rank.ended) << "one still runs";
   }
 
-  absl::Status Start(int32_t token, int32_t follows = -1) {
+  absl::Status Start(int32_t token, int32_t follows = -1, const SliceSampling* sampling = nullptr) {
     const std::vector<int32_t> ids = {token}, table = {0};
     StepBatch batch;
-    batch.slices = {{ids, 0, table, true, nullptr, follows}};
+    batch.slices = {{ids, 0, table, true, sampling, follows}};
     return runner_->pipeline()->Start(batch).status();
   }
   absl::Status Finish() {
@@ -159,6 +163,25 @@ TEST_F(StepsAhead, AnImpossibleBatchBehindAStepIsItsOwnFault) {
   EXPECT_TRUE(Finish().ok());
   EXPECT_TRUE(Finish().ok());
   EXPECT_TRUE(EndOnAllRanks(3));
+  EXPECT_FALSE(fate_.end().has_value());
+  EXPECT_EQ(lost_, 0);
+}
+
+// Which rank 0 alone would look at: the others would run a step that it does not.
+TEST_F(StepsAhead, NoRankHearsOfAStepWhoseDrawsAreImpossible) {
+  const SamplingParams plain, biased{.logit_bias = {{100, 1.0f}}};
+  const std::vector<TokenCount> counts = {{-1, 1}};
+  const std::vector<uint32_t> mask(5);
+  int64_t steps = 0;
+  for (const SliceSampling& draws :
+       {SliceSampling{&biased, {}, 0}, SliceSampling{&plain, counts, 0},
+        SliceSampling{&plain, {}, 0, mask}}) {
+    ASSERT_TRUE(Start(1).ok());
+    EXPECT_EQ(Start(2, -1, &draws).code(), absl::StatusCode::kInvalidArgument);
+    ASSERT_TRUE(Finish().ok());
+    EXPECT_TRUE(EndOnAllRanks(++steps));
+    for (const QueuedRank& rank : ranks_) EXPECT_EQ(rank.started, steps);
+  }
   EXPECT_FALSE(fate_.end().has_value());
   EXPECT_EQ(lost_, 0);
 }
