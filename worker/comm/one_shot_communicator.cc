@@ -214,6 +214,9 @@ absl::StatusOr<bool> OneShotCommunicator::Join() {
 
 absl::StatusOr<double> OneShotCommunicator::TimeNorm(DeviceCommunicator& way,
                                                      const kernels::AddNormArgs& norm) {
+  // Ranks give back memory and graphs before. That may wait for what runs on this GPU and on those
+  // that reach it, and so for a kernel that waits for this rank.
+  RETURN_IF_ERROR(group_.Barrier());
   // What is loaded with the first call cannot be loaded while a graph is recorded.
   RETURN_IF_ERROR(way.AllReduceNorm(norm, norm.num_rows));
   RETURN_IF_ERROR(way.Finish());

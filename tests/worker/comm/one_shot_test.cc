@@ -7,8 +7,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <thread>
 #include <utility>
 
+#include "kernels/cuda/layout.h"
 #include "tests/worker/comm/device_ranks.h"
 #include "tests/worker/comm/fake_nccl.h"
 #include "worker/comm/host_collectives.h"
@@ -174,6 +177,38 @@ TEST(OneShot, SumsThatDoNotComeOutLeaveAllToTheLibrary) {
             "rank 1 did not come to a sum of the GPUs within 2000 ms");
   EXPECT_EQ(ranks[1].communicator->one_shot().max_bytes, 0);
   ranks.OnEach([&](int rank) { ExpectSum(*ranks[rank].communicator, 100); });
+}
+
+// Takes its time to give back memory, and looks whether another rank's kernel waits for it
+// meanwhile: on a GPU that may be for ever, for what frees memory waits for kernels that run there,
+// and for those of GPUs that reach it.
+class SlowlyFreeingDevice : public EmulatedDevice {
+ public:
+  SlowlyFreeingDevice() : EmulatedDevice(kRankMemory) {}
+  void Free(void* memory) override {
+    std::this_thread::sleep_for(milliseconds(30));
+    void* const slab = ShareMemory(kernels::PeerSlabBytes(32 << 10))->memory;
+    const uint64_t flag =
+        std::atomic_ref(*kernels::cuda::PeerFlag(slab, /*block=*/0, /*from=*/0)).load();
+    const uint32_t rounds = *kernels::cuda::PeerRounds(slab);
+    if (static_cast<int32_t>(static_cast<uint32_t>(flag) - rounds) > 0) ++was_waited_for;
+    EmulatedDevice::Free(memory);
+  }
+  std::atomic<int> was_waited_for = 0;
+};
+
+TEST(OneShot, NobodysKernelWaitsForARankThatFreesMemory) {
+  OneShot library(std::make_unique<HostCollectives>(), Small());
+  SlowlyFreeingDevice* slow = nullptr;
+  DeviceRanks ranks(library, 2, 2, {}, [&](int rank) -> std::unique_ptr<EmulatedDevice> {
+    if (rank == 0) return DeviceRanks::Plain(rank);
+    auto device = std::make_unique<SlowlyFreeingDevice>();
+    slow = device.get();
+    return device;
+  });
+  ASSERT_TRUE(ranks.all_connected());
+  EXPECT_EQ(ranks[1].communicator->one_shot().absence, "");
+  EXPECT_EQ(slow->was_waited_for, 0);
 }
 
 // The devices, and what they share, outlive an epoch; the host's links and the communicators do
