@@ -33,23 +33,28 @@ struct Words {
 // V has the shape of a tier's primitives: those of the machine, or of their software twin.
 template <class V>
 std::vector<ChosenKernel> Describe(const Words& words) {
-  using Format = typename Formats<V>::Q8_0;
-  using Few = FastMatmul<V, Format>;
-  using Many = TileMatmul<V, Format>;
+  using Few = FastMatmul<V, typename Formats<V>::Q4_1>;
+  using Many = typename Few::Tiles;
   using Plain = PlainMatmul<V, WidenedTerms<V, DType::kF16>, false>;
   const int64_t many = Few::kFewTokens + 1;
   const int64_t many_rows = Many::kRowGroups * V::kLanes;
   const std::string quantized = "quantised weights, ";
+  const std::string below_8_bits = V::kTileTokens > 0 ? quantized : "quantised weights but Q8_0, ";
   std::vector<ChosenKernel> chosen = {
       {"matmul_fast", quantized + Tokens(1, Few::kFewTokens),
        "codes from memory to registers, " + Number(V::kLanes) + " rows at a time, int8 by " +
            words.bytes},
-      {"matmul_fast", quantized + Tokens(many, V::kTileTokens > 0 ? V::kTileTokens - 1 : 0),
+      {"matmul_fast", below_8_bits + Tokens(many, V::kTileTokens > 0 ? V::kTileTokens - 1 : 0),
        "unpacked panels, " + Tile(Many::kTokens, many_rows) + ", int8 by " + words.bytes}};
   if constexpr (V::kTileTokens > 0) {
     chosen.push_back(
         {"matmul_fast", quantized + Tokens(V::kTileTokens, 0),
          "unpacked panels, int8 by the tile unit, " + Tile(V::kTileTokens, many_rows)});
+  } else {
+    using Bytes = typename FastMatmul<V, typename Formats<V>::Q8_0>::Tiles;
+    chosen.push_back({"matmul_fast", "Q8_0 weights, " + Tokens(many, 0),
+                      "bytes from memory, " + Tile(Bytes::kTokens, Bytes::kRowGroups * V::kLanes) +
+                          ", int8 by " + words.bytes});
   }
   const std::string plain_tile = Tile(Plain::kTokens, Plain::kRows);
   if constexpr (V::kHasBFloat16Tiles) {

@@ -4,9 +4,12 @@
 // The inner sums are exact in int32; the outer ones are added in the order of g, whatever the
 // number of tokens: a token's result does not depend on the batch. Here the codes go from memory
 // to registers for a few tokens (bytes: the packed weights once; bound: memory); for more,
-// matmul_tiles.inl.h.
+// matmul_tiles.inl.h, or matmul_bytes.inl.h for codes that are bytes already.
 #pragma once
 
+#include <type_traits>
+
+#include "kernels/cpu/matmul_bytes.inl.h"
 #include "kernels/cpu/matmul_plain.inl.h"
 #include "kernels/cpu/matmul_tiles.inl.h"
 
@@ -18,6 +21,9 @@ struct FastMatmul {
   using F = typename V::F;
   using I = typename V::I;
   static constexpr int64_t kFewTokens = 3;
+  // For more; the tile unit reads panels.
+  using Tiles = std::conditional_t<Format::kBits == 8 && V::kTileTokens == 0, ByteTiles<V, Format>,
+                                   TileMatmul<V, Format>>;
 
   template <int kCount>
   static F Dot(const I* w, const int8_t* a, const int32_t* sum) {
@@ -76,7 +82,7 @@ struct FastMatmul {
   }
 
   static void Run(const MatmulArgs& args, int64_t begin, int64_t end) {
-    if (args.num_tokens > kFewTokens) return TileMatmul<V, Format>::Run(args, begin, end);
+    if (args.num_tokens > kFewTokens) return Tiles::Run(args, begin, end);
     const int64_t bytes = P::RowGroupBytes(args.w.cols / 32);
     const auto* packed = static_cast<const uint8_t*>(args.packed);
     for (int64_t row = begin; row < end; row += V::kLanes) {

@@ -19,11 +19,13 @@ struct TileMatmul {
   using F = typename V::F;
   using I = typename V::I;
   static constexpr int kL = V::kLanes;
-  static constexpr int kRowGroups = kL == 16 ? 2 : 1;
-  static constexpr int kTokens = kL == 16 ? 6 : 4;
+  // Pairs of products are made faster than one broadcast for each of them is loaded.
+  static constexpr bool kPairsOfEight = kL == 8 && !V::kHasDotBytes && !P::kSignedBytes;
+  static constexpr int kRowGroups = kL == 16 || kPairsOfEight ? 2 : 1;
+  static constexpr int kTokens = kL == 16 ? 6 : (kPairsOfEight ? 3 : 4);
   static constexpr int64_t kTokenBlock = 96;
   // Columns of a panel: two row groups of 16 lanes fill a little over half of 32 KiB.
-  static constexpr int64_t kPanelGroups = Format::kIsK ? 16 : 20;
+  static constexpr int64_t kPanelGroups = kPairsOfEight ? 8 : (Format::kIsK ? 16 : 20);
   static constexpr int kParts = Format::kHalves ? 2 : 1;  // of a group, with their own scales
   static constexpr int kScales = (Format::kHasMin ? 2 : 1) * kParts;
 
@@ -40,10 +42,14 @@ struct TileMatmul {
   static void Unpack(const uint8_t* row_group, int64_t groups, int64_t first, int64_t count, int at,
                      Panel* panel) {
     constexpr int64_t kPanelBytes = kPanelGroups * P::BlockBytes(P::kBlockGroups) / P::kBlockGroups;
+    const int64_t bytes = P::RowGroupBytes(groups);
     for (int64_t g = 0; g < count; ++g) {
       const int64_t place = (first + g) % P::kBlockGroups;
-      const uint8_t* block = row_group + P::BlockOffset(first + g);
-      P::Prefetch(block, place, kPanelBytes);  // while tokens pass by this panel
+      const int64_t offset = P::BlockOffset(first + g);
+      const uint8_t* block = row_group + offset;
+      // While tokens pass by this panel. What follows this row group is read beside it.
+      const bool is_beside = offset + kPanelBytes >= bytes;
+      P::Prefetch(block, place, kPanelBytes + (is_beside ? (kRowGroups - 1) * bytes : 0));
       I w[8];
       P::Unpack(block + P::ScalesBytes(P::GroupsOfBlock(first + g, groups)) + place * P::kPayload,
                 w);

@@ -75,8 +75,12 @@ TEST(Dispatch, TheShapeDecidesWithinATier) {
   EXPECT_NE(KernelOf("amx-twin", "matmul_fast", "quantised weights, 4 to 15 tokens"), "none");
   EXPECT_EQ(KernelOf("amx-twin", "matmul_fast", "quantised weights, from 16 tokens on"),
             "unpacked panels, int8 by the tile unit, tiles of 16 tokens by 32 rows");
-  EXPECT_EQ(KernelOf("avx2-twin", "matmul_fast", "quantised weights, from 4 tokens on"),
-            "unpacked panels, tiles of 4 tokens by 8 rows, int8 by portable C++");
+  EXPECT_EQ(KernelOf("avx2-twin", "matmul_fast", "quantised weights but Q8_0, from 4 tokens on"),
+            "unpacked panels, tiles of 3 tokens by 16 rows, int8 by portable C++");
+  EXPECT_EQ(KernelOf("avx2-twin", "matmul_fast", "Q8_0 weights, from 4 tokens on"),
+            "bytes from memory, tiles of 6 tokens by 8 rows, int8 by portable C++");
+  EXPECT_EQ(KernelOf("avx512vnni-twin", "matmul_fast", "Q8_0 weights, from 4 tokens on"),
+            "bytes from memory, tiles of 6 tokens by 32 rows, int8 by portable C++");
   EXPECT_EQ(KernelOf("amxbf16-twin", "matmul_fast", "BF16 weights"),
             "BF16 by the tile unit, tiles of 32 tokens by 32 rows");
   EXPECT_EQ(KernelOf("avx512vnni-twin", "matmul_fast", "BF16 weights"),

@@ -23,8 +23,8 @@ struct Shape {
 std::vector<Shape> Shapes(DType type) {
   const int64_t block = BlockElements(type);
   if (block == 1) return {{1, 1, 1}, {5, 7, 2}, {33, 172, 3}, {16, 300, 9}, {40, 577, 35}};
-  return {{1, block, 1},   {7, 2 * block, 3},  {16, 3 * block, 2}, {33, 2 * block, 5},
-          {50, block, 13}, {17, 5 * block, 8}, {48, 3 * block, 31}};
+  return {{1, block, 1},   {7, 2 * block, 3},  {16, 3 * block, 2},  {33, 2 * block, 5},
+          {50, block, 13}, {17, 5 * block, 8}, {48, 3 * block, 31}, {24, block, 103}};
 }
 
 std::string Op(const std::string& name, DType type) { return name + " " + DTypeName(type); }
@@ -141,8 +141,8 @@ TEST_P(MatmulTest, FastIsExactAtTheExtremes) {
   for (DType type : kAllTypes) {
     if (!IsQuantized(type)) continue;
     for (const uint8_t fill : {0xff, 0x80, 0x7f, 0x00}) {
-      for (const float sign : {1.0f, -1.0f}) {
-        const Shape shape = {16, 2 * BlockElements(type), 2};
+      for (const auto& [sign, tokens] : {std::pair(1.0f, 2), {-1.0f, 2}, {1.0f, 9}, {-1.0f, 9}}) {
+        const Shape shape = {16, 2 * BlockElements(type), tokens};
         Case c(ops(), random_, type, shape);
         // Codes at an extreme, scales of one.
         const Weights scales = c.weights;
