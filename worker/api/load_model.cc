@@ -26,6 +26,7 @@
 #include "worker/device/cpu_count.h"
 #include "worker/device/memory_limit.h"
 #include "worker/device/numa.h"
+#include "worker/model/draw_greedy.h"
 #include "worker/model/host_memory.h"
 #include "worker/model/model_source.h"
 #include "worker/model/partition.h"
@@ -81,13 +82,15 @@ class RankOfFile : public RankModel {
     return absl::OkStatus();
   }
   absl::Status Forward(const StepBatch& batch, absl::Span<float> logits,
-                       absl::Span<DrawnToken>) override {
+                       absl::Span<DrawnToken> drawn) override {
     // The thread that works along with the pool, which is another after each new epoch.
     if (const auto caller = std::this_thread::get_id(); caller != bound_) {
       BindThisThread(part_.cpus);
       bound_ = caller;
     }
-    return transformer_->Forward(batch, logits);
+    RETURN_IF_ERROR(transformer_->Forward(batch, logits));
+    DrawGreedy(batch, logits, vocabulary_size(), *model_->ops, part_.pool, drawn);
+    return absl::OkStatus();
   }
 
  private:
