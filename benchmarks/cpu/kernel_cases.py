@@ -40,13 +40,14 @@ def tiers() -> list:
 
 def memory_share(model: str, path: pathlib.Path, rounds: int, wanted):
     """What decoding one sequence reads of the weights in a second, against what as many threads that do nothing else can read."""
-    case = Case(f"{model}/best/{THREADS}t/decode_1_reads", "GB/s", "memory")
-    if not wanted(case.name):
-        return
-    for _ in range(rounds):
-        said = json.loads(output(OURS, path, THREADS, "best", 0, DECODE, 128, 1))
-        case.add(said["decode"] * said["decode_bytes"] / 1e9, json.loads(output(BANDWIDTH, THREADS))["gb_per_s"])
-    yield case.say()
+    for tier, _ in tiers():
+        case = Case(f"{model}/{tier}/{THREADS}t/decode_1_reads", "GB/s", "memory")
+        if not wanted(case.name):
+            continue
+        for _ in range(rounds):
+            said = json.loads(output(OURS, path, THREADS, tier, 0, DECODE, 128, 1))
+            case.add(said["decode"] * said["decode_bytes"] / 1e9, json.loads(output(BANDWIDTH, THREADS))["gb_per_s"])
+        yield case.say()
 
 
 def scaling(model: str, path: pathlib.Path, rounds: int, wanted):
