@@ -38,10 +38,11 @@ constexpr char kUsageText[] =
     R"(usage: gpu_bench [--out FOLDER] [--minutes M] [--label TEXT] [--fresh] [--only PART,...]
                  [--model FILE]... [--nccl LIBRARY] [--vllm PYTHON]
 Runs on the first GPU that CUDA shows, and writes FOLDER/report.md (./gpu_bench.out). Parts that
-FOLDER has from the same GPU, label and program are not run again, unless --fresh. Begins no part
-that would end after M (9) minutes. --only: these parts and no others. --model: a GGUF file whose
-tokens are compared with the CPU's, which computes them too: a small one. --nccl: libnccl.so.2,
-where the loader does not find it. --vllm: a Python that has vLLM, to put under the same load.
+FOLDER has from the same GPU, label, program and files are not run again, unless --fresh. Begins no
+part that would end after M (9) minutes. --only: these parts and no others. --model: a GGUF file
+whose tokens are compared with the CPU's, which computes them too: a small one. --nccl:
+libnccl.so.2, where the loader does not find it. --vllm: a Python that has vLLM, to put under the
+same load.
 Exit status: 0 all parts are there and good, 1 something is wrong or could not run, 2 wrong flags,
 3 out of time: run the same again to go on, 6 no GPU to run on.
 )";
@@ -139,11 +140,15 @@ absl::StatusOr<PartResult> WithinTheRun(const Bench& bench, absl::Duration usual
 
 // A part of this process, whose work is in processes that it starts.
 Part StartsItsOwn(const Bench& bench, std::string name, std::string about, absl::Duration usual,
-                  BoundedRun run) {
-  return {std::move(name), std::move(about), usual,
+                  BoundedRun run, std::string input = {}) {
+  return {std::move(name),
+          std::move(about),
+          usual,
           [&bench, usual = bench.work.pace * usual, run = std::move(run)] {
             return WithinTheRun(bench, usual, run);
-          }};
+          },
+          PartProcess::kThis,
+          std::move(input)};
 }
 
 absl::StatusOr<PartResult> RunLoad(const Bench& bench, const worker::DeviceModelOptions& options) {
@@ -164,6 +169,14 @@ absl::StatusOr<PartResult> RunSpeed(const Bench& bench, worker::DeviceModelOptio
       {"max_step_tokens", static_cast<double>(options.max_step_tokens), "tokens of a step"});
   Append(speed, result);
   return result;
+}
+
+// Of a file: another of its name has another.
+std::string IdentityOf(const std::string& path) {
+  std::error_code error;
+  const auto size = std::filesystem::file_size(path, error);
+  const auto written = std::filesystem::last_write_time(path, error).time_since_epoch().count();
+  return absl::StrCat(std::filesystem::absolute(path, error).string(), " ", size, " ", written);
 }
 
 void AddChecks(const Bench& bench, std::vector<Part>& parts) {
@@ -201,7 +214,7 @@ void AddChecks(const Bench& bench, std::vector<Part>& parts) {
         {"parity_" + std::filesystem::path(path).stem().string(),
          absl::StrCat("The same with the weights of ", path, "."), absl::Seconds(90),
          check([path](worker::Device& device) { return CheckFileParity(device, path); }),
-         PartProcess::kItsOwn});
+         PartProcess::kItsOwn, IdentityOf(path)});
   }
 }
 
@@ -215,7 +228,8 @@ void AddRanks(const Bench& bench, std::vector<Part>& parts) {
       "a worker links its GPUs, once with NCCL alone and once with every sum in one shot "
       "(one_shot), which has to be possible where the ranks share a GPU or read each other's.",
       absl::Seconds(120),
-      [&bench](absl::Time deadline) { return CheckRanks(bench.ranks(deadline)); }));
+      [&bench](absl::Time deadline) { return CheckRanks(bench.ranks(deadline)); },
+      bench.flags.nccl));
   parts.push_back(StartsItsOwn(
       bench, "allreduce",
       "One all-reduce of BF16 between two ranks by NCCL, in a recorded graph of fifty. norm: "
@@ -223,9 +237,11 @@ void AddRanks(const Bench& bench, std::vector<Part>& parts) {
       "them when it links its GPUs; one_shot_max: up to which size it would send them in one "
       "shot. In memory of NCCL's that is registered, as a worker's. On one GPU (gpus 1) the "
       "kernels share the multiprocessors and no link is crossed.",
-      absl::Seconds(60), [&bench](absl::Time deadline) {
+      absl::Seconds(60),
+      [&bench](absl::Time deadline) {
         return MeasureAllReduce(bench.ranks(deadline), bench.work.all_reduce_bytes);
-      }));
+      },
+      bench.flags.nccl));
 }
 
 void AddProducts(const Bench& bench, std::vector<Part>& parts) {
@@ -276,9 +292,11 @@ void AddLoads(const Bench& bench, std::vector<Part>& parts) {
   if (bench.flags.vllm.empty()) return;
   parts.push_back(StartsItsOwn(
       bench, "load_fp8_vllm", "vLLM under the same load, with random weights of its own.",
-      absl::Seconds(300), [&bench, options](absl::Time deadline) {
+      absl::Seconds(300),
+      [&bench, options](absl::Time deadline) {
         return MeasureVllm(bench.flags.vllm, bench.work.large, options, bench.work.load, deadline);
-      }));
+      },
+      bench.flags.vllm));
 }
 
 void AddProfiles(const Bench& bench, std::vector<Part>& parts) {
@@ -424,7 +442,7 @@ int RunParts(const Bench& bench) {
       flags.out, absl::StrCat(card.name, " ", card.pci_bus_id, " ", flags.label, " ", OwnDigest()));
   const std::vector<Part> chosen = Chosen(bench, *parts);
   if (flags.fresh) {
-    for (const Part& part : chosen) store.Forget(part.name);
+    for (const Part& part : chosen) store.Forget(part);
   }
   const absl::StatusOr<Ending> ending =
       RunCourse(chosen, store, absl::Minutes(flags.minutes), SteadyNow,

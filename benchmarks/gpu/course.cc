@@ -67,16 +67,20 @@ absl::Status CutShort(absl::string_view why) {
 OutcomeStore::OutcomeStore(std::string folder, std::string key)
     : folder_(std::move(folder)), key_(OneField(key)) {}
 
-std::string OutcomeStore::PathOf(const std::string& part) const {
-  return absl::StrCat(folder_, "/", part, ".tsv");
+std::string OutcomeStore::PathOf(const Part& part) const {
+  return absl::StrCat(folder_, "/", part.name, ".tsv");
 }
 
-std::optional<Outcome> OutcomeStore::Load(const std::string& part) const {
+std::string OutcomeStore::KeyLine(const Part& part) const {
+  return absl::StrCat("key\t", key_, part.input.empty() ? "" : " ", OneField(part.input));
+}
+
+std::optional<Outcome> OutcomeStore::Load(const Part& part) const {
   std::ifstream file(PathOf(part));
   if (!file) return std::nullopt;
   const std::string text((std::istreambuf_iterator<char>(file)), {});
   const std::vector<std::string> lines = absl::StrSplit(text, '\n', absl::SkipEmpty());
-  if (lines.empty() || lines[0] != absl::StrCat("key\t", key_)) return std::nullopt;
+  if (lines.empty() || lines[0] != KeyLine(part)) return std::nullopt;
   Outcome outcome;
   bool is_complete = false;
   for (const std::string& line : lines) {
@@ -86,8 +90,8 @@ std::optional<Outcome> OutcomeStore::Load(const std::string& part) const {
   return outcome;
 }
 
-absl::Status OutcomeStore::Save(const std::string& part, const Outcome& outcome) const {
-  std::string text = absl::StrCat("key\t", key_, "\n", ResultLines(outcome.result));
+absl::Status OutcomeStore::Save(const Part& part, const Outcome& outcome) const {
+  std::string text = absl::StrCat(KeyLine(part), "\n", ResultLines(outcome.result));
   if (!outcome.not_run.empty()) {
     absl::StrAppend(&text, "not_run\t", OneField(outcome.not_run), "\n");
   }
@@ -102,7 +106,7 @@ absl::Status OutcomeStore::Save(const std::string& part, const Outcome& outcome)
       absl::StrCat("cannot write ", path, ": ", error.message(), "; choose another folder: --out"));
 }
 
-void OutcomeStore::Forget(const std::string& part) const {
+void OutcomeStore::Forget(const Part& part) const {
   std::error_code error;
   std::filesystem::remove(PathOf(part), error);
 }
@@ -113,7 +117,7 @@ absl::StatusOr<Ending> RunCourse(const std::vector<Part>& parts, const OutcomeSt
   const absl::Time end = now() + budget;
   bool is_good = true;
   for (const Part& part : parts) {
-    const std::optional<Outcome> kept = store.Load(part.name);
+    const std::optional<Outcome> kept = store.Load(part);
     if (kept.has_value() && kept->not_run.empty()) {
       is_good &= kept->is_good();
       say(absl::StrCat(part.name, ": kept from an earlier run"));
@@ -135,7 +139,7 @@ absl::StatusOr<Ending> RunCourse(const std::vector<Part>& parts, const OutcomeSt
       say(absl::StrCat(part.name, ": ", outcome.error));
       return outcome.is_cut_short ? Ending::kOutOfTime : Ending::kBad;
     }
-    RETURN_IF_ERROR(store.Save(part.name, outcome));
+    RETURN_IF_ERROR(store.Save(part, outcome));
     is_good &= outcome.is_good();
     if (!outcome.not_run.empty()) {
       say(absl::StrCat(part.name, ": not run: ", outcome.not_run));
@@ -153,7 +157,7 @@ std::string Report(const std::vector<Part>& parts, const OutcomeStore& store,
   std::string text = absl::StrCat("# ", title, "\n");
   for (const Part& part : parts) {
     absl::StrAppend(&text, "\n## ", part.name, "\n\n", part.about, "\n\n");
-    const std::optional<Outcome> kept = store.Load(part.name);
+    const std::optional<Outcome> kept = store.Load(part);
     if (!kept.has_value()) {
       absl::StrAppend(&text, "Has not run.\n");
       continue;

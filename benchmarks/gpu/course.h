@@ -26,6 +26,8 @@ struct Part {
   absl::Duration usual;  // it does not begin with less time left
   std::function<absl::StatusOr<PartResult>()> run;
   PartProcess process = PartProcess::kThis;  // of whoever makes `run`
+  // What it is computed with beside this program: a file, a library. Of another it is not kept.
+  std::string input = {};
 };
 
 // The error of a part that needs something which this machine lacks: a library, a tool, memory. The
@@ -48,16 +50,17 @@ struct Outcome {
 };
 
 // One file for each part in a folder. What was kept under another key (of another GPU or another
-// version) is not there.
+// version), or of another Part::input, is not there.
 class OutcomeStore {
  public:
   OutcomeStore(std::string folder, std::string key);
-  std::optional<Outcome> Load(const std::string& part) const;
-  absl::Status Save(const std::string& part, const Outcome& outcome) const;
-  void Forget(const std::string& part) const;
+  std::optional<Outcome> Load(const Part& part) const;
+  absl::Status Save(const Part& part, const Outcome& outcome) const;
+  void Forget(const Part& part) const;
 
  private:
-  std::string PathOf(const std::string& part) const;
+  std::string PathOf(const Part& part) const;
+  std::string KeyLine(const Part& part) const;
 
   const std::string folder_;
   const std::string key_;

@@ -64,8 +64,18 @@ TEST_F(CourseTest, RunsEachPartOnceAndKeepsIt) {
   EXPECT_THAT(said_, HasSubstr("second: kept from an earlier run"));
   EXPECT_EQ(*Run("H200 other"), Ending::kComplete);
   EXPECT_EQ(ran_.size(), 2u) << "of another version";
-  OutcomeStore(folder_, "H200 other").Forget("first");
+  OutcomeStore(folder_, "H200 other").Forget(parts_[0]);
   EXPECT_EQ(*Run("H200 other"), Ending::kComplete);
+  EXPECT_THAT(ran_, ElementsAre("first"));
+}
+
+TEST_F(CourseTest, WhatWasComputedWithAnotherFileIsNotKept) {
+  parts_[0].input = "/a/model.gguf 100";
+  EXPECT_EQ(*Run(), Ending::kComplete);
+  EXPECT_EQ(*Run(), Ending::kComplete);
+  EXPECT_THAT(ran_, ElementsAre());
+  parts_[0].input = "/b/model.gguf 100";
+  EXPECT_EQ(*Run(), Ending::kComplete);
   EXPECT_THAT(ran_, ElementsAre("first"));
 }
 
@@ -130,7 +140,7 @@ TEST_F(CourseTest, APartThatLacksSomethingLetsTheOthersRunAndIsTriedAgain) {
   EXPECT_EQ(*Run(), Ending::kComplete);
   EXPECT_EQ(ran_.size(), 2u);
   // An error of the device with the same code is one.
-  OutcomeStore(folder_, "H200 a1b2c3").Forget("first");
+  OutcomeStore(folder_, "H200 a1b2c3").Forget(parts_[0]);
   error_ = absl::FailedPreconditionError("this binary has no code for the GPU");
   EXPECT_EQ(*Run(), Ending::kBad);
   EXPECT_THAT(ran_, ElementsAre("first"));
@@ -143,8 +153,8 @@ TEST_F(CourseTest, AFileThatWasCutShortIsNotThere) {
   outcome.result.notes = {"none here"};
   outcome.result.wrong = {"b"};
   outcome.seconds = 2.5;
-  ASSERT_TRUE(store.Save("first", outcome).ok());
-  const auto kept = store.Load("first");
+  ASSERT_TRUE(store.Save(parts_[0], outcome).ok());
+  const auto kept = store.Load(parts_[0]);
   ASSERT_TRUE(kept.has_value());
   ASSERT_EQ(kept->result.figures.size(), 1u);
   EXPECT_EQ(kept->result.figures[0].name, "a");
@@ -154,7 +164,7 @@ TEST_F(CourseTest, AFileThatWasCutShortIsNotThere) {
   EXPECT_THAT(kept->result.wrong, ElementsAre("b"));
   EXPECT_EQ(kept->seconds, 2.5);
   std::filesystem::resize_file(folder_ + "/first.tsv", 20);
-  EXPECT_FALSE(store.Load("first").has_value());
+  EXPECT_FALSE(store.Load(parts_[0]).has_value());
 }
 
 TEST_F(CourseTest, SaysWhereItCannotWrite) {
@@ -179,7 +189,7 @@ TEST_F(CourseTest, TheReportTellsWhyFiguresAreMissing) {
   Outcome outcome;
   outcome.result.notes = {"the GPUs do not reach each other"};
   outcome.seconds = 1;
-  ASSERT_TRUE(store.Save("first", outcome).ok());
+  ASSERT_TRUE(store.Save(parts_[0], outcome).ok());
   EXPECT_THAT(Report(parts_, store, "H200"),
               HasSubstr("|---|---|---|\n\n- the GPUs do not reach each other\n"));
 }

@@ -133,6 +133,16 @@ TEST_F(Emulated, WhatAnotherProgramHasShownIsNotKept) {
   EXPECT_THAT(RunShell(other + flags).output, HasSubstr("products: done"));
 }
 
+TEST_F(Emulated, AnotherFileOfTheSameNameIsComputed) {
+  const std::string flags = " --only parity_tiny --model " + out_ + "/";
+  for (const char* const folder : {"a", "b"}) {
+    std::filesystem::create_directories(out_ + "/" + folder);
+    std::ofstream(out_ + "/" + folder + "/tiny.gguf", std::ios::binary) << worker::TinyGguf()[0];
+    EXPECT_THAT(Run(flags + folder + "/tiny.gguf").output, HasSubstr("parity_tiny: done"));
+    EXPECT_THAT(Run(flags + folder + "/tiny.gguf").output, HasSubstr("parity_tiny: kept"));
+  }
+}
+
 TEST_F(Emulated, TwoPartsOfOneNameAreRefused) {
   for (const std::string models :
        {"--model a/tiny.gguf --model b/tiny.gguf", "--model exact.gguf"}) {
