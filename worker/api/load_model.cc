@@ -39,6 +39,7 @@ namespace rempart::worker {
 namespace {
 
 constexpr int32_t kDefaultContext = 8192;
+constexpr int32_t kLeastContext = 2;  // of Engine
 
 // What one rank computes with on CPU, or loads with for a GPU.
 struct RankPart {
@@ -143,8 +144,15 @@ absl::StatusOr<int32_t> ContextLength(const EngineSettings& settings, const Mode
         absl::StrCat("engine.contextLength is ", settings.context_length,
                      ", but the model was made for ", trained, ": set at most ", trained));
   }
-  if (settings.context_length > 0) return settings.context_length;
-  return std::min(trained, kDefaultContext);
+  if (trained < kLeastContext) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the context length is ", trained, ": a model needs at least ", kLeastContext,
+                     ", a token to read and one to write; convert it with a current converter"));
+  }
+  if (settings.context_length == 0) return std::min(trained, kDefaultContext);
+  if (settings.context_length >= kLeastContext) return settings.context_length;
+  return absl::FailedPreconditionError(absl::StrCat(
+      "engine.contextLength is ", settings.context_length, ": set at least ", kLeastContext));
 }
 
 // Names the file in errors about its content.

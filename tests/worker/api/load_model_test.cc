@@ -210,6 +210,23 @@ TEST_F(LoadModelTest, AContextThatIsTooLongIsRefusedByTheNameInTheManifest) {
               HasSubstr("engine.contextLength is 65, but the model was made for 64: set at most"));
 }
 
+// An engine of one token has no room for an answer.
+TEST_F(LoadModelTest, AContextWithoutRoomForAnAnswerIsRefused) {
+  const auto refusal = [&] {
+    WorkerStatus status;
+    return std::string(LoadModelFile(settings_, OpenGpu, nullptr, status).status().message());
+  };
+  settings_.engine.context_length = 1;
+  EXPECT_THAT(refusal(), HasSubstr("engine.contextLength is 1: set at least 2"));
+  settings_.engine.context_length = 0;
+  std::string file = TinyModel();
+  constexpr char kKey[] = "llama.context_length";
+  // Behind the key and its type of four bytes.
+  file[file.find(kKey) + sizeof(kKey) - 1 + 4] = 1;
+  std::ofstream(settings_.model_path, std::ios::binary) << file;
+  EXPECT_THAT(refusal(), HasSubstr("the context length is 1: a model needs at least 2"));
+}
+
 TEST_F(LoadModelTest, WhatAnEarlierStartKeptIsCountedOnceAndNamed) {
   settings_.repack_cache_folder = root_ + "/cache";
   const auto refusal = [&] {
