@@ -155,12 +155,6 @@ absl::StatusOr<int32_t> ContextLength(const EngineSettings& settings, const Mode
       "engine.contextLength is ", settings.context_length, ": set at least ", kLeastContext));
 }
 
-// Names the file in errors about its content.
-absl::Status About(const std::string& path, const absl::Status& status) {
-  if (status.ok() || status.message().find(path) != absl::string_view::npos) return status;
-  return absl::Status(status.code(), absl::StrCat(path, ": ", std::string(status.message())));
-}
-
 // Of the index-th rank of this pod.
 RankPosition PositionInGroup(const WorkerSettings& settings, int index) {
   return PositionOf(settings.pod_index * settings.ranks_per_pod + index, settings.tensor_parallel,

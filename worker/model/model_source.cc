@@ -30,12 +30,6 @@ constexpr int64_t kMaxIndexBytes = 64 << 20;
 constexpr size_t kMaxShards = 4096;
 constexpr size_t kMaxFolderEntries = 100000;
 
-// Names the file in errors about its content.
-absl::Status About(const std::string& path, const absl::Status& status) {
-  if (status.ok() || status.message().find(path) != absl::string_view::npos) return status;
-  return absl::Status(status.code(), absl::StrCat(path, ": ", std::string(status.message())));
-}
-
 absl::StatusOr<std::vector<std::string>> FilesOf(const std::string& folder) {
   std::vector<std::string> names;
   std::error_code error;
@@ -227,6 +221,11 @@ int64_t ModelSource::bytes() const {
   int64_t total = 0;
   for (const MappedFile& file : files) total += static_cast<int64_t>(file.bytes().size());
   return total;
+}
+
+absl::Status About(const std::string& path, const absl::Status& status) {
+  if (status.ok() || status.message().find(path) != absl::string_view::npos) return status;
+  return absl::Status(status.code(), absl::StrCat(path, ": ", std::string(status.message())));
 }
 
 bool IsFolder(const std::string& path) {

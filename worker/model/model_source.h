@@ -31,6 +31,9 @@ struct ModelSource {
 // Every message begins with the path of the file at fault, and says what to do.
 absl::StatusOr<ModelSource> OpenModel(const std::string& path);
 
+// Names the file in an error about its content, where it does not yet.
+absl::Status About(const std::string& path, const absl::Status& status);
+
 bool IsFolder(const std::string& path);
 
 // The paths of the files that make up a model: a GGUF file and its further parts, or those of a
