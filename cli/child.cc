@@ -66,6 +66,7 @@ absl::Status Child::Start(absl::Time now) {
     return absl::InternalError(
         absl::StrCat("cannot write ", log_path_, ": ", std::strerror(errno)));
   }
+  log_begin_ = lseek(log, 0, SEEK_END);
   const pid_t parent = getpid();
   const pid_t pid = fork();
   if (pid == 0) Exec(arguments.data(), environment.data(), log, parent);
@@ -103,6 +104,7 @@ void Child::Signal(int signal) {
 
 std::string Child::LastWords() const {
   std::ifstream file(log_path_, std::ios::binary);
+  file.seekg(log_begin_);
   std::ostringstream all;
   all << file.rdbuf();
   std::string text = all.str();

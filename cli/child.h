@@ -43,7 +43,7 @@ class Child {
   bool IsDue(absl::Time now) const { return !running() && now >= next_start_; }
 
   void Signal(int signal);
-  // The last lines that it wrote.
+  // The last lines that it wrote since it was started.
   std::string LastWords() const;
 
  private:
@@ -52,6 +52,7 @@ class Child {
   const std::string log_path_;
   const std::vector<std::string> environment_;
   pid_t pid_ = 0;
+  off_t log_begin_ = 0;  // where this start's words begin
   absl::Time started_ = absl::InfinitePast();
   absl::Time next_start_ = absl::InfinitePast();
   absl::Duration pause_ = absl::ZeroDuration();
