@@ -305,8 +305,10 @@ void Engine::ForkFrom(Sequence& leader, absl::Span<const float> logits) {
 
 void Engine::Consume(Sequence& sequence, absl::StatusOr<Sampled> sampled) {
   if (!sampled.ok()) {
-    return FailSequence(sequence,
-                        {FailureCode::kInternal, std::string(sampled.status().message()), ""});
+    const std::string error(sampled.status().message());
+    // Of the model, then; a constraint that leaves nothing is its request's own.
+    if (absl::IsInternal(sampled.status())) LogError("engine", error);
+    return FailSequence(sequence, {FailureCode::kInternal, error, ""});
   }
   const int32_t token_id = sampled->token_id;
   const bool is_end = vocabulary_->EndsGeneration(token_id) && !sequence.sampling.ignore_eos;

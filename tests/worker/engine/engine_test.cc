@@ -2,6 +2,7 @@
 // The engine over a model whose answers the test can compute itself.
 #include "worker/engine/engine.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -298,7 +299,10 @@ TEST(Engine, LogitsThatAreNotNumbersFailTheirRequestWhoeverDraws) {
     };
     bench.engine.Submit(Greedy(1, "xyz", 4));
     bench.engine.Submit(Greedy(2, "abc", 4));
+    testing::internal::CaptureStderr();
     bench.RunAll();
+    EXPECT_THAT(testing::internal::GetCapturedStderr(),
+                testing::HasSubstr("ERROR engine: the model computed logits that are not numbers"));
     ASSERT_TRUE(bench.answers.at({1, 0}).failure.has_value());
     EXPECT_EQ(bench.answers.at({1, 0}).failure->code, FailureCode::kInternal);
     EXPECT_EQ(bench.answers.at({2, 0}).tokens, Expected(Ids("abc"), 4));
