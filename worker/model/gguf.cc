@@ -2,6 +2,7 @@
 #include "worker/model/gguf.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
 
@@ -378,7 +379,12 @@ absl::StatusOr<double> GgufMetadata::Float(absl::string_view key,
                                            std::optional<double> fallback) const {
   if (fallback.has_value() && !Has(key)) return *fallback;
   ASSIGN_OR_RETURN(const GgufValue* value, Find(key));
-  if (const auto* number = std::get_if<double>(value)) return *number;
+  if (const auto* number = std::get_if<double>(value)) {
+    if (std::isfinite(*number)) return *number;
+    return absl::InvalidArgumentError(
+        absl::StrCat("metadata ", key, " is ", *number,
+                     "; it must be finite: convert the model with a current converter"));
+  }
   if (const auto* number = std::get_if<uint64_t>(value)) return static_cast<double>(*number);
   if (const auto* number = std::get_if<int64_t>(value)) return static_cast<double>(*number);
   return WrongKind(key, "a number");

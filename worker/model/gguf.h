@@ -50,7 +50,8 @@ using GgufValue =
     std::variant<uint64_t, int64_t, double, bool, absl::string_view, GgufNumbers, GgufStrings>;
 
 // The key-value pairs of a file. Getters answer NotFound for an absent key without a fallback and
-// InvalidArgument for a value of another kind; they accept every width of integer and float.
+// InvalidArgument for a value of another kind; they accept every width of integer and float. What
+// Float gives is finite.
 class GgufMetadata {
  public:
   bool Has(absl::string_view key) const { return values_.contains(key); }

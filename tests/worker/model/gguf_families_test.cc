@@ -8,8 +8,10 @@
 
 #include <cmath>
 #include <cstdio>
+#include <deque>
 #include <filesystem>
 #include <fstream>
+#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
@@ -106,23 +108,73 @@ INSTANTIATE_TEST_SUITE_P(
                       GoldenFamily{"phi4_mini", "phi3"}),
     [](const auto& info) { return std::string(info.param.name); });
 
-// What Gemma 3's files may say beyond the sizes, in a file of seven layers.
-class Gemma3Keys : public ::testing::Test {
+// What files may say beyond the sizes, in one of seven layers.
+class GgufKeys : public ::testing::Test {
  protected:
-  Gemma3Keys() {
-    file_.metadata.Insert("general.architecture", absl::string_view("gemma3"));
-    for (const auto& [key, value] :
-         std::vector<std::pair<const char*, uint64_t>>{{"gemma3.block_count", 7},
-                                                       {"gemma3.embedding_length", 64},
-                                                       {"gemma3.feed_forward_length", 96},
-                                                       {"gemma3.attention.head_count", 2},
-                                                       {"gemma3.context_length", 512},
-                                                       {"gemma3.attention.key_length", 32}}) {
-      file_.metadata.Insert(key, value);
-    }
-    file_.metadata.Insert("gemma3.attention.layer_norm_rms_epsilon", 1e-6);
+  explicit GgufKeys(const std::string& architecture, double epsilon = 1e-6)
+      : architecture_(architecture) {
+    file_.metadata.Insert("general.architecture", absl::string_view(architecture_));
+    Insert("block_count", uint64_t{7});
+    Insert("embedding_length", uint64_t{64});
+    Insert("feed_forward_length", uint64_t{96});
+    Insert("attention.head_count", uint64_t{2});
+    Insert("context_length", uint64_t{512});
+    Insert("attention.key_length", uint64_t{32});
+    Insert("attention.layer_norm_rms_epsilon", epsilon);
     file_.tensors["token_embd.weight"].shape = {48, 64};
   }
+
+  void Insert(const std::string& key, GgufValue value) {
+    file_.metadata.Insert(names_.emplace_back(absl::StrCat(architecture_, ".", key)),
+                          std::move(value));
+  }
+  std::string Refusal() { return std::string(ReadModelConfig(file_).status().message()); }
+
+  const std::string architecture_;
+  std::deque<std::string> names_;  // the file's metadata views them
+  GgufFile file_;
+};
+
+class LlamaKeys : public GgufKeys {
+ protected:
+  explicit LlamaKeys(double epsilon = 1e-6) : GgufKeys("llama", epsilon) {}
+};
+
+class LlamaWithoutEpsilon : public LlamaKeys {
+ protected:
+  LlamaWithoutEpsilon() : LlamaKeys(0.0) {}
+};
+
+TEST_F(LlamaWithoutEpsilon, IsRefused) {
+  EXPECT_THAT(Refusal(),
+              HasSubstr("llama.attention.layer_norm_rms_epsilon is 0; it must be above"));
+}
+
+TEST_F(LlamaKeys, ANumberThatIsNoneIsRefusedByName) {
+  Insert("rope.scaling.factor", std::nan(""));
+  EXPECT_THAT(Refusal(), HasSubstr("llama.rope.scaling.factor is nan; it must be finite"));
+}
+
+TEST_F(LlamaKeys, AnEndlessNumberIsRefusedByName) {
+  Insert("rope.freq_base", std::numeric_limits<double>::infinity());
+  EXPECT_THAT(Refusal(), HasSubstr("llama.rope.freq_base is inf; it must be finite"));
+}
+
+TEST_F(LlamaKeys, AYarnThatTurnsBackwardsIsRefused) {
+  Insert("rope.scaling.type", absl::string_view("yarn"));
+  Insert("rope.scaling.yarn_beta_fast", -1.0);
+  EXPECT_THAT(Refusal(), HasSubstr("llama.rope.scaling.yarn_beta_fast and yarn_beta_slow must be "
+                                   "positive, not -1 and 1"));
+}
+
+TEST_F(LlamaKeys, AVocabularyThatNobodyHasIsRefused) {
+  file_.tensors["token_embd.weight"].shape = {int64_t{1} << 32, 64};
+  EXPECT_THAT(Refusal(), HasSubstr("token_embd.weight has 4294967296 rows; at most 16777216"));
+}
+
+class Gemma3Keys : public GgufKeys {
+ protected:
+  Gemma3Keys() : GgufKeys("gemma3") {}
 
   std::vector<int64_t> Windows() {
     const absl::StatusOr<ModelConfig> config = ReadModelConfig(file_);
@@ -135,8 +187,6 @@ class Gemma3Keys : public ::testing::Test {
     return windows;
   }
 
-  std::string Refusal() { return std::string(ReadModelConfig(file_).status().message()); }
-
   void Window() { file_.metadata.Insert("gemma3.attention.sliding_window", uint64_t{16}); }
   void Flags(const std::vector<uint8_t>& flags) {
     flags_ = flags;
@@ -144,7 +194,6 @@ class Gemma3Keys : public ::testing::Test {
                           GgufNumbers{GgufType::kBool, flags_.size(), flags_.data()});
   }
 
-  GgufFile file_;
   std::vector<uint8_t> flags_;
 };
 

@@ -258,6 +258,8 @@ INSTANTIATE_TEST_SUITE_P(
                    R"("rope_type": "longrope", "long_factor": [1.0], "short_factor": [1.0])",
                    "rope_parameters.long_factor must be 8 positive numbers, not 1"},
         WrongField{"\"rope_theta\": 10000.0", R"("rope_theta": -1.0)", "rope_theta -1"},
+        WrongField{"\"rms_norm_eps\": 1e-06", R"("rms_norm_eps": 0.0)",
+                   "rms_norm_eps is 0; it must be above 0"},
         WrongField{"\"hidden_act\": \"silu\"", R"("hidden_act": "relu")",
                    "hidden_act \"relu\" is not served"},
         WrongField{"\"hidden_size\": 96", R"("hidden_size": 0)",

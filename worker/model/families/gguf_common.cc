@@ -82,6 +82,11 @@ absl::Status ReadYarn(const GgufFile& file, const std::string& prefix, double ba
   yarn.original_context = static_cast<double>(original);
   ASSIGN_OR_RETURN(yarn.beta_fast, file.metadata.Float(prefix + "scaling.yarn_beta_fast", 32.0));
   ASSIGN_OR_RETURN(yarn.beta_slow, file.metadata.Float(prefix + "scaling.yarn_beta_slow", 1.0));
+  if (!(yarn.beta_fast > 0) || !(yarn.beta_slow > 0)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(prefix, "scaling.yarn_beta_fast and yarn_beta_slow must be positive, not ",
+                     yarn.beta_fast, " and ", yarn.beta_slow));
+  }
   ASSIGN_OR_RETURN(const double attention,
                    file.metadata.Float(prefix + "scaling.attn_factor", 1.0));
   ScaleYarn(yarn, rope.inverse_frequency);
@@ -114,6 +119,10 @@ absl::StatusOr<ModelConfig> ReadGgufCommon(const GgufFile& file, const std::stri
                                          config.hidden / config.heads, kMaxHeadDim));
   ASSIGN_OR_RETURN(const double epsilon,
                    file.metadata.Float(prefix + "attention.layer_norm_rms_epsilon"));
+  if (!(epsilon > 0)) {
+    return absl::InvalidArgumentError(absl::StrCat(prefix, "attention.layer_norm_rms_epsilon is ",
+                                                   epsilon, "; it must be above 0"));
+  }
   config.norm_epsilon = static_cast<float>(epsilon);
   config.attention_scale = 1.0f / std::sqrt(static_cast<float>(config.head_dim));
   config.layers.resize(layers);
@@ -126,6 +135,10 @@ absl::StatusOr<ModelConfig> ReadGgufCommon(const GgufFile& file, const std::stri
     return absl::InvalidArgumentError("the tensor token_embd.weight is missing");
   }
   config.vocabulary = embedding->second.rows();
+  if (config.vocabulary > kMaxSize) {
+    return absl::InvalidArgumentError(absl::StrCat("token_embd.weight has ", config.vocabulary,
+                                                   " rows; at most ", kMaxSize, " are served"));
+  }
   return config;
 }
 

@@ -151,6 +151,10 @@ absl::StatusOr<ModelConfig> ReadJsonCommon(const ConfigJson& json, const JsonDef
                    json.Size("max_position_embeddings", defaults.context, kMaxContext));
   ASSIGN_OR_RETURN(config.vocabulary, json.Size("vocab_size", defaults.vocabulary, kMaxSize));
   ASSIGN_OR_RETURN(const double epsilon, json.Number("rms_norm_eps", defaults.norm_epsilon));
+  if (!(epsilon > 0)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(json.Where("rms_norm_eps"), " is ", epsilon, "; it must be above 0"));
+  }
   config.norm_epsilon = static_cast<float>(epsilon);
   config.attention_scale = 1.0f / std::sqrt(static_cast<float>(config.head_dim));
   config.layers.resize(layers);
