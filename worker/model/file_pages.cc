@@ -2,7 +2,6 @@
 #include "worker/model/file_pages.h"
 
 #include <signal.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -76,9 +75,13 @@ class Line {
 };
 
 void OnSigbus(int /*number*/, siginfo_t* info, void* /*context*/) {
-  const Slot* const slot = Find(reinterpret_cast<uintptr_t>(info->si_addr));
-  if (slot == nullptr) {  // as without this handler, when the instruction is tried again
+  // What a process has sent has no address.
+  const bool is_fault = info->si_code > 0;
+  const Slot* const slot = is_fault ? Find(reinterpret_cast<uintptr_t>(info->si_addr)) : nullptr;
+  if (slot ==
+      nullptr) {  // as without this handler: when the instruction is tried again, or at once
     signal(SIGBUS, SIG_DFL);
+    if (!is_fault) raise(SIGBUS);
     return;
   }
   Line line;

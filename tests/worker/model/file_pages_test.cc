@@ -67,7 +67,7 @@ TEST_F(FilePagesDeathTest, LeavesOtherFaultsAsTheyWere) {
         { const MappedFile unmapped = Map("unmapped.gguf"); }
         const MappedFile file = Map("model.gguf");
         raise(SIGBUS);  // of no address of the file
-        raise(SIGBUS);
+        std::exit(0);
       },
       testing::KilledBySignal(SIGBUS), "^$");
 }
