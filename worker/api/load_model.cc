@@ -402,7 +402,7 @@ absl::Status CheckLater(const std::string& path, const ModelFile& model,
   }
   if (!model.cache) return absl::OkStatus();
   for (const auto& part : model.parts) {
-    RETURN_IF_ERROR(SettleRepacked(path, digest, part->weights, *model.cache));
+    RETURN_IF_ERROR(SettleRepacked(path, digest, part->weights, *model.cache, stop));
   }
   return absl::OkStatus();
 }

@@ -112,19 +112,22 @@ absl::Status CheckDigest(const std::string& path, const std::string& wanted, con
 }
 
 absl::Status SettleRepacked(const std::string& path, const Sha256& source_digest,
-                            const Weights& weights, const RepackCache& cache) {
+                            const Weights& weights, const RepackCache& cache,
+                            std::stop_token stop) {
   if (weights.packed.bytes().empty()) return absl::OkStatus();
   if (!weights.from_cache) {
     const absl::Status stored =
-        cache.Store(weights.packed_key, weights.packed.bytes(), source_digest);
+        cache.Store(weights.packed_key, weights.packed.bytes(), source_digest, stop);
+    if (absl::IsCancelled(stored)) return stored;
     if (!stored.ok()) {
       LogWarning("worker", "repacked weights were not kept", {{"reason", stored.message()}});
     }
     return absl::OkStatus();
   }
   const bool same_source = weights.from_cache->source == source_digest;
-  if (same_source && weights.from_cache->payload == HashOf(weights.packed.bytes())) {
-    return absl::OkStatus();
+  if (same_source) {
+    ASSIGN_OR_RETURN(const Sha256 payload, HashPayload(weights.packed.bytes(), stop));
+    if (weights.from_cache->payload == payload) return absl::OkStatus();
   }
   cache.Remove(weights.packed_key);
   return absl::DataLossError(

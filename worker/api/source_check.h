@@ -39,8 +39,8 @@ absl::Status CheckDigest(const std::string& path, const std::string& wanted, con
 
 // Weights that came from `cache`: DataLoss, and the cache entry is gone, when they were made from
 // another source or have changed since they were written. Others are stored there; a store that
-// fails is logged.
+// fails is logged. Cancelled when asked to stop.
 absl::Status SettleRepacked(const std::string& path, const Sha256& source_digest,
-                            const Weights& weights, const RepackCache& cache);
+                            const Weights& weights, const RepackCache& cache, std::stop_token stop);
 
 }  // namespace rempart::worker

@@ -27,7 +27,8 @@ constexpr char kSuffix[] = ".repacked";
 constexpr int64_t kHeaderBytes = 4096;
 constexpr int64_t kSamples = 64;
 constexpr int64_t kSampleBytes = 4096;
-constexpr size_t kWriteChunk = size_t{8} << 20;
+// Between two looks whether to stop.
+constexpr size_t kChunk = size_t{1} << 20;
 // A file of another process that has not been finished for so long never will be.
 constexpr int64_t kAbandonedSeconds = 3600;
 
@@ -82,10 +83,14 @@ absl::Status IoError(const std::string& path, absl::string_view what) {
   return absl::UnavailableError(message);
 }
 
-absl::Status WriteAll(int fd, const void* data, size_t size, const std::string& path) {
+absl::Status Stopped() { return absl::CancelledError("stopping"); }
+
+absl::Status WriteAll(int fd, const void* data, size_t size, const std::string& path,
+                      const std::stop_token& stop) {
   const auto* bytes = static_cast<const uint8_t*>(data);
   for (size_t done = 0; done < size;) {
-    const ssize_t written = write(fd, bytes + done, std::min(size - done, kWriteChunk));
+    if (stop.stop_requested()) return Stopped();
+    const ssize_t written = write(fd, bytes + done, std::min(size - done, kChunk));
     if (written < 0 && errno == EINTR) continue;
     if (written < 0) return IoError(path, "write");
     done += static_cast<size_t>(written);
@@ -94,11 +99,11 @@ absl::Status WriteAll(int fd, const void* data, size_t size, const std::string& 
 }
 
 absl::Status WriteFile(int fd, const Header& header, absl::Span<const uint8_t> payload,
-                       const std::string& path) {
+                       const std::string& path, const std::stop_token& stop) {
   uint8_t page[kHeaderBytes] = {};
   std::memcpy(page, &header, sizeof(header));
-  RETURN_IF_ERROR(WriteAll(fd, page, sizeof(page), path));
-  RETURN_IF_ERROR(WriteAll(fd, payload.data(), payload.size(), path));
+  RETURN_IF_ERROR(WriteAll(fd, page, sizeof(page), path, stop));
+  RETURN_IF_ERROR(WriteAll(fd, payload.data(), payload.size(), path, stop));
   if (fsync(fd) != 0) return IoError(path, "sync");
   return absl::OkStatus();
 }
@@ -120,6 +125,15 @@ absl::StatusOr<Sha256> SampleSource(const std::string& path) {
     const ssize_t count = pread(file.get(), sample.data(), sample.size(), offset);
     if (count < 0) return IoError(path, "read");
     hasher.Add(sample.data(), static_cast<size_t>(count));
+  }
+  return hasher.Finish();
+}
+
+absl::StatusOr<Sha256> HashPayload(absl::Span<const uint8_t> payload, std::stop_token stop) {
+  Sha256Hasher hasher;
+  for (; !payload.empty(); payload.remove_prefix(std::min(kChunk, payload.size()))) {
+    if (stop.stop_requested()) return Stopped();
+    hasher.Add(payload.data(), std::min(kChunk, payload.size()));
   }
   return hasher.Finish();
 }
@@ -161,21 +175,21 @@ absl::StatusOr<RepackCache::Found> RepackCache::Find(const RepackKey& key) const
 }
 
 absl::Status RepackCache::Store(const RepackKey& key, absl::Span<const uint8_t> payload,
-                                const Sha256& source_digest) const {
+                                const Sha256& source_digest, std::stop_token stop) const {
   CHECK_EQ(static_cast<int64_t>(payload.size()), key.bytes);
   Header header = {};
   std::memcpy(header.magic, kMagic, sizeof(kMagic));
   header.payload_bytes = key.bytes;
   header.key = KeyHash(key);
   header.source_digest = source_digest;
-  header.payload_digest = HashOf(payload);
+  ASSIGN_OR_RETURN(header.payload_digest, HashPayload(payload, stop));
   header.checksum = ChecksumOf(header);
 
   const std::string path = PathOf(key);
   std::string temporary = path + ".XXXXXX";
   const Descriptor file(mkostemp(temporary.data(), O_CLOEXEC));
   if (file.get() < 0) return IoError(temporary, "create");
-  absl::Status written = WriteFile(file.get(), header, payload, temporary);
+  absl::Status written = WriteFile(file.get(), header, payload, temporary, stop);
   if (written.ok() && rename(temporary.c_str(), path.c_str()) != 0) {
     written = IoError(path, "rename");
   }

@@ -13,10 +13,12 @@
 //     that kernels cannot change their layout unseen.
 //  2. Its header carries a checksum, and the SHA-256 of the payload and of the whole source, which
 //     the worker compares after the start, off the critical path.
-// Blocking I/O; methods are thread-safe.
+// Blocking I/O; methods are thread-safe. What goes through a whole payload looks every MiB whether
+// it is to stop, and then is Cancelled.
 #pragma once
 
 #include <cstdint>
+#include <stop_token>
 #include <string>
 #include <vector>
 
@@ -42,6 +44,9 @@ struct RepackDigests {
   Sha256 payload;  // of the repacked bytes as they were written
 };
 
+// As RepackDigests has it.
+absl::StatusOr<Sha256> HashPayload(absl::Span<const uint8_t> payload, std::stop_token stop);
+
 class RepackCache {
  public:
   // FailedPrecondition, naming the folder and the fix, when it cannot be made or trusted.
@@ -54,9 +59,9 @@ class RepackCache {
   // NotFound when there is none, or none that is valid (which is removed).
   absl::StatusOr<Found> Find(const RepackKey& key) const;
   // Keeps `payload`, and removes the files used longest ago beyond kMaxFiles. ResourceExhausted
-  // when the disk is full.
+  // when the disk is full. One that is stopped leaves nothing.
   absl::Status Store(const RepackKey& key, absl::Span<const uint8_t> payload,
-                     const Sha256& source_digest) const;
+                     const Sha256& source_digest, std::stop_token stop = {}) const;
   void Remove(const RepackKey& key) const;
 
   const std::string& folder() const { return folder_; }

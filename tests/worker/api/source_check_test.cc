@@ -94,34 +94,47 @@ TEST_F(SourceCheckTest, ADigestThatIsAskedForMustBeTheOne) {
 }
 
 TEST_F(SourceCheckTest, ComputedWeightsAreThereAtTheNextStart) {
-  ASSERT_TRUE(SettleRepacked(path_, source_, Computed(), *cache_).ok());
+  ASSERT_TRUE(SettleRepacked(path_, source_, Computed(), *cache_, {}).ok());
   const Weights next = FromCache();
   EXPECT_EQ(next.packed.bytes()[100], 42);
-  EXPECT_TRUE(SettleRepacked(path_, source_, next, *cache_).ok());
+  EXPECT_TRUE(SettleRepacked(path_, source_, next, *cache_, {}).ok());
 }
 
 TEST_F(SourceCheckTest, WeightsOfAnotherSourceEndTheServiceAndTheEntry) {
-  ASSERT_TRUE(SettleRepacked(path_, source_, Computed(), *cache_).ok());
+  ASSERT_TRUE(SettleRepacked(path_, source_, Computed(), *cache_, {}).ok());
   const Weights next = FromCache();
-  EXPECT_EQ(SettleRepacked(path_, {8}, next, *cache_).code(), absl::StatusCode::kDataLoss);
+  EXPECT_EQ(SettleRepacked(path_, {8}, next, *cache_, {}).code(), absl::StatusCode::kDataLoss);
   EXPECT_FALSE(cache_->Find(next.packed_key).ok());
 }
 
 TEST_F(SourceCheckTest, WeightsThatChangedOnDiskEndTheServiceAndTheEntry) {
-  ASSERT_TRUE(SettleRepacked(path_, source_, Computed(), *cache_).ok());
+  ASSERT_TRUE(SettleRepacked(path_, source_, Computed(), *cache_, {}).ok());
   for (const auto& entry : fs::directory_iterator(root_ + "/cache")) {
     std::fstream file(entry.path(), std::ios::in | std::ios::out | std::ios::binary);
     file.seekp(4096 + 100);
     file.put('x');
   }
   const Weights next = FromCache();
-  EXPECT_EQ(SettleRepacked(path_, source_, next, *cache_).code(), absl::StatusCode::kDataLoss);
+  EXPECT_EQ(SettleRepacked(path_, source_, next, *cache_, {}).code(), absl::StatusCode::kDataLoss);
   EXPECT_FALSE(cache_->Find(next.packed_key).ok());
+}
+
+// Whoever ends the process does not wait for gigabytes.
+TEST_F(SourceCheckTest, RepackedWeightsAreNeitherStoredNorHashedOnceItIsToStop) {
+  std::stop_source stop;
+  stop.request_stop();
+  EXPECT_TRUE(
+      absl::IsCancelled(SettleRepacked(path_, source_, Computed(), *cache_, stop.get_token())));
+  EXPECT_TRUE(fs::is_empty(root_ + "/cache"));
+  ASSERT_TRUE(SettleRepacked(path_, source_, Computed(), *cache_, {}).ok());
+  const Weights next = FromCache();
+  EXPECT_TRUE(absl::IsCancelled(SettleRepacked(path_, source_, next, *cache_, stop.get_token())));
+  EXPECT_TRUE(cache_->Find(next.packed_key).ok());
 }
 
 TEST_F(SourceCheckTest, AFolderThatCannotBeWrittenCostsOnlyTheNextStart) {
   fs::remove_all(root_ + "/cache");
-  EXPECT_TRUE(SettleRepacked(path_, source_, Computed(), *cache_).ok());
+  EXPECT_TRUE(SettleRepacked(path_, source_, Computed(), *cache_, {}).ok());
 }
 
 }  // namespace
