@@ -22,6 +22,10 @@ absl::StatusOr<MappedFile> MappedFile::Open(const std::string& path) {
       return absl::PermissionDeniedError(absl::StrCat(
           path, ": permission denied; let the user that runs the worker read the file"));
     }
+    if (error == EMFILE || error == ENFILE) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          path, ": ", std::strerror(error), "; raise the limit of open files (ulimit -n)"));
+    }
     return absl::NotFoundError(absl::StrCat(path, ": ", std::strerror(error),
                                             "; check the path of the model and its volume"));
   }

@@ -14,7 +14,8 @@ namespace rempart::worker {
 
 class MappedFile {
  public:
-  // NotFound when there is no such file; InvalidArgument when it is empty or not a regular file.
+  // NotFound when there is no such file; InvalidArgument when it is empty or not a regular file;
+  // FailedPrecondition when too many are open.
   static absl::StatusOr<MappedFile> Open(const std::string& path);
   MappedFile(MappedFile&& other) noexcept;
   MappedFile& operator=(MappedFile&& other) noexcept;

@@ -4,6 +4,8 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <cstring>
 #include <filesystem>
@@ -195,6 +197,21 @@ TEST_F(SplitModel, RefusesPartsThatDoNotBelongTogether) {
   WriteParts(TinyGguf(2, /*tensor_count=*/12));
   EXPECT_THAT(RefusalOf(Part(1, 2)),
               HasSubstr("split.tensors.count is 12, but all parts have 11 tensors"));
+}
+
+TEST(MappedFile, TooManyOpenFilesAreNoWrongPath) {
+  rlimit before = {};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+  const int next = dup(STDIN_FILENO);
+  ASSERT_GE(next, 0);
+  close(next);
+  const rlimit none = {static_cast<rlim_t>(next), before.rlim_max};
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &none), 0);
+  const absl::Status refused = MappedFile::Open(kLlama + std::string("/config.json")).status();
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(refused.message()),
+              HasSubstr("config.json: Too many open files; raise the limit of open files"));
 }
 
 TEST(SplitFiles, AreRecognisedByTheirNamesAlone) {
