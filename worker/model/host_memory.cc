@@ -2,6 +2,7 @@
 #include "worker/model/host_memory.h"
 
 #include <algorithm>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -16,6 +17,11 @@ constexpr int64_t kMiB = 1 << 20;
 
 // Rounded up, so that what is printed adds up to enough.
 int64_t Mib(int64_t bytes) { return (bytes + kMiB - 1) / kMiB; }
+
+// Of what a file and settings say, which may be more than a number holds: then as good as endless,
+// with room to add to it.
+constexpr int64_t kEndless = int64_t{1} << 61;
+int64_t Times(int64_t a, int64_t b) { return a > kEndless / b ? kEndless : a * b; }
 
 int64_t TableBytes(int64_t bytes) { return (bytes + kBytesPerTableByte - 1) / kBytesPerTableByte; }
 
@@ -108,7 +114,7 @@ int64_t WorkspaceBytes(const ModelConfig& config, const TransformerOptions& opti
 absl::StatusOr<int64_t> PlanKvBlocks(const HostMemoryNeeds& needs, const MemoryUse& use) {
   const int64_t per_sequence =
       (needs.context_length + kernels::kKvBlockTokens - 1) / kernels::kKvBlockTokens;
-  const int64_t least = per_sequence * needs.kv_block_bytes;
+  const int64_t least = Times(per_sequence, needs.kv_block_bytes);
   const int64_t free = use.left_bytes();
   const int64_t weights = needs.weights.sum();
   const int64_t room = free - ProcessBytes(needs);
@@ -119,7 +125,7 @@ absl::StatusOr<int64_t> PlanKvBlocks(const HostMemoryNeeds& needs, const MemoryU
   const int64_t copying = weights + needs.weights.scratch;
   int64_t wanted = needs.kv_bytes;
   if (wanted == 0) {
-    wanted = std::min(needs.max_sequences * least, std::max(least, free / 2));
+    wanted = std::min(Times(needs.max_sequences, least), std::max(least, free / 2));
     wanted = std::max(least, std::min(wanted, left));
   }
   if (wanted < least) {
@@ -127,8 +133,10 @@ absl::StatusOr<int64_t> PlanKvBlocks(const HostMemoryNeeds& needs, const MemoryU
         "engine.kvCacheMib is ", wanted / kMiB, ", but one sequence of ", needs.context_length,
         " tokens needs ", Mib(least), " MiB: set at least that, or lower engine.contextLength"));
   }
-  if (wanted > left || copying + TableBytes(copying) > room) return DoesNotFit(needs, wanted, use);
-  return wanted / needs.kv_block_bytes;
+  if (wanted > left || copying + TableBytes(copying) > room) {
+    return DoesNotFit(needs, wanted, left / kMiB * kMiB >= least ? left : 0, use);
+  }
+  return std::min<int64_t>(wanted / needs.kv_block_bytes, std::numeric_limits<int32_t>::max());
 }
 
 }  // namespace rempart::worker

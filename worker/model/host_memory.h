@@ -37,7 +37,8 @@ inline constexpr int64_t kBytesPerTableByte = 512;
 int64_t WorkspaceBytes(const ModelConfig& config, const TransformerOptions& options,
                        const RankPosition& of = {});
 
-// How many KV blocks there are; never fewer than one sequence of full length needs.
+// How many KV blocks there are, which an int32_t holds; never fewer than one sequence of full
+// length needs.
 // ResourceExhausted, with each part, the limit and what to change, when they do not fit into what
 // is left; FailedPrecondition when kv_bytes are too few for one sequence.
 absl::StatusOr<int64_t> PlanKvBlocks(const HostMemoryNeeds& needs, const MemoryUse& use);

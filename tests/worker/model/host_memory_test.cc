@@ -7,7 +7,9 @@
 
 #include <filesystem>
 #include <fstream>
+#include <limits>
 
+#include "absl/strings/str_cat.h"
 #include "tests/worker/model/random_model.h"
 #include "tests/worker/model/rank_group.h"
 #include "worker/model/model_source.h"
@@ -78,6 +80,25 @@ TEST(HostMemory, WhereTheMachineIsTheLimitThatIsSaid) {
   EXPECT_THAT(std::string(PlanKvBlocks(Needs(), use).status().message()),
               HasSubstr("left of 226 MiB (the machine): this machine has 1 MiB too little: end "
                         "other processes, or lower engine.contextLength, or engine.maxSequences"));
+}
+
+// Products that an int64_t does not hold: a file and settings may say so.
+TEST(HostMemory, WhatIsMoreThanANumberHoldsDoesNotFit) {
+  HostMemoryNeeds needs = Needs();
+  needs.kv_block_bytes = int64_t{1} << 43;
+  needs.max_sequences = 4096;
+  for (const int64_t context : {int64_t{1} << 24, int64_t{1} << 20}) {
+    needs.context_length = context;
+    EXPECT_THAT(std::string(PlanKvBlocks(needs, Limit(10000)).status().message()),
+                HasSubstr(absl::StrCat(" MiB for ", context, " tokens + workspace 20 MiB")));
+  }
+}
+
+TEST(HostMemory, BlocksAreNoMoreThanTheirNumbersHold) {
+  HostMemoryNeeds needs = Needs();
+  needs.kv_block_bytes = 512;
+  needs.kv_bytes = int64_t{3} << 40;
+  EXPECT_EQ(*PlanKvBlocks(needs, Limit(int64_t{4} << 20)), std::numeric_limits<int32_t>::max());
 }
 
 // Of 256 Ki tokens the tokenizer takes 75 MiB more than one of 64 Ki.
