@@ -59,7 +59,19 @@ std::vector<Part> PartsOf(const HostMemoryNeeds& needs, int64_t kv_bytes, bool w
   return parts;
 }
 
-absl::Status DoesNotFit(const HostMemoryNeeds& needs, int64_t kv_bytes, const MemoryUse& use) {
+// What to ask less for; `most_kv_bytes` fit, where that is enough for one sequence.
+std::string Smaller(const HostMemoryNeeds& needs, int64_t most_kv_bytes, bool while_copying) {
+  if (while_copying) return "";
+  if (needs.kv_bytes > 0 && most_kv_bytes > 0) {
+    return absl::StrCat(", or lower engine.kvCacheMib to at most ", most_kv_bytes / kMiB);
+  }
+  return absl::StrCat(", or lower engine.contextLength",
+                      needs.kv_bytes > 0 ? " and engine.kvCacheMib" : "",
+                      ", or engine.maxSequences");
+}
+
+absl::Status DoesNotFit(const HostMemoryNeeds& needs, int64_t kv_bytes, int64_t most_kv_bytes,
+                        const MemoryUse& use) {
   const bool while_copying = needs.weights.scratch > kv_bytes + needs.workspace_bytes;
   const std::vector<Part> parts = PartsOf(needs, kv_bytes, while_copying);
   int64_t all = 0;
@@ -71,15 +83,10 @@ absl::Status DoesNotFit(const HostMemoryNeeds& needs, int64_t kv_bytes, const Me
       use.is_of_machine()
           ? absl::StrCat("this machine has ", missing, " MiB too little: end other processes")
           : absl::StrCat("give the pod ", missing, " MiB more (resources.limits.memory)");
-  const std::string smaller = while_copying
-                                  ? ""
-                                  : absl::StrCat(", or lower engine.contextLength",
-                                                 needs.kv_bytes > 0 ? " and engine.kvCacheMib" : "",
-                                                 ", or engine.maxSequences");
-  return absl::ResourceExhaustedError(absl::StrCat("not enough memory: ", sum, " = ", all,
-                                                   " MiB, more than the ", use.left_bytes() / kMiB,
-                                                   " MiB that are left of ", use.limit_bytes / kMiB,
-                                                   " MiB (", use.limit_of, "): ", more, smaller));
+  return absl::ResourceExhaustedError(absl::StrCat(
+      "not enough memory: ", sum, " = ", all, " MiB, more than the ", use.left_bytes() / kMiB,
+      " MiB that are left of ", use.limit_bytes / kMiB, " MiB (", use.limit_of, "): ", more,
+      Smaller(needs, most_kv_bytes, while_copying)));
 }
 
 }  // namespace

@@ -18,6 +18,7 @@ namespace rempart::worker {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::EndsWith;
 using ::testing::HasSubstr;
 
 constexpr int64_t kMiB = 1 << 20;
@@ -70,7 +71,15 @@ TEST(HostMemory, SaysTheArithmeticOfWhatDoesNotFit) {
   EXPECT_THAT(std::string(PlanKvBlocks(given, Limit(1000)).status().message()),
               AllOf(HasSubstr("weights expanded 80 MiB + weights read from the file 3 MiB + KV "
                               "cache 4000 MiB"),
-                    HasSubstr("and engine.kvCacheMib")));
+                    EndsWith("(resources.limits.memory), or lower engine.kvCacheMib to at most "
+                             "821")));
+  given.kv_bytes = 821 * kMiB;
+  EXPECT_TRUE(PlanKvBlocks(given, Limit(1000)).ok());
+  given.kv_bytes = 822 * kMiB;
+  EXPECT_FALSE(PlanKvBlocks(given, Limit(1000)).ok());
+  EXPECT_THAT(std::string(PlanKvBlocks(given, Limit(200)).status().message()),
+              EndsWith(", or lower engine.contextLength and engine.kvCacheMib, or "
+                       "engine.maxSequences"));
 }
 
 // There is no pod to give more to.
