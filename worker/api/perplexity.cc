@@ -2,11 +2,17 @@
 #include "worker/api/perplexity.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
 #include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <memory>
 #include <numeric>
 #include <optional>
+#include <system_error>
 
 #include "absl/status/status.h"
 #include "absl/strings/match.h"
@@ -27,7 +33,7 @@
 namespace rempart::worker {
 namespace {
 
-constexpr int64_t kMaxTextBytes = 64 << 20;
+constexpr uintmax_t kMaxTextBytes = 64 << 20;
 constexpr int32_t kMaxContext = 1 << 20;
 // Tokens whose logits are held at the same time: 32 MiB for 262,144 entries.
 constexpr int64_t kRows = 32;
@@ -159,6 +165,10 @@ absl::Status ScoreChunk(absl::Span<const int32_t> ids, Scorer& scorer, Scorer* e
     for (int64_t i = 0; i < rows; ++i) {
       const absl::Span<const float> row = scorer.log_probabilities(i);
       predicted.losses.push_back(-double{row[ids[begin + i + 1]]});
+      if (!std::isfinite(predicted.losses.back())) {
+        return absl::DataLossError(
+            "the model computes logits that are not numbers: download it again");
+      }
       if (exact == nullptr) continue;
       const absl::Span<const float> exact_row = exact->log_probabilities(i);
       predicted.divergences.push_back(KlDivergence(exact_row, row));
@@ -189,9 +199,24 @@ Perplexity FromLosses(const std::vector<double>& losses, int32_t chunks, std::st
   return {value, error, static_cast<int64_t>(losses.size()), chunks, std::move(tier), std::nullopt};
 }
 
+absl::Status BadText(const std::string& path, absl::string_view why) {
+  return absl::FailedPreconditionError(absl::StrCat(path, ": ", why));
+}
+
 // Without the line end at its end, which llama-perplexity leaves out too.
 absl::StatusOr<std::string> ReadText(const std::string& path) {
-  ASSIGN_OR_RETURN(std::string text, ReadTextFile(path, kMaxTextBytes));
+  std::ifstream file(path, std::ios::binary);
+  if (!file) return BadText(path, absl::StrCat(std::strerror(errno), "; name a text file"));
+  std::error_code error;
+  if (!std::filesystem::is_regular_file(path, error)) {
+    return BadText(path, "not a regular file; name a text file");
+  }
+  const uintmax_t bytes = std::filesystem::file_size(path, error);
+  if (error || bytes > kMaxTextBytes) {
+    return BadText(path, absl::StrCat("has ", bytes, " bytes, more than ", kMaxTextBytes,
+                                      ": give a part of it"));
+  }
+  std::string text((std::istreambuf_iterator<char>(file)), {});
   if (absl::EndsWith(text, "\n")) text.pop_back();
   return text;
 }
@@ -286,14 +311,13 @@ absl::StatusOr<Perplexity> MeasurePerplexity(
   }
   const absl::StatusOr<std::vector<int32_t>> ids = scorer->text().EncodePlainText(text);
   if (!ids.ok()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(options.text_path, ": ", std::string(ids.status().message())));
+    return BadText(options.text_path, ids.status().message());
   }
   const auto whole = static_cast<int32_t>(ids->size() / options.context);
   if (whole == 0) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(options.text_path, " has ", ids->size(), " tokens, fewer than --context ",
-                     options.context, ": give a longer text or a smaller context"));
+    return BadText(options.text_path,
+                   absl::StrCat("has ", ids->size(), " tokens, fewer than --context ",
+                                options.context, ": give a longer text or a smaller context"));
   }
   const int32_t chunks = options.chunks > 0 ? std::min(options.chunks, whole) : whole;
   Predicted predicted;
@@ -302,7 +326,8 @@ absl::StatusOr<Perplexity> MeasurePerplexity(
     const auto begin = ids->begin() + int64_t{i} * options.context;
     std::vector<int32_t> chunk(begin, begin + options.context);
     if (const std::optional<int32_t> bos = scorer->text().begin_id()) chunk[0] = *bos;
-    RETURN_IF_ERROR(ScoreChunk(chunk, *scorer, exact.get(), predicted));
+    const absl::Status scored = ScoreChunk(chunk, *scorer, exact.get(), predicted);
+    if (!scored.ok()) return About(options.model_path, scored);
     result = FromLosses(predicted.losses, i + 1, scorer->kernel_tier());
     result.divergence = DivergenceOf(predicted);
     if (on_chunk) on_chunk(result);

@@ -61,7 +61,7 @@ inline constexpr char kPerplexityUsage[] =
 absl::StatusOr<PerplexityOptions> ParsePerplexityOptions(const std::vector<std::string>& words);
 
 // `on_chunk` hears of the figure so far after each chunk. Errors are those of ModelLoader
-// (worker/api/worker_process.h); FailedPrecondition when the text is too short.
+// (worker/api/worker_process.h); FailedPrecondition for a text that cannot be read or is too short.
 absl::StatusOr<Perplexity> MeasurePerplexity(
     const PerplexityOptions& options, const std::function<void(const Perplexity&)>& on_chunk);
 

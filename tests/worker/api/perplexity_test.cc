@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 
@@ -138,8 +139,41 @@ TEST_F(PerplexityTest, SaysWhatIsWrongWithTextAndModel) {
   options_.kernel_tier = "abacus";
   EXPECT_THAT(refusal(), HasSubstr("--kernel-tier \"abacus\" is not one that this CPU has"));
   options_.kernel_tier.clear();
+  const std::string text = options_.text_path;
   options_.text_path += ".gone";
-  EXPECT_THAT(refusal(), HasSubstr(".gone: No such file"));
+  EXPECT_THAT(refusal(), HasSubstr(".gone: No such file or directory; name a text file"));
+  options_.text_path = testing::TempDir();
+  EXPECT_THAT(refusal(), HasSubstr(": not a regular file; name a text file"));
+  options_.text_path = text;
+  std::filesystem::resize_file(text, (64 << 20) + 1);
+  EXPECT_THAT(refusal(), HasSubstr("has 67108865 bytes, more than 67108864: give a part of it"));
+}
+
+// A text is no model: its faults are those of a wrong command.
+TEST_F(PerplexityTest, WhatIsWrongWithTheTextIsNoFaultOfTheModel) {
+  for (const char* text : {"Once upon a time", "", "\xff\xfe"}) {
+    Text(text);
+    EXPECT_EQ(ExitCodeOf(MeasurePerplexity(options_, nullptr).status()), kExitConfig) << text;
+  }
+  options_.text_path += ".gone";
+  EXPECT_EQ(ExitCodeOf(MeasurePerplexity(options_, nullptr).status()), kExitConfig);
+}
+
+TEST_F(PerplexityTest, LogitsThatAreNotNumbersAreNoFigure) {
+  const auto source = OpenModel(kStories);
+  ASSERT_TRUE(source.ok()) << source.status();
+  const absl::Span<const uint8_t> bytes = source->files[0].bytes();
+  std::string file(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  const int64_t norm = source->tensors.at("output_norm.weight").data - bytes.data();
+  const float none = std::nanf("");
+  std::memcpy(&file[norm], &none, sizeof(none));
+  options_.model_path = options_.text_path + ".gguf";
+  std::ofstream(options_.model_path, std::ios::binary) << file;
+  const absl::Status refused = MeasurePerplexity(options_, nullptr).status();
+  std::filesystem::remove(options_.model_path);
+  EXPECT_EQ(ExitCodeOf(refused), kExitModel);
+  EXPECT_THAT(std::string(refused.message()),
+              AllOf(HasSubstr(options_.model_path), HasSubstr("logits that are not numbers")));
 }
 
 TEST(PerplexityOptions, AreReadFromWords) {
