@@ -58,9 +58,9 @@ std::string CpusText() {
 bool CheckProcessor(const std::string& kernel_tier) {
   const kernels::Ops& best = kernels::BestOps();
   std::string others;
-  for (const kernels::OpsTier& tier : kernels::AllOps()) {
-    if (!tier.is_supported || tier.is_twin || tier.ops == &best) continue;
-    absl::StrAppend(&others, others.empty() ? "" : ", ", tier.ops->name);
+  for (const kernels::Ops* ops : kernels::ChoosableOps()) {
+    if (ops == &best) continue;
+    absl::StrAppend(&others, others.empty() ? "" : ", ", ops->name);
   }
   const bool is_fast = std::string(best.name) != "baseline";
   Print(is_fast ? Verdict::kGood : Verdict::kNote,

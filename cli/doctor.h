@@ -7,7 +7,7 @@
 namespace rempart::cli {
 
 // Prints a line per check, and what the kernels of `kernel_tier` compute ("": of the best that this
-// machine has; one that kernels::FindOps knows). The exit status is 1 when `rempart serve` cannot
+// machine has; one of kernels::ChoosableOps). The exit status is 1 when `rempart serve` cannot
 // work here.
 int RunDoctor(const std::string& kernel_tier);
 

@@ -86,12 +86,9 @@ std::string ReadPort(const std::string& flag, const std::string& value, int& por
 
 std::string ReadKernelTier(const std::string& value, std::string& tier) {
   tier = value;
-  if (kernels::FindOps(value) != nullptr) return "";
-  std::string known;
-  for (const kernels::OpsTier& each : kernels::AllOps()) {
-    if (each.is_supported && !each.is_twin) absl::StrAppend(&known, " ", each.ops->name);
-  }
-  return absl::StrCat("--kernel-tier ", value, " is not one that this CPU has:", known);
+  std::string why;
+  if (kernels::ChooseOps(value, why) != nullptr) return "";
+  return absl::StrCat("--kernel-tier ", why);
 }
 
 // The problem, or nothing.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The table of compute kernels that a model is made of, and the only header of kernels/ that the
-// rest of the worker includes. A table is chosen once at start (BestOps or FindOps) and is
+// rest of the worker includes. A table is chosen once at start (BestOps or ChooseOps) and is
 // constant.
 //
 // Invariants of every table:
@@ -14,6 +14,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -236,9 +237,14 @@ struct OpsTier {
 };
 // Slowest first: "reference", "baseline", ..., then the twins ("avx2-twin", ...).
 const std::vector<OpsTier>& AllOps();
-// The fastest supported table.
-const Ops& BestOps();
 // The supported table called `name`, or null.
 const Ops* FindOps(std::string_view name);
+
+// Those that may be chosen for work, slowest first: supported, and no twins.
+std::vector<const Ops*> ChoosableOps();
+// The fastest of them.
+const Ops& BestOps();
+// That of them which is called `name`; null for another name, and `why` says which there are.
+const Ops* ChooseOps(std::string_view name, std::string& why);
 
 }  // namespace rempart::kernels

@@ -20,18 +20,33 @@ const std::vector<OpsTier>& AllOps() {
   return tiers;
 }
 
-const Ops& BestOps() {
-  const Ops* best = nullptr;
-  for (const OpsTier& tier : AllOps()) {
-    if (tier.is_supported && !tier.is_twin) best = tier.ops;
-  }
-  return *best;
-}
-
 const Ops* FindOps(std::string_view name) {
   for (const OpsTier& tier : AllOps()) {
     if (tier.is_supported && name == tier.ops->name) return tier.ops;
   }
+  return nullptr;
+}
+
+std::vector<const Ops*> ChoosableOps() {
+  std::vector<const Ops*> choosable;
+  for (const OpsTier& tier : AllOps()) {
+    if (tier.is_supported && !tier.is_twin) choosable.push_back(tier.ops);
+  }
+  return choosable;
+}
+
+const Ops& BestOps() {
+  static const Ops& best = *ChoosableOps().back();
+  return best;
+}
+
+const Ops* ChooseOps(std::string_view name, std::string& why) {
+  std::string known;
+  for (const Ops* ops : ChoosableOps()) {
+    if (name == ops->name) return ops;
+    known.append(" ").append(ops->name);
+  }
+  why.append("\"").append(name).append("\" is not one that this CPU has:").append(known);
   return nullptr;
 }
 

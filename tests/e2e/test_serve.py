@@ -184,7 +184,7 @@ def test_kernels_that_this_processor_lacks_are_refused_with_those_it_has():
     for command in (("serve", "-f", "-", "--dev"), ("doctor",)):
         done = run(*command, "--kernel-tier", "sse9", stdin=manifest())
         assert done.returncode == 2
-        assert "--kernel-tier sse9 is not one that this CPU has: reference baseline" in done.stderr
+        assert '--kernel-tier "sse9" is not one that this CPU has: reference baseline' in done.stderr
 
 
 def free_pair() -> int:

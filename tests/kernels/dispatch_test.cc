@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <set>
+#include <string>
 #include <utility>
 
 #include "kernels/chosen_kernels.h"
@@ -26,6 +27,18 @@ TEST(Dispatch, BestIsSupportedAndNotATwin) {
     EXPECT_FALSE(tier.is_twin);
   }
   EXPECT_NE(&BestOps(), &ReferenceOps());
+}
+
+TEST(Dispatch, ATwinIsNotChosenForWork) {
+  for (const OpsTier& tier : AllOps()) {
+    std::string why;
+    const bool may_work = tier.is_supported && !tier.is_twin;
+    EXPECT_EQ(ChooseOps(tier.ops->name, why), may_work ? tier.ops : nullptr) << tier.ops->name;
+    EXPECT_EQ(why.empty(), may_work) << why;
+  }
+  std::string why;
+  EXPECT_EQ(ChooseOps("amx-twin", why), nullptr);
+  EXPECT_EQ(why.find("\"amx-twin\" is not one that this CPU has: reference baseline"), 0u) << why;
 }
 
 // Whatever the machine lacks is tested through its twin.

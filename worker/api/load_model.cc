@@ -470,14 +470,10 @@ absl::Status OpenParts(const WorkerSettings& settings, const GpuOpener& open_gpu
 
 absl::StatusOr<const kernels::Ops*> ChooseOps(absl::string_view field, const std::string& tier) {
   if (tier.empty()) return &kernels::BestOps();
-  const kernels::Ops* ops = kernels::FindOps(tier);
+  std::string why;
+  const kernels::Ops* ops = kernels::ChooseOps(tier, why);
   if (ops != nullptr) return ops;
-  std::string known;
-  for (const kernels::OpsTier& each : kernels::AllOps()) {
-    if (each.is_supported && !each.is_twin) absl::StrAppend(&known, " ", each.ops->name);
-  }
-  return absl::FailedPreconditionError(
-      absl::StrCat(field, " \"", tier, "\" is not one that this CPU has:", known));
+  return absl::FailedPreconditionError(absl::StrCat(field, " ", why));
 }
 
 std::optional<kernels::DType> KvType(absl::string_view name) {
