@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "cli/run_folder.h"
 #include "kernels/chosen_kernels.h"
 #include "kernels/ops.h"
 #include "worker/device/cpu_count.h"
@@ -119,15 +120,6 @@ bool CheckPort() {
   return true;
 }
 
-bool CheckFolder() {
-  const bool writable = access("/tmp", W_OK | X_OK) == 0;
-  Print(writable ? Verdict::kGood : Verdict::kBad,
-        writable ? "folder: /tmp is writable"
-                 : "folder: /tmp is not writable: sockets and logs have no place; mount it, or set "
-                   "XDG_RUNTIME_DIR");
-  return writable || getenv("XDG_RUNTIME_DIR") != nullptr;
-}
-
 void CheckContainers() {
   const bool root = geteuid() == 0;
   const bool cgroups = access("/sys/fs/cgroup/cgroup.controllers", R_OK) == 0;
@@ -139,6 +131,17 @@ void CheckContainers() {
 }
 
 }  // namespace
+
+bool CheckFolder() {
+  const std::string folder = RunFolder::Base();
+  const bool is_writable = access(folder.c_str(), W_OK | X_OK) == 0;
+  Print(is_writable ? Verdict::kGood : Verdict::kBad,
+        absl::StrCat("folder: ", folder,
+                     is_writable ? " is writable"
+                                 : " is not writable: sockets and logs have no place; mount it, or "
+                                   "set XDG_RUNTIME_DIR to a folder that is"));
+  return is_writable;
+}
 
 void CheckGpus(const std::string& nvml_library) {
   const auto note = [](const absl::Status& why) {

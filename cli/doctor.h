@@ -15,4 +15,7 @@ int RunDoctor(const std::string& kernel_tier);
 // `nvml_library` may be empty: the loader's path.
 void CheckGpus(const std::string& nvml_library);
 
+// The part of it about the folder for sockets and logs of `rempart serve`: whether it is writable.
+bool CheckFolder();
+
 }  // namespace rempart::cli

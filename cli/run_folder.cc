@@ -17,11 +17,14 @@
 
 namespace rempart::cli {
 
+std::string RunFolder::Base() {
+  const char* base = std::getenv("XDG_RUNTIME_DIR");
+  return base != nullptr && access(base, W_OK | X_OK) == 0 ? base : "/tmp";
+}
+
 absl::StatusOr<std::unique_ptr<RunFolder>> RunFolder::Create() {
   // Short, because a unix socket's path has at most 107 bytes.
-  const char* base = std::getenv("XDG_RUNTIME_DIR");
-  std::string path =
-      absl::StrCat(base != nullptr && access(base, W_OK) == 0 ? base : "/tmp", "/rempart-XXXXXX");
+  std::string path = Base() + "/rempart-XXXXXX";
   if (mkdtemp(path.data()) == nullptr) {
     return absl::PermissionDeniedError(
         absl::StrCat("cannot make a folder ", path, ": ", std::strerror(errno)));

@@ -12,6 +12,8 @@ namespace rempart::cli {
 
 class RunFolder {
  public:
+  // Where it is made: $XDG_RUNTIME_DIR where one may write there, else /tmp.
+  static std::string Base();
   static absl::StatusOr<std::unique_ptr<RunFolder>> Create();
   ~RunFolder();
 

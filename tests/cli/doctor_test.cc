@@ -4,7 +4,10 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <cstdlib>
+#include <filesystem>
 #include <string>
 
 #include "tests/worker/device/fake_nvml.h"
@@ -41,6 +44,24 @@ TEST(Doctor, SaysWhyThereAreNone) {
   EXPECT_THAT(Said("/nowhere/libnvidia-ml.so.1"),
               StartsWith("note  GPUs: none (no NVIDIA driver: /nowhere/libnvidia-ml.so.1: "));
   EXPECT_THAT(Said("/nowhere/libnvidia-ml.so.1"), HasSubstr("): models run with device: cpu\n"));
+}
+
+// Where `rempart serve` puts its sockets, not only /tmp.
+TEST(Doctor, NamesTheFolderThatIsUsed) {
+  const char* const before = std::getenv("XDG_RUNTIME_DIR");
+  const std::string kept = before == nullptr ? "" : before;
+  const auto said = [](const std::string& folder) {
+    setenv("XDG_RUNTIME_DIR", folder.c_str(), 1);
+    testing::internal::CaptureStdout();
+    EXPECT_TRUE(CheckFolder());
+    return testing::internal::GetCapturedStdout();
+  };
+  const std::string own = testing::TempDir() + "/doctor_" + std::to_string(getpid());
+  std::filesystem::create_directories(own);
+  EXPECT_EQ(said(own), "ok    folder: " + own + " is writable\n");
+  std::filesystem::remove_all(own);
+  EXPECT_EQ(said(own), "ok    folder: /tmp is writable\n");
+  before == nullptr ? unsetenv("XDG_RUNTIME_DIR") : setenv("XDG_RUNTIME_DIR", kept.c_str(), 1);
 }
 
 }  // namespace
