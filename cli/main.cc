@@ -57,7 +57,9 @@ constexpr char kUsage[] =
     "  --metrics PORT   serve Prometheus metrics of the router on 127.0.0.1:PORT/metrics, those\n"
     "                   of the workers on the ports after it\n\n"
     "Exit status: 0 stopped, 1 failed, 2 a wrong flag or manifest, 3 a model file is missing or\n"
-    "not valid, 4 not enough memory, 5 the address is in use or not permitted.\n";
+    "not valid, 4 not enough memory, 5 the address is in use or not permitted, 6 no GPU to "
+    "compute\n"
+    "on.\n";
 
 int UsageError(const std::string& problem) {
   std::fprintf(stderr, "rempart: %s\nTry `rempart help`.\n", problem.c_str());

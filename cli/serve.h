@@ -6,6 +6,8 @@
 #include <csignal>
 #include <string>
 
+#include "common/exit_code.h"
+
 namespace rempart::cli {
 
 struct ServeOptions {
@@ -28,21 +30,11 @@ struct ServeOptions {
   std::string binaries;
 };
 
-// Exit status of `rempart`, and of its children.
-enum ExitCode : int {
-  kExitOk = 0,
-  kExitRuntime = 1,
-  kExitConfig = 2,
-  kExitModel = 3,
-  kExitMemory = 4,
-  kExitAddress = 5,
-  kExitDevice = 6,
-};
-
 // Says to the main thread that a worker has told something new.
 inline constexpr int kNewsSignal = SIGUSR1;
 
 // Runs until SIGINT or SIGTERM, which the caller has blocked in all threads, kNewsSignal too.
+// Returns the exit status: kExitOk, or that of the child that cannot be started at all.
 int Serve(const ServeOptions& options);
 
 }  // namespace rempart::cli

@@ -218,7 +218,7 @@ int main(int argc, char** argv) {
   const std::vector<std::string> arguments(argv + 1, argv + argc);
   if (!arguments.empty() && (arguments[0] == "--help" || arguments[0] == "help")) {
     rempart::op::PrintHelp({});
-    return rempart::op::kExitOk;
+    return rempart::kExitOk;
   }
   if (!arguments.empty() && arguments[0] == "probe") {
     return rempart::op::RunProbe({arguments.begin() + 1, arguments.end()});

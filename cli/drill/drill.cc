@@ -16,7 +16,7 @@
 #include "cli/drill/report.h"
 #include "cli/drill/target.h"
 #include "cli/drill/watch.h"
-#include "cli/serve.h"
+#include "common/exit_code.h"
 #include "common/status_macros.h"
 #include "operator/kube/client.h"
 #include "operator/kube/curl_transport.h"

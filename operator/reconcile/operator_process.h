@@ -12,19 +12,12 @@
 #include <string>
 
 #include "common/clock.h"
+#include "common/exit_code.h"
 #include "operator/kube/transport.h"
 #include "operator/kube/work_queue.h"
 #include "operator/plan/observed.h"
 
 namespace rempart::op {
-
-// What the exit status of the process means.
-enum ExitCode : int {
-  kExitOk = 0,
-  kExitRuntime = 1,
-  kExitConfig = 2,
-  kExitAddress = 5,
-};
 
 struct OperatorOptions {
   Settings settings;

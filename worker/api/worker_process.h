@@ -14,6 +14,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
+#include "common/exit_code.h"
 #include "common/mutex.h"
 #include "worker/api/request_reader.h"
 #include "worker/api/worker_status.h"
@@ -24,17 +25,6 @@
 #include "worker/group/rank_model.h"
 
 namespace rempart::worker {
-
-// What the exit status of the process means.
-enum ExitCode : int {
-  kExitOk = 0,
-  kExitRuntime = 1,
-  kExitConfig = 2,
-  kExitModel = 3,
-  kExitMemory = 4,
-  kExitAddress = 5,
-  kExitDevice = 6,
-};
 
 // The exit status of a process that a ModelLoader's error (below) has ended.
 int ExitCodeOf(const absl::Status& status);
