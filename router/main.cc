@@ -13,6 +13,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "common/clock.h"
+#include "common/health/health_server.h"
 #include "common/log.h"
 #include "common/signals.h"
 #include "router/config/router_config.h"

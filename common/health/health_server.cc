@@ -24,19 +24,21 @@ using Error = boost::system::error_code;
 constexpr auto kConnectionTimeout = std::chrono::seconds(5);
 constexpr size_t kMaxRequestBytes = 8192;
 
-absl::StatusOr<Tcp::endpoint> ParseEndpoint(const std::string& address) {
+absl::StatusOr<Tcp::endpoint> ParseEndpoint(absl::string_view field, const std::string& address) {
   const size_t colon = address.rfind(':');
   int port = 0;
   Error error;
   asio::ip::address host;
   if (colon != std::string::npos) {
-    const std::string name = address.substr(0, colon);
-    host = asio::ip::make_address(name == "localhost" ? "127.0.0.1" : name, error);
+    std::string name = address.substr(0, colon);
+    if (name == "localhost") name = "127.0.0.1";
+    if (name.size() > 2 && name.front() == '[') name = name.substr(1, name.size() - 2);
+    host = asio::ip::make_address(name, error);
   }
   if (colon == std::string::npos || error || !absl::SimpleAtoi(address.substr(colon + 1), &port) ||
       port < 0 || port > 65535) {
     return absl::InvalidArgumentError(
-        absl::StrCat("\"", address, "\" is not an address such as 127.0.0.1:9090"));
+        absl::StrCat(field, " is \"", address, "\": it must be an address such as 127.0.0.1:9090"));
   }
   return Tcp::endpoint(host, static_cast<uint16_t>(port));
 }
@@ -109,7 +111,7 @@ struct HealthServer::Listener {
 
 absl::StatusOr<std::unique_ptr<HealthServer>> HealthServer::Start(const std::string& address,
                                                                   HealthHandlers handlers) {
-  ASSIGN_OR_RETURN(Tcp::endpoint endpoint, ParseEndpoint(address));
+  ASSIGN_OR_RETURN(Tcp::endpoint endpoint, ParseEndpoint("health_address", address));
   auto listener = std::make_unique<Listener>(std::move(handlers));
   Error error;
   listener->acceptor.open(endpoint.protocol(), error);
@@ -140,7 +142,7 @@ absl::Status Probe(const std::string& address, const std::string& what, absl::Du
   if (what != "ready" && what != "live") {
     return absl::InvalidArgumentError(absl::StrCat("\"", what, "\" is neither ready nor live"));
   }
-  ASSIGN_OR_RETURN(Tcp::endpoint endpoint, ParseEndpoint(address));
+  ASSIGN_OR_RETURN(Tcp::endpoint endpoint, ParseEndpoint("--address", address));
   asio::io_context context;
   beast::tcp_stream stream(context);
   stream.expires_after(absl::ToChronoMilliseconds(timeout));

@@ -1,10 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "router/http/router_process.h"
 
-#include <boost/beast/core/tcp_stream.hpp>
-#include <boost/beast/http/empty_body.hpp>
-#include <boost/beast/http/read.hpp>
-#include <boost/beast/http/write.hpp>
 #include <condition_variable>
 #include <mutex>
 #include <utility>
@@ -17,10 +13,7 @@
 namespace rempart::router {
 namespace {
 
-namespace asio = boost::asio;
-namespace http = boost::beast::http;
-using Tcp = asio::ip::tcp;
-using Error = boost::system::error_code;
+using Tcp = boost::asio::ip::tcp;
 constexpr auto kKeyReload = std::chrono::milliseconds(1000);
 
 }  // namespace
@@ -142,36 +135,6 @@ void RouterProcess::Stop() {
   stopping_ = true;
   for (const auto& shard : shards_) shard->Stop();
   for (const auto& shard : shards_) shard->Join();
-}
-
-absl::Status Probe(const std::string& address, const std::string& what, absl::Duration timeout) {
-  if (what != "ready" && what != "live") {
-    return absl::InvalidArgumentError(absl::StrCat("\"", what, "\" is neither ready nor live"));
-  }
-  ASSIGN_OR_RETURN(Tcp::endpoint endpoint, ParseEndpoint("--address", address));
-  asio::io_context context;
-  boost::beast::tcp_stream stream(context);
-  stream.expires_after(absl::ToChronoMilliseconds(timeout));
-  http::request<http::empty_body> request(http::verb::get, what == "ready" ? "/readyz" : "/healthz",
-                                          11);
-  request.set(http::field::host, address);
-  http::response<http::string_body> response;
-  boost::beast::flat_buffer buffer;
-  Error result;
-  stream.async_connect(endpoint, [&](Error connected) {
-    result = connected;
-    if (connected) return;
-    http::async_write(stream, request, [&](Error written, size_t) {
-      result = written;
-      if (written) return;
-      http::async_read(stream, buffer, response, [&](Error read, size_t) { result = read; });
-    });
-  });
-  context.run();
-  if (result) return absl::UnavailableError(absl::StrCat(address, ": ", result.message()));
-  if (response.result_int() == 200) return absl::OkStatus();
-  return absl::FailedPreconditionError(
-      absl::StrCat(address, " answers ", response.result_int(), ": ", response.body()));
 }
 
 }  // namespace rempart::router

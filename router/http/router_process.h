@@ -68,7 +68,4 @@ class RouterProcess {
   std::jthread key_reload_;
 };
 
-// GET /healthz or /readyz of a router at "host:port": OK when it answers 200.
-absl::Status Probe(const std::string& address, const std::string& what, absl::Duration timeout);
-
 }  // namespace rempart::router

@@ -10,6 +10,7 @@
 #include <set>
 
 #include "absl/strings/str_cat.h"
+#include "common/health/health_server.h"
 #include "router/config/router_config.h"
 #include "tests/router/fake_worker.h"
 #include "tests/router/http_client.h"

@@ -143,6 +143,9 @@ TEST(HealthServer, IsAskedByProbe) {
   code = 200;
   EXPECT_TRUE(Probe(address, "ready", timeout).ok());
   EXPECT_EQ(Probe(address, "dead", timeout).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(Probe("here", "live", timeout).message()),
+              HasSubstr("--address is \"here\": it must be an address such as 127.0.0.1:9090"));
+  EXPECT_EQ(Probe("[::1]:1", "live", timeout).code(), absl::StatusCode::kUnavailable);
   EXPECT_EQ(HealthServer::Start(address, {}).status().code(), absl::StatusCode::kUnavailable);
   server->reset();
   EXPECT_EQ(Probe(address, "live", timeout).code(), absl::StatusCode::kUnavailable);
