@@ -3,10 +3,11 @@
 
 #include <google/protobuf/util/json_util.h>
 #include <grpcpp/grpcpp.h>
-#include <sys/prctl.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <map>
 #include <memory>
 #include <string>
@@ -104,6 +105,11 @@ class Server {
   }
 
   absl::Status Prepare() {
+    RETURN_IF_ERROR(CheckHost(options_));
+    if (!options_.api_keys_file.empty() && access(options_.api_keys_file.c_str(), R_OK) != 0) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--api-keys ", options_.api_keys_file, ": ", std::strerror(errno)));
+    }
     ASSIGN_OR_RETURN(const std::vector<op::Model> models, ReadManifests(options_.manifest_path));
     ASSIGN_OR_RETURN(std::vector<op::Plan> plans, PlanLocally(models));
     for (const op::Model& model : models) TellOfResources(model);

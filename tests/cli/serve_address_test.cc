@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include "absl/strings/str_cat.h"
 #include "common/tls/tls.h"
 
 namespace rempart::cli {
@@ -24,6 +25,31 @@ TEST(ServeAddress, BothLoopbacksStayOnThisMachine) {
   }
   for (const char* host : {"0.0.0.0", "::", "::2", "10.0.0.1", "::ffff:10.0.0.1"}) {
     EXPECT_FALSE(IsLocalAddress(HostAndPort(host, 8000))) << host;
+  }
+}
+
+TEST(ServeAddress, AHostIsAnAddressAndStaysOnThisMachineWithoutKeys) {
+  const auto refusal = [](const std::string& host, bool dev) {
+    ServeOptions options;
+    options.host = host;
+    options.dev = dev;
+    return std::string(CheckHost(options).message());
+  };
+  for (const char* host : {"127.0.0.1", "localhost", "::1", "[::1]"}) {
+    EXPECT_EQ(refusal(host, true), "") << host;
+    EXPECT_EQ(refusal(host, false), "") << host;
+  }
+  for (const char* host : {"0.0.0.0", "::", "10.0.0.1", "fe80::1%eth0"}) {
+    EXPECT_EQ(refusal(host, false), "") << host;
+    EXPECT_EQ(refusal(host, true),
+              absl::StrCat("--dev serves without API keys, and --host ", host,
+                           " leaves this machine: give 127.0.0.1, or leave --dev out"));
+  }
+  for (const char* host : {"", "llm.example", "127.0.0.1:8000", "1.2.3", "[]"}) {
+    EXPECT_EQ(refusal(host, false),
+              absl::StrCat("--host \"", host,
+                           "\": it must be an IP address of this machine, such as 127.0.0.1 or "
+                           "0.0.0.0"));
   }
 }
 

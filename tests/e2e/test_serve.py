@@ -169,7 +169,10 @@ def test_wrong_flags():
     assert same.returncode == 2 and "which is that of --port" in same.stderr
     assert run("dance").returncode == 2
     everywhere = run("serve", "-f", "-", "--dev", "--host", "0.0.0.0", "--port", str(free_port()), stdin=manifest())
-    assert everywhere.returncode == 2 and "API keys" in everywhere.stderr
+    assert everywhere.returncode == 2 and "--dev serves without API keys, and --host 0.0.0.0 leaves this machine" in everywhere.stderr
+    assert "loading" not in everywhere.stderr
+    no_keys = run("serve", "-f", "-", "--api-keys", "/nowhere", "--port", str(free_port()), stdin=manifest())
+    assert no_keys.returncode == 2 and "--api-keys /nowhere: No such file" in no_keys.stderr
 
 
 @pytest.mark.parametrize("folder, why", [
