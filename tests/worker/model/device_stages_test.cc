@@ -185,16 +185,6 @@ void ExpectSameInStages(const TensorMap& tensors, const ModelConfig& config,
   }
 }
 
-// Layers that differ, so that one computed as another shows.
-ModelConfig UnlikeLayers(ModelConfig config, int layers) {
-  RopeSpec slow = config.ropes[0];
-  for (float& frequency : slow.inverse_frequency) frequency *= 0.25f;
-  config.ropes.push_back(slow);
-  config.layers.resize(layers);
-  for (int i = 0; i < layers; ++i) config.layers[i] = {i % 3 == 1 ? 7 : 0, i % 2};
-  return config;
-}
-
 ModelConfig Small(int layers) { return UnlikeLayers(SmallConfig(4, 2, 32, 64, 256, 131), layers); }
 
 TEST(DeviceStages, ComputeWhatOneStageDoes) {

@@ -5,9 +5,6 @@
 #include <gtest/gtest.h>
 
 #include "tests/worker/model/rank_group.h"
-#include "worker/model/families/families.h"
-#include "worker/model/gguf.h"
-#include "worker/model/mapped_file.h"
 #include "worker/model/model_source.h"
 
 namespace rempart::worker {
@@ -16,25 +13,12 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
-// Layers that differ, so that one computed as another shows.
-ModelConfig UnlikeLayers(ModelConfig config, int layers) {
-  RopeSpec slow = config.ropes[0];
-  for (float& frequency : slow.inverse_frequency) frequency *= 0.25f;
-  config.ropes.push_back(slow);
-  config.layers.resize(layers);
-  for (int i = 0; i < layers; ++i) config.layers[i] = {i % 3 == 1 ? 7 : 0, i % 2};
-  return config;
-}
-
 TEST(Pipeline, StoriesIsTheSameInAnyNumberOfStages) {
-  auto file = MappedFile::Open("tests/goldens/stories/stories260K.f32.gguf");
-  ASSERT_TRUE(file.ok()) << file.status();
-  auto gguf = ParseGguf("stories260K.f32.gguf", file->bytes());
-  ASSERT_TRUE(gguf.ok()) << gguf.status();
-  auto config = ReadModelConfig(*gguf);
-  ASSERT_TRUE(config.ok()) << config.status();
-  ASSERT_EQ(config->layers.size(), 5u);
-  ExpectSameOnAllShapes(gguf->tensors, *config, {{1, 2}, {1, 3}, {1, 5}, {2, 2}, {1, 2, 8}});
+  const auto source = OpenModel("tests/goldens/stories/stories260K.f32.gguf");
+  ASSERT_TRUE(source.ok()) << source.status();
+  ASSERT_EQ(source->config.layers.size(), 5u);
+  ExpectSameOnAllShapes(source->tensors, source->config,
+                        {{1, 2}, {1, 3}, {1, 5}, {2, 2}, {1, 2, 8}});
 }
 
 TEST(Pipeline, WholeFamiliesAreTheSameInStages) {

@@ -125,4 +125,14 @@ inline ModelConfig SmallConfig(int64_t heads, int64_t kv_heads, int64_t head_dim
   return config;
 }
 
+// Layers that differ, so that one computed as another shows.
+inline ModelConfig UnlikeLayers(ModelConfig config, int layers) {
+  RopeSpec slow = config.ropes[0];
+  for (float& frequency : slow.inverse_frequency) frequency *= 0.25f;
+  config.ropes.push_back(slow);
+  config.layers.resize(layers);
+  for (int i = 0; i < layers; ++i) config.layers[i] = {i % 3 == 1 ? 7 : 0, i % 2};
+  return config;
+}
+
 }  // namespace rempart::worker

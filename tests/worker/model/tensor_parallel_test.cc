@@ -4,9 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "tests/worker/model/rank_group.h"
-#include "worker/model/families/families.h"
-#include "worker/model/gguf.h"
-#include "worker/model/mapped_file.h"
+#include "worker/model/model_source.h"
 
 namespace rempart::worker {
 namespace {
@@ -22,13 +20,9 @@ void ExpectSameOnAnyNumberOfRanks(const TensorMap& tensors, const ModelConfig& c
 }
 
 TEST(TensorParallel, StoriesIsTheSameOnAnyNumberOfRanks) {
-  auto file = MappedFile::Open("tests/goldens/stories/stories260K.f32.gguf");
-  ASSERT_TRUE(file.ok()) << file.status();
-  auto gguf = ParseGguf("stories260K.f32.gguf", file->bytes());
-  ASSERT_TRUE(gguf.ok()) << gguf.status();
-  auto config = ReadModelConfig(*gguf);
-  ASSERT_TRUE(config.ok()) << config.status();
-  ExpectSameOnAnyNumberOfRanks(gguf->tensors, *config, {2, 4, 8});
+  const auto source = OpenModel("tests/goldens/stories/stories260K.f32.gguf");
+  ASSERT_TRUE(source.ok()) << source.status();
+  ExpectSameOnAnyNumberOfRanks(source->tensors, source->config, {2, 4, 8});
 }
 
 TEST(TensorParallel, NineHeadsOverThreeKvHeadsWithUnevenSharesOfTheFfn) {
