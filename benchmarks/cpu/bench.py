@@ -7,6 +7,7 @@ import pathlib
 import re
 import signal
 import sys
+import traceback
 
 import kernel_cases
 import models as files
@@ -73,10 +74,12 @@ def main() -> None:
             notes["vllm_weights"] = {"vllm": f"both {folder.name}, BF16", "vllm_from_file": f"ours {models[first].name}, theirs BF16"}
             for without in tiers:
                 cases.extend(serve_cases.run_vllm(first, models[first], folder, rounds, wanted, without_avx512=without))
-    except (KeyboardInterrupt, RuntimeError, SystemExit) as error:
-        # What was measured until then is worth keeping.
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        # What was measured until then is worth keeping, whatever ended it.
         notes["ended_early"] = f"{type(error).__name__}: {str(error)[:400]}"
-        print(f"benchmarks/cpu: ended early: {error}", file=sys.stderr)
+        traceback.print_exc()
+        # What a program said that failed.
+        print(f"benchmarks/cpu: ended early: {error}\n{str(getattr(error, 'stderr', None) or '')[-2000:]}", file=sys.stderr)
     busy.append(report.busy_elsewhere())
     if max(busy) > 0.1:
         print(f"note: other work kept the CPUs {busy} busy before and after", file=sys.stderr)
