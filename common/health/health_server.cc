@@ -7,9 +7,9 @@
 #include <boost/beast/http.hpp>
 #include <utility>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "common/health/endpoint.h"
 #include "common/status_macros.h"
 
 namespace rempart {
@@ -23,25 +23,6 @@ using Error = boost::system::error_code;
 
 constexpr auto kConnectionTimeout = std::chrono::seconds(5);
 constexpr size_t kMaxRequestBytes = 8192;
-
-absl::StatusOr<Tcp::endpoint> ParseEndpoint(absl::string_view field, const std::string& address) {
-  const size_t colon = address.rfind(':');
-  int port = 0;
-  Error error;
-  asio::ip::address host;
-  if (colon != std::string::npos) {
-    std::string name = address.substr(0, colon);
-    if (name == "localhost") name = "127.0.0.1";
-    if (name.size() > 2 && name.front() == '[') name = name.substr(1, name.size() - 2);
-    host = asio::ip::make_address(name, error);
-  }
-  if (colon == std::string::npos || error || !absl::SimpleAtoi(address.substr(colon + 1), &port) ||
-      port < 0 || port > 65535) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(field, " is \"", address, "\": it must be an address such as 127.0.0.1:9090"));
-  }
-  return Tcp::endpoint(host, static_cast<uint16_t>(port));
-}
 
 // One connection, kept alive by its own pending operation.
 class Session : public std::enable_shared_from_this<Session> {

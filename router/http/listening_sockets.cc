@@ -5,8 +5,8 @@
 
 #include <utility>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "common/health/endpoint.h"
 #include "common/status_macros.h"
 
 namespace rempart::router {
@@ -38,25 +38,6 @@ absl::StatusOr<Tcp::acceptor> OpenAcceptor(asio::io_context& context, const std:
 }
 
 }  // namespace
-
-absl::StatusOr<Tcp::endpoint> ParseEndpoint(const std::string& field, const std::string& address) {
-  const size_t colon = address.rfind(':');
-  int port = -1;
-  Error error;
-  asio::ip::address host;
-  if (colon != std::string::npos) {
-    std::string name = address.substr(0, colon);
-    if (name == "localhost") name = "127.0.0.1";
-    if (name.size() > 2 && name.front() == '[') name = name.substr(1, name.size() - 2);
-    host = asio::ip::make_address(name, error);
-  }
-  if (colon == std::string::npos || error || !absl::SimpleAtoi(address.substr(colon + 1), &port) ||
-      port < 0 || port > 65535) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(field, " is \"", address, "\": it must be an address such as 127.0.0.1:8080"));
-  }
-  return Tcp::endpoint(host, static_cast<uint16_t>(port));
-}
 
 absl::StatusOr<std::vector<int>> OpenListeningSockets(const RouterSettings& settings) {
   asio::io_context context;

@@ -13,10 +13,6 @@
 
 namespace rempart::router {
 
-// "host:port" with an IP address or localhost as host. InvalidArgument naming `field`.
-absl::StatusOr<boost::asio::ip::tcp::endpoint> ParseEndpoint(const std::string& field,
-                                                             const std::string& address);
-
 // Descriptors of listening sockets: one of the clients' address for each shard, then that of the
 // health address when there is one. All or nothing: InvalidArgument, Unavailable when an address is
 // in use, PermissionDenied when a port is not ours to open.
