@@ -132,8 +132,6 @@ std::string ParseFlags(const std::vector<std::string>& arguments, ServeOptions& 
 }
 
 int RunServe(const std::vector<std::string>& arguments) {
-  // Blocked before any thread starts, so that only the main thread sees them.
-  BlockEndSignals(kNewsSignal);
   ServeOptions options;
   options.binaries = FolderOfThisBinary();
   options.cache_folder = DefaultCacheFolder();

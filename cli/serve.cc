@@ -104,13 +104,7 @@ class Server {
     control_->Wait();
   }
 
-  absl::Status Prepare() {
-    RETURN_IF_ERROR(CheckHost(options_));
-    if (!options_.api_keys_file.empty() && access(options_.api_keys_file.c_str(), R_OK) != 0) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("--api-keys ", options_.api_keys_file, ": ", std::strerror(errno)));
-    }
-    ASSIGN_OR_RETURN(const std::vector<op::Model> models, ReadManifests(options_.manifest_path));
+  absl::Status Prepare(const std::vector<op::Model>& models) {
     ASSIGN_OR_RETURN(std::vector<op::Plan> plans, PlanLocally(models));
     for (const op::Model& model : models) TellOfResources(model);
     RETURN_IF_ERROR(ChooseCacheFolder());
@@ -469,12 +463,26 @@ class Server {
   bool told_ = false;
 };
 
+absl::StatusOr<std::vector<op::Model>> ReadInput(const ServeOptions& options) {
+  RETURN_IF_ERROR(CheckHost(options));
+  if (!options.api_keys_file.empty() && access(options.api_keys_file.c_str(), R_OK) != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--api-keys ", options.api_keys_file, ": ", std::strerror(errno)));
+  }
+  return ReadManifests(options.manifest_path);
+}
+
 }  // namespace
 
 int Serve(const ServeOptions& options) {
   SetLogLevel(LogLevel::kWarning);
+  const absl::StatusOr<std::vector<op::Model>> models = ReadInput(options);
+  // Not before: whoever waits for a manifest on standard input may end it. Blocked before any
+  // thread starts, so that only this one sees them.
+  BlockEndSignals(kNewsSignal);
   Server server(options);
-  if (const absl::Status prepared = server.Prepare(); !prepared.ok()) {
+  const absl::Status prepared = models.ok() ? server.Prepare(*models) : models.status();
+  if (!prepared.ok()) {
     Say(prepared.message());
     return ExitCodeOf(prepared);
   }

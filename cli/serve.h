@@ -33,8 +33,8 @@ struct ServeOptions {
 // Says to the main thread that a worker has told something new.
 inline constexpr int kNewsSignal = SIGUSR1;
 
-// Runs until SIGINT or SIGTERM, which the caller has blocked in all threads, kNewsSignal too.
-// Returns the exit status: kExitOk, or that of the child that cannot be started at all.
+// Runs until SIGINT or SIGTERM; called by the main thread while there is no other. Returns the exit
+// status: kExitOk, or that of the child that cannot be started at all.
 int Serve(const ServeOptions& options);
 
 }  // namespace rempart::cli

@@ -175,6 +175,18 @@ def test_wrong_flags():
     assert no_keys.returncode == 2 and "--api-keys /nowhere: No such file" in no_keys.stderr
 
 
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_what_waits_for_a_manifest_can_be_ended(how):
+    waiting = subprocess.Popen([BINARY, "serve", "-f", "-"], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            waiting.wait(timeout=0.5)
+        waiting.send_signal(how)
+        assert waiting.wait(timeout=10) == -how
+    finally:
+        waiting.kill()
+
+
 @pytest.mark.parametrize("folder, why", [
     ("/proc/foo", "cannot be made"), ("/dev/null", "it must be a folder"), ("/dev/null/foo", "cannot be made")])
 def test_a_cache_folder_that_was_asked_for_and_cannot_be_used_is_refused(folder, why):
