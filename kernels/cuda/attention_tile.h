@@ -151,7 +151,7 @@ REMPART_DEVICE void LoadCacheRow(const DeviceKv& kv, const uint8_t* block, int64
     StoreBf16x8(to, values);
   } else {
     const void* from = kv.data;
-    if (valid) from = reinterpret_cast<const uint16_t*>(block) + row + at;
+    if (valid) from = Wide<uint16_t>(block) + row + at;
     CopyAsync16(to, from, valid);
   }
 }

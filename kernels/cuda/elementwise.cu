@@ -114,7 +114,7 @@ REMPART_KERNEL(kThreads) QuantizeGroupsKernel(QuantizeRowsArgs args) {
     for (int i = 0; i < kEach; ++i) {
       word |= static_cast<uint32_t>(ToFp8(values[i] * scale.inverse).bits) << (8 * i);
     }
-    *reinterpret_cast<uint32_t*>(codes + at) = word;
+    *Wide<uint32_t>(codes + at) = word;
   }
 }
 

@@ -20,7 +20,7 @@ REMPART_DEVICE void LoadBf16x8(const uint16_t* from, float (&to)[8]) {
 }
 // Four of them, aligned to 8 bytes.
 REMPART_DEVICE void LoadBf16x4(const uint16_t* from, float (&to)[4]) {
-  const uint2 raw = *reinterpret_cast<const uint2*>(from);
+  const uint2 raw = *Wide<uint2>(from);
   to[0] = LowFloat(raw.x);
   to[1] = HighFloat(raw.x);
   to[2] = LowFloat(raw.y);

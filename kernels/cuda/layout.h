@@ -89,7 +89,7 @@ REMPART_HD uint64_t* PeerFlag(void* slab, int64_t block, int from) {
   return static_cast<uint64_t*>(slab) + block * kMaxPeers + from;
 }
 REMPART_HD uint32_t* PeerRounds(void* slab) {
-  return reinterpret_cast<uint32_t*>(PeerFlag(slab, kAllReduceBlocks, 0));
+  return static_cast<uint32_t*>(slab) + 2 * kAllReduceBlocks * kMaxPeers;
 }
 REMPART_HD uint8_t* PeerBuffer(void* slab, uint32_t round, int64_t buffer_bytes) {
   return static_cast<uint8_t*>(slab) + kPeerFlagBytes + (round & 1) * buffer_bytes;

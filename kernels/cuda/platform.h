@@ -51,7 +51,8 @@ struct Grid {
 inline constexpr int kWarp = 32;
 
 // What is read or written at once has to lie at a multiple of its size: a GPU ends a kernel for an
-// address that does not, and the emulator the test.
+// address that does not, and the emulator the test. No other cast brings memory to another type
+// (tests/tidy).
 template <class T>
 REMPART_HD const T* Wide(const void* at) {
 #if !defined(__CUDACC__)
@@ -70,7 +71,7 @@ REMPART_HD T* Wide(void* at) {
 template <class T>
 __device__ __forceinline__ T* DynamicShared() {
   extern __shared__ uint4 rempart_dynamic_shared[];
-  return reinterpret_cast<T*>(rempart_dynamic_shared);
+  return Wide<T>(rempart_dynamic_shared);
 }
 
 // Programmatic dependent launch exists from compute capability 9.0 on; all GPUs of a process are

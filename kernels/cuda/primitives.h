@@ -102,7 +102,7 @@ __device__ __forceinline__ uint32_t AtomicAdd(uint32_t* at, uint32_t value) {
   return atomicAdd(at, value);
 }
 __device__ __forceinline__ void AtomicAdd(uint64_t* at, uint64_t value) {
-  atomicAdd(reinterpret_cast<unsigned long long*>(at), static_cast<unsigned long long>(value));
+  atomicAdd(Wide<unsigned long long>(at), static_cast<unsigned long long>(value));
 }
 __device__ __forceinline__ uint32_t AtomicMin(uint32_t* at, uint32_t value) {
   return atomicMin(at, value);

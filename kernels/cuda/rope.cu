@@ -17,7 +17,7 @@ constexpr int kPairs = 4;  // pairs of a lane: head_dim up to 256
 template <class Element>
 REMPART_DEVICE void StorePair(uint8_t* block, int64_t row, const RotaryPair& pair, float first,
                               float second, float inverse_scale) {
-  auto* elements = reinterpret_cast<Element*>(block) + row;
+  auto* elements = Wide<Element>(block) + row;
   Store(elements + pair.first, first * inverse_scale);
   Store(elements + pair.second, second * inverse_scale);
 }

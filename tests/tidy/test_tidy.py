@@ -146,6 +146,19 @@ class ClockTest(TidyTest):
                            "tests/a_test.cc": SPDX + "auto a = absl::Now();\n"})
 
 
+class CastTest(TidyTest):
+    def test_kernels_reach_memory_as_another_type_by_wide(self):
+        for cast in ("*reinterpret_cast<uint32_t*>(codes + at) = word", "auto a = *reinterpret_cast<const uint2*>(from)",
+                     "auto* a = reinterpret_cast<Element*>(block) + row"):
+            for name in ("kernels/cuda/a.cu", "kernels/cuda/a.h"):
+                with self.subTest(cast=cast, name=name):
+                    self.assert_refused("cast", {name: f"{SPDX}{'#pragma once' if name.endswith('.h') else ''}\n{cast};\n"}, "Wide<T>")
+
+    def test_addresses_as_numbers_and_the_host_are_fine(self):
+        self.assert_clean({"kernels/cuda/a.cu": SPDX + "auto a = reinterpret_cast<uintptr_t>(b);\nauto c = reinterpret_cast<const void*>(d);\n",
+                           "kernels/cuda/a.cc": SPDX + "auto a = reinterpret_cast<float*>(b);\n"})
+
+
 class PathTest(TidyTest):
     GOOD = {"common/log.h": SPDX + "#pragma once\n", "docs/OTHER.md": "words\n"}
 

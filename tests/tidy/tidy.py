@@ -16,6 +16,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
+import cast_rule
 import clock_rule
 import format_rule
 import include_rule
@@ -32,6 +33,7 @@ RULES = {
     "words": text_rules.check_words,
     "path": path_rule.check,
     "clock": clock_rule.check,
+    "cast": cast_rule.check,
     "format": format_rule.check,
 }
 EXCEPTIONS = "tests/tidy/exceptions.txt"
