@@ -174,7 +174,7 @@ struct ActivateArgs {
 // matvec is used up to this many tokens, tiles of the tensor cores above.
 inline constexpr int64_t kMatvecTokens = 8;
 
-// Rows of y come by so many where a library computes products of FP8 by blocks.
+// Rows of y come by so many where a library computes products of quantised activations.
 inline constexpr int64_t kProductRows = 4;
 
 // y[t, r] = dot(x[t, :], w[r, :]).
@@ -192,19 +192,22 @@ struct DeviceMatmulArgs {
   int64_t y_rows = 0;
 };
 
-// codes[t, :] = x[t, :] / scales[t], scales[t] = max(1e-30, |x[t, :]|) / largest code. With
-// `group`, of FP8 alone, each so many columns have a scale of their own, and tokens may be added
-// that are zeros:
+// What computes a product on a device: an op for few tokens or for many, or a library.
+enum class ProductWay : uint8_t { kMatvec, kTiles, kLibrary };
+
+// codes[t, :] = x[t, :] / scales[t], scales[t] = max(1e-30, |x[t, :]|) / largest code. Tokens may
+// be added that are zeros. With `group`, of FP8 alone, each so many columns have a scale of their
+// own:
 //   codes[t, c] = x[t, c] / scales[c / group, t], scales [ceil(cols / group), padded_tokens].
 struct QuantizeRowsArgs {
   const uint16_t* x = nullptr;  // BF16 [num_tokens, cols]
-  void* codes = nullptr;        // [num_tokens, cols], or [padded_tokens, cols]
-  float* scales = nullptr;      // [num_tokens], or as above
+  void* codes = nullptr;        // [padded_tokens, cols]
+  float* scales = nullptr;      // [padded_tokens], or as above
   bool is_int8 = false;         // 127 is the largest code; else FP8 E4M3, 448
   int64_t num_tokens = 0;
   int64_t cols = 0;           // a multiple of 16
   int64_t group = 0;          // 0: all of a row; or kScaleBlock
-  int64_t padded_tokens = 0;  // of groups: num_tokens or more
+  int64_t padded_tokens = 0;  // num_tokens or more; 0: num_tokens
 };
 
 // What a product of int8 codes stands for: y[t, r] = sums[t, r] * (x_scales[t] * w_scales[r]).

@@ -40,6 +40,14 @@ DeviceMatmulArgs PartOf(const DeviceMatmulArgs& args, int64_t first, int64_t cou
   return part;
 }
 
+// Of each token: how many scales its activations have, and what its sums take.
+int64_t ScalesOf(const DeviceMatrix& w) {
+  return w.format == DeviceFormat::kFP8Block ? CeilDivide(w.cols, kScaleBlock) : 1;
+}
+int64_t SumBytesOf(const DeviceMatrix& w) {
+  return w.format == DeviceFormat::kINT8Row ? 4 * w.rows : 0;
+}
+
 }  // namespace
 
 int64_t BlasTokens(int64_t tokens, int64_t y_rows) {
@@ -80,13 +88,20 @@ bool BlasProducts::Has(DeviceFormat format) const {
 }
 
 bool BlasProducts::Multiply(const DeviceMatmulArgs& args, DeviceStream stream) {
-  const bool is_done = MultiplyBy(args, stream);
+  const bool is_quantized = args.w.format != DeviceFormat::kBF16;
+  const bool is_done = Takes(args) && (is_quantized ? MultiplyQuantized(args, stream)
+                                                    : library_->Matmul(args, {}, stream));
   if (is_done) {
     ++products_;
   } else {
     NoteRefusal(args);
   }
   return is_done;
+}
+
+ProductWay WayOf(const DeviceMatmulArgs& args, BlasProducts* library) {
+  if (args.num_tokens <= kMatvecTokens) return ProductWay::kMatvec;
+  return library != nullptr && library->Takes(args) ? ProductWay::kLibrary : ProductWay::kTiles;
 }
 
 // Of formats that are ours alone there is nothing to say, and of FP8 Describe says it.
@@ -102,98 +117,88 @@ void BlasProducts::NoteRefusal(const DeviceMatmulArgs& args) {
                         std::to_string(args.w.cols));
 }
 
-bool BlasProducts::MultiplyBy(const DeviceMatmulArgs& args, DeviceStream stream) {
+bool BlasProducts::Takes(const DeviceMatmulArgs& args) {
   switch (args.w.format) {
     case DeviceFormat::kBF16:
-      return library_->Matmul(args, {}, stream);
+      return library_->Has(args, {});
     case DeviceFormat::kFP8Row:
-      return MultiplyByRows(args, stream);
+      return args.w.cols % 16 == 0 && TakesAllCounts(args);
     case DeviceFormat::kINT8Row:
-      return args.w.int8_activations && MultiplyByRows(args, stream);
+      return args.w.int8_activations && args.w.cols % 16 == 0 && TakesAllCounts(args);
     case DeviceFormat::kFP8Block:
-      return MultiplyByBlocks(args, stream);
+      return TakesBlocks(args) && TakesAllCounts(args);
     default:
       return false;
   }
 }
 
-// As many tokens at once as their codes, scales and sums have room for.
-bool BlasProducts::MultiplyByRows(const DeviceMatmulArgs& args, DeviceStream stream) {
-  const int64_t rows = args.w.rows, cols = args.w.cols;
-  if (cols % 16 != 0 || args.x_stride != cols) return false;
-  const bool is_int8 = args.w.format == DeviceFormat::kINT8Row;
-  const int64_t token_bytes = cols + 4 + (is_int8 ? 4 * rows : 0);
-  const int64_t most = (options_.room_bytes - 2 * kBlasAligned) / token_bytes;
-  if (most < 1) return false;
-  for (int64_t first = 0; first < args.num_tokens; first += most) {
-    const DeviceMatmulArgs part = PartOf(args, first, std::min(most, args.num_tokens - first));
-    const Layout at = LayOut(part.num_tokens, cols, part.num_tokens);
-    const QuantizedTokens tokens = {at.codes, at.scales, at.sums};
-    if (!library_->Has(part, tokens)) return false;
-    ops_.quantize_rows({part.x, at.codes, at.scales, is_int8, part.num_tokens, cols}, stream);
-    if (!library_->Matmul(part, tokens, stream)) return false;
-    if (!is_int8) continue;
-    ops_.scale_sums({at.sums, at.scales, part.w.scales, part.y, part.y_stride, part.y_is_f32,
-                     part.num_tokens, rows},
-                    stream);
-  }
-  return true;
-}
-
-bool BlasProducts::MultiplyByBlocks(const DeviceMatmulArgs& args, DeviceStream stream) {
-  const int64_t cols = args.w.cols;
-  const int64_t groups = CeilDivide(cols, kScaleBlock);
-  const int64_t most =
-      (options_.room_bytes - kBlasAligned) / (cols + 4 * groups) / kTokenTile * kTokenTile;
-  if (!TakesBlocks(args, most)) return false;
-  for (int64_t first = 0; first < args.num_tokens; first += most) {
-    DeviceMatmulArgs part = PartOf(args, first, std::min(most, args.num_tokens - first));
-    const int64_t padded = BlasTokens(part.num_tokens, part.y_rows);
-    const Layout at = LayOut(padded, cols, padded * groups);
-    ops_.quantize_rows(
-        {part.x, at.codes, at.scales, false, part.num_tokens, cols, kScaleBlock, padded}, stream);
-    part.num_tokens = padded;
-    if (!library_->Matmul(part, {at.codes, at.scales, nullptr}, stream)) return false;
-  }
-  return true;
-}
-
-// All but num_tokens decides.
-bool BlasProducts::TakesBlocks(const DeviceMatmulArgs& args, int64_t max_tokens) {
-  const int64_t rows = args.w.rows, cols = args.w.cols;
-  if (!without_fp8_.empty() || max_tokens < 1 || cols % kScaleBlock != 0) return false;
-  if (args.x_stride != cols || args.y_rows % kProductRows != 0 || args.y_rows < args.num_tokens)
-    return false;
+bool BlasProducts::TakesBlocks(const DeviceMatmulArgs& args) const {
+  const int64_t rows = args.w.rows;
+  if (!without_fp8_.empty() || args.w.cols % kScaleBlock != 0) return false;
+  if (args.y_rows % kProductRows != 0) return false;
   // "Tensor Core Usage" of the library's documentation, which FP8 products demand.
   if (rows * BytesOf(args) % 16 != 0 || args.y_stride * BytesOf(args) % 16 != 0) return false;
   for (const void* memory :
        {args.w.data, static_cast<const void*>(args.w.scales), static_cast<const void*>(args.y)}) {
     if (AlignmentOf(memory) < 16) return false;
   }
-  const BlockShape shape = {rows,
-                            cols,
-                            args.y_rows,
-                            args.y_stride,
-                            args.y_is_f32,
-                            AlignmentOf(args.w.data),
-                            AlignmentOf(args.y)};
-  const auto known = takes_blocks_.find(shape);
-  if (known != takes_blocks_.end()) return known->second;
+  return true;
+}
+
+// All but num_tokens decides.
+bool BlasProducts::TakesAllCounts(const DeviceMatmulArgs& args) {
+  const int64_t most = MostTokens(args.w);
+  if (most < 1 || args.x_stride != args.w.cols || args.y_rows < args.num_tokens) return false;
+  const Shape shape = {args.w.format,
+                       args.w.rows,
+                       args.w.cols,
+                       args.y_rows,
+                       args.y_stride,
+                       args.y_is_f32,
+                       AlignmentOf(args.w.data),
+                       AlignmentOf(args.y)};
+  const auto known = takes_all_counts_.find(shape);
+  if (known != takes_all_counts_.end()) return known->second;
   bool takes = true;
   DeviceMatmulArgs part = args;
-  for (const int64_t count : BlasTokenCounts(args.y_rows, max_tokens)) {
+  for (const int64_t count : BlasTokenCounts(args.y_rows, most)) {
     part.num_tokens = count;
-    const Layout at = LayOut(count, cols, count * CeilDivide(cols, kScaleBlock));
-    takes = takes && library_->Has(part, {at.codes, at.scales, nullptr});
+    const Layout at = LayOut(count, args.w);
+    takes = takes && library_->Has(part, {at.codes, at.scales, at.sums});
   }
-  takes_blocks_[shape] = takes;
+  takes_all_counts_[shape] = takes;
   return takes;
 }
 
-BlasProducts::Layout BlasProducts::LayOut(int64_t tokens, int64_t cols, int64_t scales) const {
+bool BlasProducts::MultiplyQuantized(const DeviceMatmulArgs& args, DeviceStream stream) {
+  const int64_t rows = args.w.rows, cols = args.w.cols, most = MostTokens(args.w);
+  const bool is_int8 = args.w.format == DeviceFormat::kINT8Row;
+  const int64_t group = args.w.format == DeviceFormat::kFP8Block ? kScaleBlock : 0;
+  for (int64_t first = 0; first < args.num_tokens; first += most) {
+    DeviceMatmulArgs part = PartOf(args, first, std::min(most, args.num_tokens - first));
+    const int64_t tokens = part.num_tokens;
+    part.num_tokens = BlasTokens(tokens, part.y_rows);
+    const Layout at = LayOut(part.num_tokens, args.w);
+    ops_.quantize_rows({part.x, at.codes, at.scales, is_int8, tokens, cols, group, part.num_tokens},
+                       stream);
+    if (!library_->Matmul(part, {at.codes, at.scales, at.sums}, stream)) return false;
+    if (!is_int8) continue;
+    ops_.scale_sums(
+        {at.sums, at.scales, part.w.scales, part.y, part.y_stride, part.y_is_f32, tokens, rows},
+        stream);
+  }
+  return true;
+}
+
+int64_t BlasProducts::MostTokens(const DeviceMatrix& w) const {
+  const int64_t token_bytes = w.cols + 4 * ScalesOf(w) + SumBytesOf(w);
+  return (options_.room_bytes - 2 * kBlasAligned) / token_bytes / kTokenTile * kTokenTile;
+}
+
+BlasProducts::Layout BlasProducts::LayOut(int64_t tokens, const DeviceMatrix& w) const {
   auto* const at = static_cast<uint8_t*>(options_.room);
-  const int64_t scales_at = RoundUp(tokens * cols, kBlasAligned);
-  const int64_t sums_at = scales_at + RoundUp(scales * 4, kBlasAligned);
+  const int64_t scales_at = RoundUp(tokens * w.cols, kBlasAligned);
+  const int64_t sums_at = scales_at + RoundUp(tokens * ScalesOf(w) * 4, kBlasAligned);
   return {at, reinterpret_cast<float*>(at + scales_at), reinterpret_cast<int32_t*>(at + sums_at)};
 }
 

@@ -2,12 +2,15 @@
 // Products of many tokens by cuBLASLt: which of them it is given, how their activations are
 // quantised for it, and how many tokens at once. What it is not given, our own tiles compute.
 //
+// Formats whose activations are quantised (FP8 by rows and by blocks, INT8). Tokens are added,
+// which are zeros, up to one of few counts, and the rows of y that they stand for must be there
+// (DeviceMatmulArgs::y_rows). The library is asked for all of these counts before a matrix is first
+// multiplied: it does them all, or the matrix is never given to it. So whether activations are
+// quantised does not depend on how many there are (invariant 3 of device_ops.h), and of each count
+// the library chooses its algorithm once, from the shape alone.
+//
 // FP8 by blocks. The library multiplies them on GPUs of compute capability 9.0, since 12.9, by
-// activations with a scale for each 128 columns, and wants the tokens to be a multiple of four. So
-// tokens are added, which are zeros, up to one of few counts, and the rows of y that they stand for
-// must be there (DeviceMatmulArgs::y_rows). The library is asked for all of these counts before a
-// matrix is first multiplied: it does them all, or the matrix is never given to it. So whether
-// activations are quantised does not depend on how many there are (invariant 3 of device_ops.h).
+// activations with a scale for each 128 columns, and wants the tokens to be a multiple of four.
 #pragma once
 
 #include <cstdint>
@@ -24,8 +27,8 @@
 
 namespace rempart::kernels::cuda {
 
-// Tokens of which a product by blocks is made, for `tokens` of them in a y of y_rows rows: not
-// more than that, and one of BlasTokenCounts.
+// Tokens of which a product is made, for `tokens` of them in a y of y_rows rows: not more than
+// that, and one of BlasTokenCounts.
 int64_t BlasTokens(int64_t tokens, int64_t y_rows);
 // All that BlasTokens gives for parts of at most max_tokens, a multiple of 128, ascending.
 std::vector<int64_t> BlasTokenCounts(int64_t y_rows, int64_t max_tokens);
@@ -45,6 +48,8 @@ class BlasProducts {
 
   BlasProducts(std::unique_ptr<CublasLt> library, const DeviceOps& ops, const Options& options);
 
+  // Whether the product is for the library. Of quantised activations num_tokens does not decide.
+  bool Takes(const DeviceMatmulArgs& args);
   // Queues y = x w^T. False when it is not for the library; what is queued then is void.
   bool Multiply(const DeviceMatmulArgs& args, DeviceStream stream);
   // Whether the library is documented to multiply FP8 of this format on this GPU. Of the others
@@ -64,11 +69,12 @@ class BlasProducts {
   };
 
   void NoteRefusal(const DeviceMatmulArgs& args);
-  bool MultiplyBy(const DeviceMatmulArgs& args, DeviceStream stream);
-  bool MultiplyByRows(const DeviceMatmulArgs& args, DeviceStream stream);
-  bool MultiplyByBlocks(const DeviceMatmulArgs& args, DeviceStream stream);
-  bool TakesBlocks(const DeviceMatmulArgs& args, int64_t max_tokens);
-  Layout LayOut(int64_t tokens, int64_t cols, int64_t scales) const;
+  bool MultiplyQuantized(const DeviceMatmulArgs& args, DeviceStream stream);
+  bool TakesBlocks(const DeviceMatmulArgs& args) const;
+  bool TakesAllCounts(const DeviceMatmulArgs& args);
+  // The most tokens at once whose codes, scales and sums have room: a multiple of 128.
+  int64_t MostTokens(const DeviceMatrix& w) const;
+  Layout LayOut(int64_t tokens, const DeviceMatrix& w) const;
 
   const std::unique_ptr<CublasLt> library_;
   int64_t products_ = 0;
@@ -76,11 +82,15 @@ class BlasProducts {
   const Options options_;
   // Of the version and the GPU; empty: the library multiplies FP8, by rows and by blocks.
   const std::string without_fp8_;
-  // Rows, cols, rows and stride of y, whether it is F32, alignments of w and y: whether the library
-  // does all counts of tokens.
-  using BlockShape = std::tuple<int64_t, int64_t, int64_t, int64_t, bool, uint32_t, uint32_t>;
-  std::map<BlockShape, bool> takes_blocks_;
+  // Format, rows, cols, rows and stride of y, whether it is F32, alignments of w and y: whether the
+  // library does all counts of tokens.
+  using Shape =
+      std::tuple<DeviceFormat, int64_t, int64_t, int64_t, int64_t, bool, uint32_t, uint32_t>;
+  std::map<Shape, bool> takes_all_counts_;
   std::set<std::tuple<DeviceFormat, int64_t, int64_t>> refused_;  // and told; rows, cols
 };
+
+// What computes this product; null: there is no library. Should it fail, tiles do.
+ProductWay WayOf(const DeviceMatmulArgs& args, BlasProducts* library);
 
 }  // namespace rempart::kernels::cuda

@@ -60,9 +60,10 @@ QuantizeRowsKernel(QuantizeRowsArgs args) {
   LetNextStart();
   Shared& shared = *DynamicShared<Shared>();
   const int64_t token = blockIdx.x;
+  const bool is_padding = token >= args.num_tokens;  // the same for all threads
   const uint16_t* x = args.x + token * args.cols;
   float largest = 0.0f;
-  for (int64_t at = static_cast<int64_t>(threadIdx.x) * 8; at < args.cols;
+  for (int64_t at = static_cast<int64_t>(threadIdx.x) * 8; at < args.cols && !is_padding;
        at += static_cast<int64_t>(blockDim.x) * 8) {
     float values[8];
     LoadBf16x8(x + at, values);
@@ -75,8 +76,8 @@ QuantizeRowsKernel(QuantizeRowsArgs args) {
   auto* codes = static_cast<uint8_t*>(args.codes) + token * args.cols;
   for (int64_t at = static_cast<int64_t>(threadIdx.x) * 8; at < args.cols;
        at += static_cast<int64_t>(blockDim.x) * 8) {
-    float values[8];
-    LoadBf16x8(x + at, values);
+    float values[8] = {};
+    if (!is_padding) LoadBf16x8(x + at, values);
     uint32_t words[2] = {0, 0};
     for (int i = 0; i < 8; ++i) {
       const float scaled = values[i] * scale.inverse;
@@ -147,13 +148,15 @@ void Activate(const ActivateArgs& args, DeviceStream stream) {
 
 void QuantizeRows(const QuantizeRowsArgs& args, DeviceStream stream) {
   if (args.num_tokens == 0) return;
+  QuantizeRowsArgs padded = args;
+  padded.padded_tokens = Max(args.num_tokens, args.padded_tokens);
+  const Grid grid = {static_cast<uint32_t>(padded.padded_tokens)};
   if (args.group != 0) {
-    Launch(QuantizeGroupsKernel, {static_cast<uint32_t>(args.padded_tokens)}, kThreads, 0, stream,
-           args);
+    Launch(QuantizeGroupsKernel, grid, kThreads, 0, stream, padded);
     return;
   }
-  Launch(args.is_int8 ? QuantizeRowsKernel<true> : QuantizeRowsKernel<false>,
-         {static_cast<uint32_t>(args.num_tokens)}, kThreads, sizeof(Shared), stream, args);
+  Launch(args.is_int8 ? QuantizeRowsKernel<true> : QuantizeRowsKernel<false>, grid, kThreads,
+         sizeof(Shared), stream, padded);
 }
 
 void ScaleSums(const ScaleSumsArgs& args, DeviceStream stream) {

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <functional>
 #include <random>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -214,6 +215,8 @@ class BlasProductsTest : public testing::Test {
     fake_.matmul_result = 0;
     fake_.complaint.clear();
     fake_.block_columns.clear();
+    fake_.row_columns.clear();
+    fake_.int8_columns.clear();
   }
   ~BlasProductsTest() override {
     EXPECT_EQ(fake_.complaint, "");
@@ -225,9 +228,23 @@ class BlasProductsTest : public testing::Test {
     return products.Multiply(problem.args, nullptr);
   }
 
+  // Counts of tokens that products of this format had.
+  const std::set<int64_t>& Columns(DeviceFormat format) const {
+    if (format == DeviceFormat::kINT8Row) return fake_.int8_columns;
+    return format == DeviceFormat::kFP8Row ? fake_.row_columns : fake_.block_columns;
+  }
+
   FakeCublasLtControls& fake_;
   BlasRoom room_;
 };
+
+// Those whose activations are quantised for the library.
+constexpr DeviceFormat kQuantized[] = {DeviceFormat::kFP8Row, DeviceFormat::kINT8Row,
+                                       DeviceFormat::kFP8Block};
+std::string Name(DeviceFormat format) {
+  if (format == DeviceFormat::kINT8Row) return "INT8";
+  return format == DeviceFormat::kFP8Row ? "FP8 by rows" : "FP8 by blocks";
+}
 
 TEST_F(BlasProductsTest, EachProductThatTheLibraryIsNotGivenIsSaidOnce) {
   std::vector<std::string> said;
@@ -262,41 +279,54 @@ TEST_F(BlasProductsTest, MultiplyEveryFormat) {
       }
     }
   }
-  EXPECT_THAT(fake_.block_columns, ElementsAre(12, 16, 132));
+  for (const DeviceFormat format : kQuantized) {
+    EXPECT_THAT(Columns(format), ElementsAre(12, 16, 132)) << Name(format);
+  }
 }
 
 TEST_F(BlasProductsTest, TokensThatAreAddedAreZeros) {
   const auto products = room_.Products();
-  const Shape shape = {DeviceFormat::kFP8Block, 17, 64, 256, true, 64};
-  Problem problem(shape);
-  ASSERT_TRUE(Multiply(*products, problem));
-  ExpectProduct(shape, problem);
-  ExpectTheRestUntouched(shape, problem);
-  for (int64_t t = 17; t < 32; ++t) EXPECT_EQ(problem.Y(t, 5), 0.0f) << t;
-  EXPECT_THAT(fake_.block_columns, ElementsAre(32));
+  for (const DeviceFormat format : kQuantized) {
+    SCOPED_TRACE(Name(format));
+    const Shape shape = {format, 17, 64, 256, true, 64};
+    Problem problem(shape);
+    ASSERT_TRUE(Multiply(*products, problem));
+    ExpectProduct(shape, problem);
+    ExpectTheRestUntouched(shape, problem);
+    // Sums of INT8 are the library's, y is not.
+    if (format == DeviceFormat::kINT8Row) problem.args.y_rows = 17;
+    ExpectTheRestUntouched(shape, problem);
+    for (int64_t t = 17; t < 32 && format != DeviceFormat::kINT8Row; ++t) {
+      EXPECT_EQ(problem.Y(t, 5), 0.0f) << t;
+    }
+    EXPECT_THAT(Columns(format), ElementsAre(32));
+  }
 }
 
 TEST_F(BlasProductsTest, ATokenGetsTheSameInAnyCompany) {
   const auto products = room_.Products();
-  const Shape many = {DeviceFormat::kFP8Block, 133, 64, 256, false, 256};
-  Problem all(many);
-  ASSERT_TRUE(Multiply(*products, all));
-  for (const int64_t tokens : {9, 10, 33, 70}) {
-    const Shape few = {DeviceFormat::kFP8Block, tokens, 64, 256, false, 256};
-    Problem some(few);
-    std::copy_n(all.x.data(), some.x.size(), some.x.data());
-    std::copy_n(all.codes.data(), all.codes.size(), some.codes.data());
-    std::copy_n(all.scales.data(), all.scales.size(), some.scales.data());
-    ASSERT_TRUE(Multiply(*products, some));
-    for (int64_t t = 0; t < tokens; ++t) {
-      for (int64_t r = 0; r < 64; ++r) ASSERT_EQ(some.Y(t, r), all.Y(t, r)) << t << " " << r;
+  for (const DeviceFormat format : kQuantized) {
+    const Shape many = {format, 133, 64, 256, false, 256};
+    Problem all(many);
+    ASSERT_TRUE(Multiply(*products, all));
+    for (const int64_t tokens : {9, 10, 33, 70}) {
+      const Shape few = {format, tokens, 64, 256, false, 256};
+      Problem some(few);
+      std::copy_n(all.x.data(), some.x.size(), some.x.data());
+      std::copy_n(all.codes.data(), all.codes.size(), some.codes.data());
+      std::copy_n(all.scales.data(), all.scales.size(), some.scales.data());
+      ASSERT_TRUE(Multiply(*products, some));
+      for (int64_t t = 0; t < tokens; ++t) {
+        for (int64_t r = 0; r < 64; ++r) {
+          ASSERT_EQ(some.Y(t, r), all.Y(t, r)) << Name(format) << " " << t << " " << r;
+        }
+      }
     }
   }
 }
 
 TEST_F(BlasProductsTest, ManyTokensAreMultipliedInParts) {
-  for (const DeviceFormat format :
-       {DeviceFormat::kFP8Row, DeviceFormat::kINT8Row, DeviceFormat::kFP8Block}) {
+  for (const DeviceFormat format : kQuantized) {
     BlasRoom small(140 * 1024);
     const auto products = small.Products();
     for (const int64_t tokens : {256, 301}) {
@@ -308,7 +338,10 @@ TEST_F(BlasProductsTest, ManyTokensAreMultipliedInParts) {
       ExpectTheRestUntouched(shape, problem);
     }
   }
-  EXPECT_THAT(fake_.block_columns, ElementsAre(48, 256)) << "a last part of 45 in 48 rows";
+  for (const DeviceFormat format : {DeviceFormat::kFP8Row, DeviceFormat::kFP8Block}) {
+    EXPECT_THAT(Columns(format), ElementsAre(48, 256)) << "a last part of 45 in 48 rows";
+  }
+  EXPECT_THAT(fake_.int8_columns, ElementsAre(48, 128)) << "sums take room, too";
 }
 
 TEST_F(BlasProductsTest, BlocksThatTheLibraryCannotDoAreNotForIt) {
@@ -339,26 +372,44 @@ TEST_F(BlasProductsTest, BlocksThatTheLibraryCannotDoAreNotForIt) {
 }
 
 // Else the same token would be quantised in one company and not in another.
-TEST_F(BlasProductsTest, BlocksWithACountThatTheLibraryRefusesAreNeverForIt) {
+TEST_F(BlasProductsTest, AMatrixWithACountThatTheLibraryRefusesIsNeverForIt) {
   fake_.refused_columns = 64;
+  for (const DeviceFormat format : kQuantized) {
+    SCOPED_TRACE(Name(format));
+    const auto products = room_.Products();
+    for (const int64_t tokens : {9, 64, 100}) {
+      Problem problem({format, tokens, 128, 256, false, 128});
+      EXPECT_FALSE(products->Takes(problem.args)) << tokens;
+      EXPECT_FALSE(Multiply(*products, problem)) << tokens;
+      EXPECT_TRUE(room_.IsForgotten()) << "nothing is quantised in vain";
+      Problem smaller({format, 9, 128, 256, false, 32});
+      EXPECT_TRUE(products->Takes(smaller.args)) << "of which there are never 64";
+      EXPECT_TRUE(Multiply(*products, smaller));
+    }
+  }
+}
+
+TEST_F(BlasProductsTest, YHasToHaveRoomForTokensThatAreAdded) {
   const auto products = room_.Products();
-  for (const int64_t tokens : {9, 64, 100}) {
-    Problem problem({DeviceFormat::kFP8Block, tokens, 128, 256, false, 128});
-    EXPECT_FALSE(Multiply(*products, problem)) << tokens;
-    Problem smaller({DeviceFormat::kFP8Block, 9, 128, 256, false, 32});
-    EXPECT_TRUE(Multiply(*products, smaller)) << "of which there are never 64";
+  for (const DeviceFormat format : kQuantized) {
+    Problem problem({format, 12, 128, 256});
+    problem.args.y_rows = 0;
+    EXPECT_FALSE(Multiply(*products, problem)) << Name(format);
   }
 }
 
 TEST_F(BlasProductsTest, TheLibraryIsAskedOnceForAShape) {
-  const auto products = room_.Products();
-  Problem problem({DeviceFormat::kFP8Block, 40, 128, 256, false, 128});
-  ASSERT_TRUE(Multiply(*products, problem));
-  const int before = fake_.heuristics;
-  for (problem.args.num_tokens = 9; problem.args.num_tokens <= 40; ++problem.args.num_tokens) {
+  for (const DeviceFormat format : kQuantized) {
+    SCOPED_TRACE(Name(format));
+    const auto products = room_.Products();
+    Problem problem({format, 40, 128, 256, false, 128});
     ASSERT_TRUE(Multiply(*products, problem));
+    const int before = fake_.heuristics;
+    for (problem.args.num_tokens = 9; problem.args.num_tokens <= 40; ++problem.args.num_tokens) {
+      ASSERT_TRUE(Multiply(*products, problem));
+    }
+    EXPECT_EQ(fake_.heuristics, before);
   }
-  EXPECT_EQ(fake_.heuristics, before);
 }
 
 TEST_F(BlasProductsTest, WhetherFp8IsForTheLibraryIsSaid) {

@@ -162,12 +162,16 @@ bool IsAligned(const void* memory, uint64_t bytes) {
 void Count(const Operation& operation, const Layout& a, const Layout& d) {
   FakeCublasLtControls& controls = Controls();
   if (a.type == kCudaBf16) ++controls.bf16_products;
-  if (a.type == kCudaInt8) ++controls.int8_products;
-  if (!IsFp8(a)) return;
-  ++(HasBlocks(operation) ? controls.block_products : controls.row_products);
-  if (!HasBlocks(operation)) return;
+  if (a.type == kCudaBf16) return;
+  const bool is_int8 = a.type == kCudaInt8, has_blocks = HasBlocks(operation);
+  ++(is_int8      ? controls.int8_products
+     : has_blocks ? controls.block_products
+                  : controls.row_products);
   const std::lock_guard lock(controls.mutex);
-  controls.block_columns.insert(d.cols);
+  (is_int8      ? controls.int8_columns
+   : has_blocks ? controls.block_columns
+                : controls.row_columns)
+      .insert(d.cols);
 }
 
 // D = A^T B, all column-major.

@@ -23,8 +23,9 @@ struct FakeCublasLtControls {
   std::atomic<int> bf16_products = 0, int8_products = 0, row_products = 0, block_products = 0;
 
   std::mutex mutex;
-  std::string complaint;            // the first call that the documentation forbids
-  std::set<int64_t> block_columns;  // of products with blocks
+  std::string complaint;  // the first call that the documentation forbids
+  // Of products with blocks, of FP8 by rows, of INT8.
+  std::set<int64_t> block_columns, row_columns, int8_columns;
 };
 
 extern "C" FakeCublasLtControls* FakeCublasLt();
