@@ -28,6 +28,18 @@ thread_local const ProfilingDevice* asked = nullptr;
 REMPART_DEVICE_OPS(REMPART_PROFILE_OP)
 #undef REMPART_PROFILE_OP
 
+const char* Text(kernels::ProductWay way) {
+  switch (way) {
+    case kernels::ProductWay::kMatvec:
+      return "matvec";
+    case kernels::ProductWay::kTiles:
+      return "tiles";
+    case kernels::ProductWay::kLibrary:
+      return "cuBLASLt";
+  }
+  return "nothing";
+}
+
 double Median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   return values[values.size() / 2];
@@ -113,7 +125,8 @@ bool ProfilingDevice::Takes(const std::string& name, int64_t weight_bytes) const
 }
 
 absl::Status ProfilingDevice::Matmul(const kernels::DeviceMatmulArgs& args) {
-  const std::string name = absl::StrCat("product ", args.w.rows, "x", args.w.cols);
+  const std::string name =
+      absl::StrCat("product ", args.w.rows, "x", args.w.cols, " by ", Text(device_->WayOf(args)));
   if (!Takes(name, kernels::DeviceMatrixBytes(args.w))) return absl::OkStatus();
   return device_->Matmul(args);
 }

@@ -19,7 +19,8 @@
 
 namespace rempart::benchmarks {
 
-// One op of a step: its name, with the shape of a product, and the bytes of a product's weights.
+// One op of a step: its name, with the shape of a product and what computes it ("product 6144x4096
+// by cuBLASLt"), and the bytes of a product's weights.
 struct StepOp {
   std::string name;
   int64_t weight_bytes = 0;
@@ -63,6 +64,9 @@ class ProfilingDevice : public worker::Device {
     device_->CopyOut(host, device, bytes);
   }
   absl::Status Matmul(const kernels::DeviceMatmulArgs& args) override;
+  kernels::ProductWay WayOf(const kernels::DeviceMatmulArgs& args) override {
+    return device_->WayOf(args);
+  }
   void Launch(std::function<void()> launch) override { device_->Launch(std::move(launch)); }
   absl::Status Try(absl::FunctionRef<void()> queue) override { return device_->Try(queue); }
   absl::StatusOr<std::unique_ptr<worker::DeviceGraph>> Record(

@@ -20,8 +20,6 @@
 namespace rempart::worker {
 namespace {
 
-// Tokens above which cuBLASLt is asked before our own tiles.
-constexpr int64_t kBlasTokens = kernels::kMatvecTokens + 1;
 // For the activations that FP8 and INT8 products quantise, and the sums of INT8.
 constexpr int64_t kQuantizedBytes = int64_t{256} << 20;
 // The library of the toolkit's major version, which is the runtime's.
@@ -248,7 +246,7 @@ class CudaDevice : public Device {
 
   absl::Status Matmul(const kernels::DeviceMatmulArgs& args) override {
     Select();
-    if (args.num_tokens < kBlasTokens) {
+    if (WayOf(args) == kernels::ProductWay::kMatvec) {
       ops().matvec(args, stream_);
     } else if (blas_ == nullptr || !blas_->Multiply(args, stream_)) {
       ops().matmul(args, stream_);
@@ -256,6 +254,9 @@ class CudaDevice : public Device {
     return absl::OkStatus();
   }
 
+  kernels::ProductWay WayOf(const kernels::DeviceMatmulArgs& args) override {
+    return kernels::cuda::WayOf(args, blas_.get());
+  }
   bool HasLibraryFor(kernels::DeviceFormat format) const override {
     return blas_ != nullptr && blas_->Has(format);
   }

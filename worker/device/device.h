@@ -73,8 +73,9 @@ class Device {
   virtual void CopyIn(void* device, const void* host, int64_t bytes) = 0;
   virtual void CopyOut(void* host, const void* device, int64_t bytes) = 0;
 
-  // The fastest of the device's ways to multiply.
+  // The fastest of the device's ways to multiply, and which of them that is.
   virtual absl::Status Matmul(const kernels::DeviceMatmulArgs& args) = 0;
+  virtual kernels::ProductWay WayOf(const kernels::DeviceMatmulArgs& args) = 0;
   // Whether a library is there that multiplies many tokens by this format, as it is documented for
   // this device, where alignments and strides suit it; and how many of its products Matmul has
   // queued.

@@ -151,7 +151,7 @@ void EmulatedDevice::CopyOut(void* host, const void* device, int64_t bytes) {
 }
 
 absl::Status EmulatedDevice::Matmul(const kernels::DeviceMatmulArgs& args) {
-  if (args.num_tokens <= kernels::kMatvecTokens) {
+  if (WayOf(args) == kernels::ProductWay::kMatvec) {
     ops().matvec(args, nullptr);
   } else if (blas_ == nullptr) {
     ops().matmul(args, nullptr);

@@ -39,6 +39,9 @@ class EmulatedDevice : public Device {
   void CopyIn(void* device, const void* host, int64_t bytes) override;
   void CopyOut(void* host, const void* device, int64_t bytes) override;
   absl::Status Matmul(const kernels::DeviceMatmulArgs& args) override;
+  kernels::ProductWay WayOf(const kernels::DeviceMatmulArgs& args) override {
+    return kernels::cuda::WayOf(args, blas_.get());
+  }
   bool HasLibraryFor(kernels::DeviceFormat format) const override {
     return blas_ != nullptr && blas_->Has(format);
   }

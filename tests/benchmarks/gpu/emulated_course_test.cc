@@ -56,7 +56,7 @@ TEST_F(Emulated, TheWholeCourseIsGood) {
   EXPECT_THAT(report, HasSubstr("| killed_noticed | "));
   EXPECT_THAT(report, HasSubstr("| processes_one_shot_llama_tp2_same_tokens | "));
   EXPECT_THAT(report, HasSubstr("| load_8_8_of_tensorrt_llm | "));
-  EXPECT_THAT(report, HasSubstr("| batch 1 product 512x256 | "));
+  EXPECT_THAT(report, HasSubstr("| batch 1 product 512x256 by matvec | "));
   EXPECT_THAT(report, HasSubstr("| tiny_same_tokens | "));
   EXPECT_THAT(report, HasSubstr("Has not run.")) << "conformance was not asked for";
   EXPECT_THAT(Run(flags).output, HasSubstr("ranks: kept from an earlier run"));

@@ -10,7 +10,9 @@
 
 #include "benchmarks/gpu/inputs.h"
 #include "benchmarks/gpu/seeded_model.h"
+#include "common/status_macros.h"
 #include "tests/benchmarks/gpu/emulated.h"
+#include "tests/kernels/cuda/blas_fixture.h"
 #include "worker/device/emulated_device.h"
 
 namespace rempart::benchmarks {
@@ -74,14 +76,48 @@ TEST(ProfilingDevice, NamesEveryOpOfAStepAndChangesNothing) {
   for (const StepOp& op : device.step()) names.push_back(op.name);
   std::vector<std::string> wanted = {"embed", "add_norm"};
   for (int layer = 0; layer < 2; ++layer) {
-    wanted.insert(wanted.end(),
-                  {"product 128x64", "rope_store", "attention_decode", "product 64x64", "add_norm",
-                   "product 192x64", "activate", "product 64x96", "add_norm"});
+    wanted.insert(wanted.end(), {"product 128x64 by matvec", "rope_store", "attention_decode",
+                                 "product 64x64 by matvec", "add_norm", "product 192x64 by matvec",
+                                 "activate", "product 64x96 by matvec", "add_norm"});
   }
-  wanted.insert(wanted.end(), {"product 128x64", "sample"});
+  wanted.insert(wanted.end(), {"product 128x64 by matvec", "sample"});
   EXPECT_THAT(names, ElementsAreArray(wanted));
   EXPECT_EQ(device.step()[2].weight_bytes, 128 * 64 * 2);
   EXPECT_EQ(device.step()[0].weight_bytes, 0);
+}
+
+TEST(ProfilingDevice, SaysWhatComputesAProduct) {
+  kernels::cuda::BlasRoom room;
+  auto emulated = std::make_unique<worker::EmulatedDevice>(kMemory);
+  emulated->UseBlas(room.Products());
+  ProfilingDevice device(std::move(emulated));
+  const auto zeros = worker::DeviceBuffer::Make(device, 16 * 64 * 4);
+  const auto y = worker::DeviceBuffer::Make(device, 16 * 32 * 2);
+  ASSERT_TRUE(zeros.ok() && y.ok());
+  kernels::DeviceMatmulArgs args;
+  args.w.data = args.x = zeros->as<uint16_t>();
+  args.w.scales = zeros->as<float>();
+  args.w.rows = args.y_stride = 32;
+  args.w.cols = args.x_stride = 64;
+  args.y = y->as<void>();
+  args.y_rows = 16;
+  const auto record = [&]() -> absl::Status {
+    args.w.format = kernels::DeviceFormat::kBF16;
+    for (const int64_t tokens : {8, 9}) {
+      args.num_tokens = tokens;
+      RETURN_IF_ERROR(device.Matmul(args));
+    }
+    // The file does not ask for INT8 activations.
+    args.w.format = kernels::DeviceFormat::kINT8Row;
+    return device.Matmul(args);
+  };
+  device.TimeRecords(1);
+  const auto graph = device.Record(record);
+  ASSERT_TRUE(graph.ok()) << graph.status();
+  std::vector<std::string> names;
+  for (const StepOp& op : device.step()) names.push_back(op.name);
+  EXPECT_THAT(names, ElementsAre("product 32x64 by matvec", "product 32x64 by cuBLASLt",
+                                 "product 32x64 by tiles"));
 }
 
 TEST(MeasureProfile, WhatTheOpsTakeAddsUpToTheStep) {
@@ -103,11 +139,12 @@ TEST(MeasureProfile, WhatTheOpsTakeAddsUpToTheStep) {
   EXPECT_NEAR(of_one, figures["batch 1 step"], 1);
   // How long each takes is the machine's affair.
   for (const char* batch : {"batch 1 ", "batch 2 "}) {
-    for (const char* op : {"product 64x96", "product 64x64", "rope_store", "sample", "step"}) {
+    for (const char* op :
+         {"product 64x96 by matvec", "product 64x64 by matvec", "rope_store", "sample", "step"}) {
       EXPECT_EQ(figures.count(batch + std::string(op)), 1u) << op;
     }
   }
-  EXPECT_THAT(units["batch 1 product 64x96"], HasSubstr("us in 2, "));
+  EXPECT_THAT(units["batch 1 product 64x96 by matvec"], HasSubstr("us in 2, "));
   EXPECT_THAT(units["batch 1 rope_store"], HasSubstr("us in 2, "));
   EXPECT_EQ(figures.count("batch 1 rest"), 1u);
 }
