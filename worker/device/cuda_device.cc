@@ -147,11 +147,13 @@ class CudaDevice : public Device {
   }
 
   absl::StatusOr<void*> Allocate(int64_t bytes) override {
-    Select();
+    KeepEarlier();
+    RETURN_IF_ERROR(ToStatus(error_, "GPU"));
     void* memory = nullptr;
     const cudaError_t error = cudaMalloc(&memory, static_cast<size_t>(std::max<int64_t>(bytes, 1)));
     if (error != cudaSuccess) {
-      cudaGetLastError();  // this error is not sticky
+      const absl::Status status = Forget(error, "cudaMalloc");
+      if (error != cudaErrorMemoryAllocation) return status;
       ASSIGN_OR_RETURN(const DeviceMemory left, Memory());
       return absl::ResourceExhaustedError(absl::StrCat("the GPU has no room for ", bytes >> 20,
                                                        " MiB: ", left.free_bytes >> 20,
@@ -168,7 +170,7 @@ class CudaDevice : public Device {
   }
 
   absl::StatusOr<void*> AllocatePinned(int64_t bytes) override {
-    Select();
+    KeepEarlier();
     void* memory = nullptr;
     RETURN_IF_ERROR(
         Forget(cudaMallocHost(&memory, static_cast<size_t>(std::max<int64_t>(bytes, 1))),
@@ -182,7 +184,7 @@ class CudaDevice : public Device {
   }
 
   absl::StatusOr<Shared> ShareMemory(int64_t bytes) override {
-    Select();
+    KeepEarlier();
     if (shared_ == nullptr) {
       ASSIGN_OR_RETURN(shared_, Allocate(bytes));
     }
@@ -191,8 +193,8 @@ class CudaDevice : public Device {
     share.ordinal = info_.ordinal;
     share.memory = shared_;
     // Not every GPU can (MIG, virtual GPUs): then it is for this process alone.
-    share.has_handle = cudaIpcGetMemHandle(&share.handle, shared_) == cudaSuccess;
-    if (!share.has_handle) cudaGetLastError();
+    share.has_handle =
+        Forget(cudaIpcGetMemHandle(&share.handle, shared_), "cudaIpcGetMemHandle").ok();
     Shared shared;
     shared.memory = shared_;
     std::memcpy(shared.share.data(), &share, sizeof(share));
@@ -200,7 +202,7 @@ class CudaDevice : public Device {
   }
 
   absl::StatusOr<void*> OpenShared(const MemoryShare& given) override {
-    Select();
+    KeepEarlier();
     CudaShare share;
     std::memcpy(&share, given.data(), sizeof(share));
     if (share.process == ThisProcess()) {
@@ -220,7 +222,7 @@ class CudaDevice : public Device {
       opened_.push_back(memory);
       return memory;
     }
-    cudaGetLastError();  // this error is not sticky
+    Forget(error, "cudaIpcOpenMemHandle").IgnoreError();
     return absl::UnavailableError(absl::StrCat(
         "the memory of another process's GPU cannot be opened: ", cudaGetErrorString(error)));
   }
@@ -282,11 +284,13 @@ class CudaDevice : public Device {
     RETURN_IF_ERROR(Check());  // an error from before is none of the recording
     const cudaError_t begun = cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal);
     if (begun != cudaSuccess) return NotRecordedFor(begun, "cudaStreamBeginCapture");
+    is_recording_ = true;
     const absl::Status recorded = record();
     // A kernel that could not be queued would be missing from the graph.
     const cudaError_t queued = cudaPeekAtLastError();
     cudaGraph_t graph = nullptr;
     const cudaError_t ended = cudaStreamEndCapture(stream_, &graph);
+    is_recording_ = false;
     cudaGraphExec_t ready = nullptr;
     cudaError_t made = cudaSuccess;
     const bool is_whole = recorded.ok() && queued == cudaSuccess && ended == cudaSuccess;
@@ -342,11 +346,19 @@ class CudaDevice : public Device {
     if (error_ == cudaSuccess) error_ = error;
   }
 
+  // Before a call whose error Forget takes: one from before is none of its own, and stays. What
+  // goes wrong in a recording is the recording's.
+  void KeepEarlier() {
+    Select();
+    if (!is_recording_) Keep(cudaPeekAtLastError());
+  }
+
   // Of a call that may fail on a device that works: its error, which Check does not find then. A
   // broken device fails every call, and stays broken.
   absl::Status Forget(cudaError_t error, const char* what) {
     if (error == cudaSuccess) return absl::OkStatus();
-    const cudaError_t runs = cudaStreamQuery(stream_);
+    // Of a stream that records nobody may ask.
+    const cudaError_t runs = is_recording_ ? cudaSuccess : cudaStreamQuery(stream_);
     if (runs != cudaSuccess && runs != cudaErrorNotReady) Keep(runs);
     // Only now: that the stream still runs is left as an error, too.
     cudaGetLastError();
@@ -369,7 +381,7 @@ class CudaDevice : public Device {
     }
     const cudaError_t enabled = cudaDeviceEnablePeerAccess(ordinal, 0);
     if (enabled == cudaSuccess) return absl::OkStatus();
-    cudaGetLastError();  // this error is not sticky
+    Forget(enabled, "cudaDeviceEnablePeerAccess").IgnoreError();
     if (enabled == cudaErrorPeerAccessAlreadyEnabled) return absl::OkStatus();
     return absl::UnavailableError(absl::StrCat("GPU ", info_.ordinal, " does not reach GPU ",
                                                ordinal, ": ", cudaGetErrorString(enabled)));
@@ -379,6 +391,7 @@ class CudaDevice : public Device {
   cudaStream_t stream_ = nullptr;
   std::array<cudaEvent_t, kMarks> marks_ = {};
   cudaError_t error_ = cudaSuccess;
+  bool is_recording_ = false;
   std::unique_ptr<kernels::cuda::BlasProducts> blas_;
   std::string blas_absence_;
   void* blas_workspace_ = nullptr;

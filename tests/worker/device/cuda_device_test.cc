@@ -183,6 +183,62 @@ TEST_F(CudaDeviceTest, HostMemoryThatIsNotThereIsNoErrorOfTheDevice) {
   EXPECT_TRUE(device->Check().ok()) << device->Check();
 }
 
+TEST_F(CudaDeviceTest, ThatAGpuHasNoRoomIsSaidInFiguresAndForgotten) {
+  const std::unique_ptr<Device> device = Open();
+  const absl::Status refused = device->Allocate(int64_t{3} << 30).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(refused.message(), "the GPU has no room for 3072 MiB: 1024 MiB are free");
+  EXPECT_TRUE(device->Check().ok()) << device->Check();
+  EXPECT_TRUE(DeviceBuffer::Make(*device, 8).ok());
+  FakeCuda().broken = cudaErrorIllegalAddress;
+  const absl::Status broken = device->Allocate(8).status();
+  EXPECT_EQ(broken.code(), absl::StatusCode::kInternal) << "no lack of room";
+  EXPECT_THAT(std::string(broken.message()), HasSubstr("cudaErrorIllegalAddress"));
+  FakeCuda().broken = cudaSuccess;  // so that its memory is given back
+}
+
+// As a kernel that could not be launched leaves it, which no later call mentions.
+TEST_F(CudaDeviceTest, AnErrorFromBeforeOutlivesACallThatMayFail) {
+  struct Row {
+    const char* call;
+    std::function<void(Device& device, const MemoryShare& of_gpu, const MemoryShare& of_process)>
+        run;
+  };
+  const Row rows[] = {
+      {"cudaMalloc", [](Device& device, auto&, auto&) { EXPECT_FALSE(device.Allocate(8).ok()); }},
+      {"cudaMallocHost",
+       [](Device& device, auto&, auto&) { EXPECT_FALSE(device.AllocatePinned(8).ok()); }},
+      {"cudaIpcGetMemHandle",
+       [](Device& device, auto&, auto&) { EXPECT_TRUE(device.ShareMemory(64).ok()); }},
+      {"cudaIpcOpenMemHandle",
+       [](Device& device, auto&, auto& of_process) {
+         EXPECT_FALSE(device.OpenShared(of_process).ok());
+       }},
+      {"cudaDeviceCanAccessPeer",
+       [](Device& device, auto& of_gpu, auto&) { EXPECT_FALSE(device.OpenShared(of_gpu).ok()); }},
+      {"cudaDeviceEnablePeerAccess",
+       [](Device& device, auto& of_gpu, auto&) { EXPECT_FALSE(device.OpenShared(of_gpu).ok()); }}};
+  for (const Row& row : rows) {
+    for (const bool is_earlier : {false, true}) {
+      SCOPED_TRACE(testing::Message() << row.call << (is_earlier ? " after a launch" : ""));
+      const std::unique_ptr<Device> device = Open(), other = Open(1);
+      MemoryShare of_process = device->ShareMemory(64)->share;
+      of_process[8] ^= 1;
+      const MemoryShare of_gpu = other->ShareMemory(64)->share;
+      ASSERT_TRUE(device->Check().ok());
+      FakeCuda().results = {{row.call, cudaErrorMemoryAllocation}};
+      if (is_earlier) FailFakeLaunch(cudaErrorInvalidConfiguration);
+      row.run(*device, of_gpu, of_process);
+      FakeCuda().results.clear();
+      const absl::Status kept = device->Check();
+      EXPECT_EQ(kept.ok(), !is_earlier) << kept;
+      if (is_earlier) {
+        EXPECT_THAT(std::string(kept.message()), HasSubstr("cudaErrorInvalidConfiguration"));
+      }
+    }
+  }
+}
+
 TEST_F(CudaDeviceTest, ATriedLaunchThatFailsIsForgottenUnlessItBreaksTheGpu) {
   const std::unique_ptr<Device> device = Open();
   EXPECT_TRUE(device->Try([] {}).ok());
