@@ -100,6 +100,18 @@ YAML::Node ValueSchema(const FieldDescriptor* field) {
   return node;
 }
 
+// As the schemas of Kubernetes' own quantities; the mark stands in the place of a type.
+YAML::Node IntOrString() {
+  YAML::Node node;
+  for (const char* type : {"integer", "string"}) {
+    YAML::Node choice;
+    choice["type"] = type;
+    node["anyOf"].push_back(choice);
+  }
+  node["x-kubernetes-int-or-string"] = true;
+  return node;
+}
+
 void AddListKind(const crd::Field& options, YAML::Node& node) {
   if (options.has_min_items()) node["minItems"] = options.min_items();
   if (options.has_max_items()) node["maxItems"] = options.max_items();
@@ -118,7 +130,8 @@ YAML::Node FieldSchema(const FieldDescriptor* field) {
   YAML::Node node;
   if (field->is_map()) {
     node["type"] = "object";
-    node["additionalProperties"] = ValueSchema(field->message_type()->map_value());
+    node["additionalProperties"] =
+        options.int_or_string() ? IntOrString() : ValueSchema(field->message_type()->map_value());
   } else if (field->is_repeated()) {
     node["type"] = "array";
     node["items"] = ValueSchema(field);

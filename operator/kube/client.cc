@@ -9,6 +9,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "operator/kube/numbers_as_texts.h"
 
 namespace rempart::op {
 namespace {
@@ -106,7 +107,7 @@ absl::Status FromJson(absl::string_view json, google::protobuf::Message& message
   google::protobuf::util::JsonParseOptions options;
   options.ignore_unknown_fields = true;
   const auto parsed = google::protobuf::util::JsonStringToMessage(
-      google::protobuf::StringPiece(json.data(), json.size()), &message, options);
+      NumbersAsTexts(message.GetDescriptor(), json), &message, options);
   if (parsed.ok()) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat(
       message.GetDescriptor()->name(), " from the API server: ", std::string(parsed.message())));

@@ -65,7 +65,7 @@ def model(name: str, **spec) -> dict:
         "replicas": 1,
         # Exact arithmetic: the words of an answer do not depend on the processor's instructions.
         "engine": {"contextLength": 1024, "maxSequences": 8, "threads": 1, "arithmetic": "exact"},
-        "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"cpu": "2", "memory": "1Gi"}},
+        "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"cpu": 2, "memory": "1Gi"}},
     }
     whole.update(spec)
     return {"apiVersion": "serving.rempart.dev/v1alpha1", "kind": "Model",

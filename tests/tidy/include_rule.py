@@ -81,7 +81,7 @@ MAY = {
                            "common/split_files.h"), ("abseil", "protobuf"), pure=True),
     "operator/crdgen/": May(("operator/crdgen/", "common/status_macros.h", "proto/"),
                             ("abseil", "protobuf", "yaml")),
-    "operator/kube/": May(("operator/kube/", "common/", "proto/k8s/", "proto/serving/"),
+    "operator/kube/": May(("operator/kube/", "common/", "proto/crd/", "proto/k8s/", "proto/serving/"),
                           ("abseil", "protobuf", "curl", "simdjson", "yaml", "openssl")),
     "operator/group/": May(("operator/group/", "operator/plan/worker_phase.h"), ("abseil",),
                            pure=True),

@@ -71,6 +71,19 @@ TEST(Crdgen, QuotesWordsThatYamlWouldReadAsBooleans) {
   for (const YAML::Node& value : values) EXPECT_EQ(value.Tag(), "!") << value.Scalar();
 }
 
+TEST(Crdgen, QuantitiesMayBeNumbersAsInPods) {
+  const YAML::Node resources =
+      ModelSchema()["properties"]["spec"]["properties"]["resources"]["properties"];
+  for (const char* list : {"requests", "limits"}) {
+    const YAML::Node value = resources[list]["additionalProperties"];
+    EXPECT_TRUE(value["x-kubernetes-int-or-string"].as<bool>()) << list;
+    EXPECT_EQ(value["anyOf"][0]["type"].as<std::string>(), "integer");
+    EXPECT_EQ(value["anyOf"][1]["type"].as<std::string>(), "string");
+    // The API server refuses a type beside the mark.
+    EXPECT_FALSE(value["type"]) << list;
+  }
+}
+
 TEST(Crdgen, EveryFieldOfTheSpecIsDescribed) {
   const YAML::Node spec = ModelSchema()["properties"]["spec"]["properties"];
   for (const auto& field : spec) {
