@@ -36,6 +36,10 @@ std::vector<ChosenKernel> Describe(const Words& words) {
   using Few = FastMatmul<V, typename Formats<V>::Q4_1>;
   using Many = typename Few::Tiles;
   using Plain = PlainMatmul<V, WidenedTerms<V, DType::kF16>, false>;
+  using Nibbles = TileMatmul<V, typename Formats<V>::Q4_K>;
+  const std::string panels = Nibbles::kUnpacksInTile
+                                 ? "unpacked panels (Q4_1 and Q4_K: unpacked in registers), "
+                                 : "unpacked panels, ";
   const int64_t many = Few::kFewTokens + 1;
   const int64_t many_rows = Many::kRowGroups * V::kLanes;
   const std::string quantized = "quantised weights, ";
@@ -45,7 +49,7 @@ std::vector<ChosenKernel> Describe(const Words& words) {
        "codes from memory to registers, " + Number(V::kLanes) + " rows at a time, int8 by " +
            words.bytes},
       {"matmul_fast", below_8_bits + Tokens(many, V::kTileTokens > 0 ? V::kTileTokens - 1 : 0),
-       "unpacked panels, " + Tile(Many::kTokens, many_rows) + ", int8 by " + words.bytes}};
+       panels + Tile(Many::kTokens, many_rows) + ", int8 by " + words.bytes}};
   if constexpr (V::kTileTokens > 0) {
     chosen.push_back(
         {"matmul_fast", quantized + Tokens(V::kTileTokens, 0),

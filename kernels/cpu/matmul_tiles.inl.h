@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // The int8 matmul for several tokens: a panel of rows is unpacked once into the first-level cache
 // (codes as bytes, scales as F32) and multiplied with every token of a block, a tile of
-// kRowGroups * kLanes rows and kTokens tokens at a time held in registers.
-// Formula and order of additions as in matmul_fast.inl.h, to the bit: partial sums that wait in
-// memory for the next panel of columns are not rounded.
-// Bound: byte multiplications; per 32 columns eight of them share one conversion, one product of
-// scales and one or two fused additions. Where the processor has a tile unit (V::kTileTokens), it
-// makes the exact products of 16 tokens at a time instead.
+// kRowGroups * kLanes rows and kTokens tokens at a time held in registers. Four-bit codes stay
+// packed where the processor has byte dot products, and every tile unpacks them on its way. Formula
+// and order of additions as in matmul_fast.inl.h, to the bit: partial sums that wait in memory for
+// the next panel of columns are not rounded. Bound: byte multiplications; per 32 columns eight of
+// them share one conversion, one product of scales and one or two fused additions. Where the
+// processor has a tile unit (V::kTileTokens), it makes the exact products of 16 tokens at a time
+// instead.
 #pragma once
+
+#include <type_traits>
 
 #include "kernels/cpu/dot_codes.inl.h"
 
@@ -24,18 +27,44 @@ struct TileMatmul {
   static constexpr int kRowGroups = kL == 16 || kPairsOfEight ? 2 : 1;
   static constexpr int kTokens = kL == 16 ? 6 : (kPairsOfEight ? 3 : 4);
   static constexpr int64_t kTokenBlock = 96;
-  // Columns of a panel: two row groups of 16 lanes fill a little over half of 32 KiB.
-  static constexpr int64_t kPanelGroups = kPairsOfEight ? 8 : (Format::kIsK ? 16 : 20);
   static constexpr int kParts = Format::kHalves ? 2 : 1;  // of a group, with their own scales
   static constexpr int kScales = (Format::kHasMin ? 2 : 1) * kParts;
+
+  // To unpack takes no slot of the multipliers; to store bytes for 16 tokens costs more than it
+  // saves.
+  static constexpr bool kUnpacksInTile = V::kHasDotBytes && V::kTileTokens == 0 && kL == 16 &&
+                                         Format::kBits == 4 && P::kOffset == 0 &&
+                                         !Format::kIsLookup && !Format::kHalves;
+  // Columns of a panel: two row groups of 16 lanes fill a little over half of 32 KiB. Whole blocks
+  // where tiles unpack.
+  static constexpr int64_t kPanelGroups =
+      kPairsOfEight ? 8 : (Format::kIsK ? 16 : (kUnpacksInTile ? 24 : 20));
 
   // Signed bytes are kept with their magnitudes where both fit beside the activations.
   static constexpr int kForms = P::kSignedBytes && kRowGroups == 1 ? 2 : 1;
 
-  struct Panel {
+  // Where a column group lies in each row group (kUnpacksInTile).
+  struct Place {
+    const uint8_t* block[kRowGroups];
+    const uint8_t* codes[kRowGroups];
+  };
+  // What tiles fetch into the cache while they work, so many lines of each row group beside a
+  // column group: the next panel, shared out evenly and in the order of addresses.
+  struct Ahead {
+    const uint8_t* at[kRowGroups];
+    int64_t lines;
+    int64_t lines_left;
+  };
+  struct CodePanel {
     alignas(64) uint8_t codes[kPanelGroups][8][kForms][kRowGroups][V::kBytes];
     alignas(64) float scales[kPanelGroups][kRowGroups][kScales][kL];
   };
+  struct PlacePanel {
+    Place places[kPanelGroups];
+    Ahead ahead;
+    alignas(64) float scales[kPanelGroups][kRowGroups][kScales][kL];
+  };
+  using Panel = std::conditional_t<kUnpacksInTile, PlacePanel, CodePanel>;
   using TokenSums = float[kRowGroups][kL];
 
   // Column groups [first, first + count) of one row group into place `at` of the panel.
@@ -57,12 +86,85 @@ struct TileMatmul {
         V::StoreBytes(panel->codes[g][j][0][at], TileCodes<V, P>(w[j]));
         if constexpr (kForms == 2) V::StoreBytes(panel->codes[g][j][1][at], V::Abs8(w[j]));
       }
-      const typename P::Scales s = P::LoadScales(block, place);
-      float(*to)[kL] = panel->scales[g][at];
-      V::Store(to[0], s.low);
-      if constexpr (Format::kHalves) V::Store(to[1], s.high);
-      if constexpr (Format::kHasMin) V::Store(to[kParts], s.min);
-      if constexpr (Format::kHasMin && Format::kHalves) V::Store(to[3], s.min_high);
+      PutScales(P::LoadScales(block, place), panel->scales[g][at]);
+    }
+  }
+
+  static void PutScales(const typename P::Scales& s, float (*to)[kL]) {
+    V::Store(to[0], s.low);
+    if constexpr (Format::kHalves) V::Store(to[1], s.high);
+    if constexpr (Format::kHasMin) V::Store(to[kParts], s.min);
+    if constexpr (Format::kHasMin && Format::kHalves) V::Store(to[3], s.min_high);
+  }
+
+  // Instead of Unpack.
+  static void Locate(const uint8_t* row_group, int64_t groups, int64_t first, int64_t count, int at,
+                     Panel* panel) {
+    for (int64_t g = 0; g < count; ++g) {
+      Place& place = panel->places[g];
+      const uint8_t* block = row_group + P::BlockOffset(first + g);
+      place.block[at] = block;
+      place.codes[at] = block + P::ScalesBytes(P::GroupsOfBlock(first + g, groups)) +
+                        (first + g) % P::kBlockGroups * P::kPayload;
+    }
+    // What follows this row group lies in the panel already.
+    panel->ahead.at[at] =
+        row_group + (first + count < groups ? P::BlockOffset(first + count)
+                                            : kRowGroups * P::RowGroupBytes(groups));
+  }
+
+  static void ShareAhead(int64_t tiles, Ahead* ahead) {
+    constexpr int64_t kBlocks = kPanelGroups / P::kBlockGroups;
+    constexpr int64_t kLines = (kBlocks * P::BlockBytes(P::kBlockGroups) + 63) / 64;
+    ahead->lines = (kLines + kPanelGroups * tiles - 1) / (kPanelGroups * tiles);
+    ahead->lines_left = kLines;
+  }
+
+  // As DotTile, from packed codes.
+  template <int kT>
+  static void DotPacked(const uint8_t* const (&codes)[kRowGroups], const ActivationBlock* x,
+                        int64_t x_stride, I (*dot)[kRowGroups]) {
+    const I mask = V::SetByte(0x0f);
+#pragma GCC unroll 8
+    for (int t = 0; t < kT; ++t) {
+      for (int r = 0; r < kRowGroups; ++r) dot[t][r] = V::ZeroInt();
+    }
+#pragma GCC unroll 8
+    for (int j = 0; j < 4; ++j) {
+      I low[kRowGroups], high[kRowGroups];
+      for (int r = 0; r < kRowGroups; ++r) {
+        const I pair = V::LoadBytes(codes[r] + j * V::kBytes);
+        low[r] = V::And(pair, mask);
+        high[r] = V::And(V::template ShiftRight16<4>(pair), mask);
+      }
+#pragma GCC unroll 8
+      for (int t = 0; t < kT; ++t) {
+        const I a = V::BroadcastBytes4(x[t * x_stride].q + 4 * j);
+        for (int r = 0; r < kRowGroups; ++r) dot[t][r] = V::DotBytes(dot[t][r], low[r], a);
+      }
+#pragma GCC unroll 8
+      for (int t = 0; t < kT; ++t) {
+        const I a = V::BroadcastBytes4(x[t * x_stride].q + 4 * (j + 4));
+        for (int r = 0; r < kRowGroups; ++r) dot[t][r] = V::DotBytes(dot[t][r], high[r], a);
+      }
+    }
+  }
+
+  // The share of a tile that goes over `groups` column groups.
+  static Ahead TakeAhead(int64_t groups, Panel* panel) {
+    Ahead& all = panel->ahead;
+    const Ahead own = all;
+    for (int r = 0; r < kRowGroups; ++r) all.at[r] += 64 * own.lines * groups;
+    all.lines_left -= own.lines * groups;
+    if (all.lines_left <= 0) all.lines = 0;
+    return own;
+  }
+
+  // What the first tile of a panel does for the others.
+  static void UnpackScales(int64_t g, Panel* panel) {
+    const Place& place = panel->places[g];
+    for (int r = 0; r < kRowGroups; ++r) {
+      PutScales(P::LoadScales(place.block[r], g % P::kBlockGroups), panel->scales[g][r]);
     }
   }
 
@@ -109,13 +211,15 @@ struct TileMatmul {
   }
 
   // Adds `groups` column groups of kT tokens to their sums.
-  template <int kT>
-  static void Tile(const Panel& panel, int64_t groups, const ActivationBlock* x, int64_t x_stride,
+  template <int kT, bool kIsFirst>
+  static void Tile(Panel& panel, int64_t groups, const ActivationBlock* x, int64_t x_stride,
                    TokenSums* sums) {
     F acc[kT][kRowGroups];
     for (int t = 0; t < kT; ++t) {
       for (int r = 0; r < kRowGroups; ++r) acc[t][r] = V::Load(sums[t][r]);
     }
+    [[maybe_unused]] Ahead ahead;
+    if constexpr (kUnpacksInTile) ahead = TakeAhead(groups, &panel);
     for (int64_t g = 0; g < groups; ++g, ++x) {
       I dot[kT][kRowGroups];
       if constexpr (Format::kHalves) {
@@ -123,6 +227,14 @@ struct TileMatmul {
         AddScaled<kT>(panel, g, 0, x, x_stride, dot, acc);
         Dot<kT, 4, 4>(panel, g, x, x_stride, dot);
         AddScaled<kT>(panel, g, 1, x, x_stride, dot, acc);
+      } else if constexpr (kUnpacksInTile) {
+        for (int64_t i = 0; i < ahead.lines; ++i) {
+          for (int r = 0; r < kRowGroups; ++r) V::Prefetch(ahead.at[r] + 64 * i);
+        }
+        for (int r = 0; r < kRowGroups; ++r) ahead.at[r] += 64 * ahead.lines;
+        if constexpr (kIsFirst) UnpackScales(g, &panel);
+        DotPacked<kT>(panel.places[g].codes, x, x_stride, dot);
+        AddScaled<kT>(panel, g, 0, x, x_stride, dot, acc);
       } else {
         Dot<kT, 0, 8>(panel, g, x, x_stride, dot);
         AddScaled<kT>(panel, g, 0, x, x_stride, dot, acc);
@@ -178,11 +290,11 @@ struct TileMatmul {
     }
   }
 
-  template <int kT>
-  static void Rest(const Panel& panel, int64_t groups, const ActivationBlock* x, int64_t x_stride,
+  template <int kT, bool kIsFirst>
+  static void Rest(Panel& panel, int64_t groups, const ActivationBlock* x, int64_t x_stride,
                    int64_t tokens, TokenSums* sums) {
-    if (tokens == kT) return Tile<kT>(panel, groups, x, x_stride, sums);
-    if constexpr (kT > 1) Rest<kT - 1>(panel, groups, x, x_stride, tokens, sums);
+    if (tokens == kT) return Tile<kT, kIsFirst>(panel, groups, x, x_stride, sums);
+    if constexpr (kT > 1) Rest<kT - 1, kIsFirst>(panel, groups, x, x_stride, tokens, sums);
   }
 
   // Rows of `row_groups` row groups from `row` on against tokens [token, token + count).
@@ -202,7 +314,12 @@ struct TileMatmul {
       const int64_t width = groups - first < kPanelGroups ? groups - first : kPanelGroups;
       for (int r = 0; r < kRowGroups; ++r) {
         // An odd row group is computed twice and stored once.
-        Unpack(packed + (r < row_groups ? r : 0) * bytes, groups, first, width, r, panel);
+        const uint8_t* row_group = packed + (r < row_groups ? r : 0) * bytes;
+        if constexpr (kUnpacksInTile) {
+          Locate(row_group, groups, first, width, r, panel);
+        } else {
+          Unpack(row_group, groups, first, width, r, panel);
+        }
       }
       const ActivationBlock* x = args.xq + token * args.xq_stride + first;
       int64_t t = 0;
@@ -211,12 +328,17 @@ struct TileMatmul {
           UnitTile(*panel, width, x + t * args.xq_stride, args.xq_stride, sums + t);
         }
       }
+      if constexpr (kUnpacksInTile) {
+        ShareAhead((count + kTokens - 1) / kTokens, &panel->ahead);
+        t = count < kTokens ? count : kTokens;
+        Rest<kTokens, true>(*panel, width, x, args.xq_stride, t, sums);
+      }
       for (; t + kTokens <= count; t += kTokens) {
-        Tile<kTokens>(*panel, width, x + t * args.xq_stride, args.xq_stride, sums + t);
+        Tile<kTokens, false>(*panel, width, x + t * args.xq_stride, args.xq_stride, sums + t);
       }
       if (t < count) {
-        Rest<kTokens - 1>(*panel, width, x + t * args.xq_stride, args.xq_stride, count - t,
-                          sums + t);
+        Rest<kTokens - 1, false>(*panel, width, x + t * args.xq_stride, args.xq_stride, count - t,
+                                 sums + t);
       }
     }
     for (int64_t t = 0; t < count; ++t) {

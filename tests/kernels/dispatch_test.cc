@@ -94,6 +94,10 @@ TEST(Dispatch, TheShapeDecidesWithinATier) {
             "bytes from memory, tiles of 6 tokens by 8 rows, int8 by portable C++");
   EXPECT_EQ(KernelOf("avx512vnni-twin", "matmul_fast", "Q8_0 weights, from 4 tokens on"),
             "bytes from memory, tiles of 6 tokens by 32 rows, int8 by portable C++");
+  EXPECT_EQ(
+      KernelOf("avx512vnni-twin", "matmul_fast", "quantised weights but Q8_0, from 4 tokens on"),
+      "unpacked panels (Q4_1 and Q4_K: unpacked in registers), tiles of 6 tokens by 32 rows, "
+      "int8 by portable C++");
   EXPECT_EQ(KernelOf("amxbf16-twin", "matmul_fast", "BF16 weights"),
             "BF16 by the tile unit, tiles of 32 tokens by 32 rows");
   EXPECT_EQ(KernelOf("avx512vnni-twin", "matmul_fast", "BF16 weights"),
