@@ -23,6 +23,13 @@ int64_t HalfDim(const RopeSpec& rope) {
   return static_cast<int64_t>(rope.inverse_frequency.size());
 }
 
+// Blocks of int8 activations between tokens. With a multiple of 2 KiB neighbours would share sets
+// of the cache; ranks of a group exchange rows without gaps.
+int64_t BlocksStride(const Partition& partition, int64_t cols) {
+  const int64_t blocks = (cols + kernels::kActivationGroup - 1) / kernels::kActivationGroup;
+  return partition.of.size == 1 && blocks % 32 == 0 ? blocks + 1 : blocks;
+}
+
 }  // namespace
 
 int64_t KvBytesPerBlock(const ModelConfig& config, kernels::DType kv_type, const RankPosition& of) {
@@ -96,8 +103,7 @@ absl::Status Transformer::Allocate() {
   last_.resize(options_.max_step_logits * config_.hidden);
   const int64_t rows = std::max(tokens, options_.max_step_logits);
   if (has_quantized_) {
-    quantized_.resize(rows *
-                      ((widest + kernels::kActivationGroup - 1) / kernels::kActivationGroup));
+    quantized_.resize(rows * BlocksStride(partition_, widest));
   }
   if (has_rounding_) rounded_.resize(rows * kernels::RoundedStride(widest));
   int64_t angles = 0;
@@ -281,8 +287,8 @@ void Transformer::NormTokens(const std::vector<float>& weight, int64_t begin, in
   ops_.rms_norm(residual_.data(), hidden, weight.data(), config_.norm_epsilon, hidden,
                 normed_.data(), hidden, begin, end);
   if (!ReadsBlocks(hidden)) return;
-  ops_.quantize(normed_.data(), hidden, hidden, quantized_.data(),
-                hidden / kernels::kActivationGroup, begin, end);
+  ops_.quantize(normed_.data(), hidden, hidden, quantized_.data(), BlocksStride(partition_, hidden),
+                begin, end);
 }
 
 Transformer::Input Transformer::Normed() const {
@@ -312,7 +318,7 @@ absl::StatusOr<Transformer::Input> Transformer::Widen(const float* part,
     constexpr int64_t kGroup = kernels::kActivationGroup;
     pool_.ParallelFor(num_tokens_, kTokensPerChunk, [&](int64_t begin, int64_t end) {
       ops_.quantize(part, own.count(), own.count(), quantized_.data() + own.begin / kGroup,
-                    cols / kGroup, begin, end);
+                    BlocksStride(partition_, cols), begin, end);
     });
     RETURN_IF_ERROR(stage_communicator_->AllGather(SharesOf(
         quantized_.data(), num_tokens_, offsets, kGroup, sizeof(kernels::ActivationBlock))));
@@ -339,11 +345,11 @@ void Transformer::Multiply(const Input& input, int64_t num_tokens,
                            absl::Span<const Product> products) {
   const float* x = input.x;
   const int64_t cols = input.cols;
-  const int64_t groups = cols / kernels::kActivationGroup;
+  const int64_t blocks_stride = BlocksStride(partition_, cols);
   const bool fast = input.is_quantized || IsFast(cols);
   if (fast && !input.is_quantized && has_quantized_) {
     pool_.ParallelFor(num_tokens, kTokensPerChunk, [&](int64_t begin, int64_t end) {
-      ops_.quantize(x, cols, cols, quantized_.data(), groups, begin, end);
+      ops_.quantize(x, cols, cols, quantized_.data(), blocks_stride, begin, end);
     });
   }
   // One token's are rounded as fast by those who read them as they are handed on.
@@ -375,7 +381,7 @@ void Transformer::Multiply(const Input& input, int64_t num_tokens,
     args.x = x;
     args.x_stride = cols;
     args.xq = quantized_.data();
-    args.xq_stride = groups;
+    args.xq_stride = blocks_stride;
     args.x_rounded = rounds ? rounded_.data() : nullptr;
     args.x_rounded_stride = stride;
     args.y = product->y;
@@ -539,8 +545,7 @@ absl::Status Transformer::FeedForward(size_t layer) {
         config_.activation == Activation::kSilu ? ops_.silu_mul : ops_.gelu_tanh_mul;
     activate(gate, up, ffn_, ffn_, gate, ffn_, begin, end);
     if (!quantizes) return;
-    ops_.quantize(gate, ffn_, ffn_, quantized_.data(), ffn_ / kernels::kActivationGroup, begin,
-                  end);
+    ops_.quantize(gate, ffn_, ffn_, quantized_.data(), BlocksStride(partition_, ffn_), begin, end);
   });
   Input input = {gate, ffn_, quantizes};
   if (!quantizes) {
