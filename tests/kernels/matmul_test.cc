@@ -176,6 +176,23 @@ TEST_P(MatmulTest, FastIsExactAtTheExtremes) {
   }
 }
 
+// Tokens in pieces of 1, 2, 3 and more, and rows one kRowAlign at a time.
+std::vector<float> InPieces(const Case& c, const Shape& shape, decltype(Ops::matmul_fast) matmul) {
+  std::vector<float> pieces;
+  const MatmulArgs args = c.Args(&pieces);
+  for (int64_t token = 0, count = 1; token < shape.tokens; token += count, ++count) {
+    MatmulArgs part = args;
+    part.num_tokens = std::min(count, shape.tokens - token);
+    part.x += token * args.x_stride;
+    part.xq += token * args.xq_stride;
+    part.y += token * args.y_stride;
+    for (int64_t row = 0; row < shape.rows; row += kRowAlign) {
+      matmul(part, row, std::min(row + kRowAlign, shape.rows));
+    }
+  }
+  return pieces;
+}
+
 // Invariants 1 and 2 of ops.h, to the bit.
 TEST_P(MatmulTest, DoesNotDependOnTheBatchOrTheSplit) {
   for (DType type : kAllTypes) {
@@ -183,21 +200,25 @@ TEST_P(MatmulTest, DoesNotDependOnTheBatchOrTheSplit) {
     const Case c(ops(), random_, type, shape);
     for (auto matmul : {ops().matmul_exact, ops().matmul_fast}) {
       if (matmul == ops().matmul_fast && !IsQuantized(type)) continue;
-      std::vector<float> whole, pieces;
+      std::vector<float> whole;
       matmul(c.Args(&whole), 0, shape.rows);
-      const MatmulArgs args = c.Args(&pieces);
-      for (int64_t token = 0, count = 1; token < shape.tokens; token += count, ++count) {
-        MatmulArgs part = args;
-        part.num_tokens = std::min(count, shape.tokens - token);
-        part.x += token * args.x_stride;
-        part.xq += token * args.xq_stride;
-        part.y += token * args.y_stride;
-        for (int64_t row = 0; row < shape.rows; row += kRowAlign) {
-          matmul(part, row, std::min(row + kRowAlign, shape.rows));
-        }
-      }
-      EXPECT_EQ(pieces, whole) << What(type, shape);
+      EXPECT_EQ(InPieces(c, shape, matmul), whole) << What(type, shape);
     }
+  }
+}
+
+// More columns than a panel has, the last panel and block not full, and an odd row group.
+TEST_P(MatmulTest, DoesNotDependOnTheBatchAcrossPanels) {
+  for (DType type : kAllTypes) {
+    if (!IsQuantized(type)) continue;
+    const Shape shape = {80, 1280 + BlockElements(type), 19};
+    const Case c(ops(), random_, type, shape);
+    std::vector<float> whole, expected;
+    ops().matmul_fast(c.Args(&whole), 0, shape.rows);
+    EXPECT_EQ(InPieces(c, shape, ops().matmul_fast), whole) << What(type, shape);
+    ReferenceOps().matmul_fast(c.Args(&expected), 0, shape.rows);
+    ExpectClose(whole, expected, 4 * Tolerance(c), 1e-5f, Op("matmul_fast", type),
+                What(type, shape));
   }
 }
 
