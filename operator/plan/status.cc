@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/string_view.h"
 #include "operator/plan/gpu_memory.h"
 #include "operator/plan/group_objects.h"
 #include "operator/plan/group_plan.h"
@@ -43,6 +44,24 @@ std::string ConditionOf(const std::string& reason) {
   return "Ready";
 }
 
+// Of "exit code 4 (Error): " and the end of a worker's log, the last error alone, without time,
+// component and the reason that the exit code tells as well; other words as they are.
+std::string LastErrorOf(absl::string_view termination) {
+  constexpr absl::string_view kError = "Z ERROR ";
+  const size_t error = termination.rfind(kError);
+  const size_t exit_ends = termination.find(": ");
+  if (error == absl::string_view::npos || exit_ends > error) return std::string(termination);
+  absl::string_view words = termination.substr(error + kError.size());
+  words = words.substr(0, words.find('\n'));
+  const size_t component_ends = words.find(": ");
+  if (component_ends != absl::string_view::npos) words.remove_prefix(component_ends + 2);
+  const size_t reason = words.rfind(" reason=");
+  if (reason != absl::string_view::npos && words.find(' ', reason + 1) == absl::string_view::npos) {
+    words = words.substr(0, reason);
+  }
+  return absl::StrCat(termination.substr(0, exit_ends), ": ", words);
+}
+
 std::optional<Trouble> PodTrouble(const PodObservation& pod) {
   if (pod.deleting) return std::nullopt;
   if (!pod.unschedulable.empty()) {
@@ -56,7 +75,8 @@ std::optional<Trouble> PodTrouble(const PodObservation& pod) {
   }
   if (reason == "CrashLoopBackOff" && !pod.last_termination.empty()) {
     return Trouble{"Ready", "WorkerExited",
-                   absl::StrCat("pod ", pod.name, " ends again and again: ", pod.last_termination)};
+                   absl::StrCat("pod ", pod.name,
+                                " ends again and again: ", LastErrorOf(pod.last_termination))};
   }
   return std::nullopt;
 }

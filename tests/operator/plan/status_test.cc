@@ -46,6 +46,38 @@ TEST(Status, TheWorkersFailureFalsifiesTheConditionItBelongsTo) {
   }
 }
 
+struct EndRow {
+  std::string termination;
+  std::string message;
+};
+
+// What Kubernetes keeps of a container that ended is the end of its log.
+TEST(Status, APodThatEndsAgainAndAgainSaysItsLastErrorWithoutTheFrameOfTheLog) {
+  const std::string kWarning = "2026-11-30T01:05:00.100Z WARN worker: one thread threads=1\n";
+  const std::string kError = "2026-11-30T01:05:00.394Z ERROR ";
+  for (const EndRow& row : std::vector<EndRow>{
+           {"exit code 4 (Error): " + kWarning + kError +
+                "worker: a.gguf: not enough memory: give 94 MiB more reason=InsufficientMemory",
+            "exit code 4 (Error): a.gguf: not enough memory: give 94 MiB more"},
+           {"exit code 1: " + kError + "engine: no step error=\"a: b\"\n" + kWarning,
+            "exit code 1: no step error=\"a: b\""},
+           {"exit code 1: " + kError + "a: first\n" + kError + "b: then reason=Two words",
+            "exit code 1: then reason=Two words"},
+           {"exit code 139 (Error): " + kWarning, "exit code 139 (Error): " + kWarning},
+           {"exit code 137 (OOMKilled)", "exit code 137 (OOMKilled)"}}) {
+    Observed observed = OneModel();
+    GroupObservation group;
+    group.exists = true;
+    group.pods.emplace_back();
+    group.pods[0].name = "smol-0-0";
+    group.pods[0].waiting_reason = "CrashLoopBackOff";
+    group.pods[0].last_termination = row.termination;
+    observed.groups = {group};
+    EXPECT_EQ(ConditionOf(MakePlan(observed), "Ready").message(),
+              "pod smol-0-0 ends again and again: " + row.message);
+  }
+}
+
 TEST(Status, AMissingClaimIsNamed) {
   Observed observed = OneModel();
   observed.claim = ClaimState::kMissing;
