@@ -177,7 +177,9 @@ def test_wrong_flags():
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_what_waits_for_a_manifest_can_be_ended(how):
-    waiting = subprocess.Popen([BINARY, "serve", "-f", "-"], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    # What a shell starts in the background inherits that SIGINT is ignored: these tests, then, and what they start.
+    waiting = subprocess.Popen([BINARY, "serve", "-f", "-"], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                               preexec_fn=lambda: signal.signal(how, signal.SIG_DFL))
     try:
         with pytest.raises(subprocess.TimeoutExpired):
             waiting.wait(timeout=0.5)
