@@ -9,7 +9,8 @@
 namespace rempart {
 
 absl::StatusOr<boost::asio::ip::tcp::endpoint> ParseEndpoint(absl::string_view field,
-                                                             const std::string& address) {
+                                                             const std::string& address,
+                                                             int usual_port) {
   const size_t colon = address.rfind(':');
   int port = 0;
   boost::system::error_code error;
@@ -22,8 +23,8 @@ absl::StatusOr<boost::asio::ip::tcp::endpoint> ParseEndpoint(absl::string_view f
   }
   if (colon == std::string::npos || error || !absl::SimpleAtoi(address.substr(colon + 1), &port) ||
       port < 0 || port > 65535) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(field, " is \"", address, "\": it must be an address such as 127.0.0.1:8080"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        field, " is \"", address, "\": it must be an address such as 127.0.0.1:", usual_port));
   }
   return boost::asio::ip::tcp::endpoint(host, static_cast<uint16_t>(port));
 }

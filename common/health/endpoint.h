@@ -11,8 +11,9 @@
 namespace rempart {
 
 // "host:port" with an IP address, one of version 6 in brackets, or localhost as host.
-// InvalidArgument naming `field`.
+// InvalidArgument naming `field`, with its usual port as an example.
 absl::StatusOr<boost::asio::ip::tcp::endpoint> ParseEndpoint(absl::string_view field,
-                                                             const std::string& address);
+                                                             const std::string& address,
+                                                             int usual_port);
 
 }  // namespace rempart

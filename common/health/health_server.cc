@@ -23,6 +23,7 @@ using Error = boost::system::error_code;
 
 constexpr auto kConnectionTimeout = std::chrono::seconds(5);
 constexpr size_t kMaxRequestBytes = 8192;
+constexpr int kUsualPort = 9090;  // that of workers
 
 // One connection, kept alive by its own pending operation.
 class Session : public std::enable_shared_from_this<Session> {
@@ -92,7 +93,7 @@ struct HealthServer::Listener {
 
 absl::StatusOr<std::unique_ptr<HealthServer>> HealthServer::Start(const std::string& address,
                                                                   HealthHandlers handlers) {
-  ASSIGN_OR_RETURN(Tcp::endpoint endpoint, ParseEndpoint("health_address", address));
+  ASSIGN_OR_RETURN(Tcp::endpoint endpoint, ParseEndpoint("health_address", address, kUsualPort));
   auto listener = std::make_unique<Listener>(std::move(handlers));
   Error error;
   listener->acceptor.open(endpoint.protocol(), error);
@@ -123,7 +124,7 @@ absl::Status Probe(const std::string& address, const std::string& what, absl::Du
   if (what != "ready" && what != "live") {
     return absl::InvalidArgumentError(absl::StrCat("\"", what, "\" is neither ready nor live"));
   }
-  ASSIGN_OR_RETURN(Tcp::endpoint endpoint, ParseEndpoint("--address", address));
+  ASSIGN_OR_RETURN(Tcp::endpoint endpoint, ParseEndpoint("--address", address, kUsualPort));
   asio::io_context context;
   beast::tcp_stream stream(context);
   stream.expires_after(absl::ToChronoMilliseconds(timeout));

@@ -42,7 +42,8 @@ absl::StatusOr<Tcp::acceptor> OpenAcceptor(asio::io_context& context, const std:
 absl::StatusOr<std::vector<int>> OpenListeningSockets(const RouterSettings& settings) {
   asio::io_context context;
   std::vector<Tcp::acceptor> acceptors;
-  ASSIGN_OR_RETURN(Tcp::endpoint endpoint, ParseEndpoint("httpAddress", settings.http_address));
+  ASSIGN_OR_RETURN(Tcp::endpoint endpoint,
+                   ParseEndpoint("httpAddress", settings.http_address, 8080));
   const PortUse use = settings.shards > 1 ? PortUse::kShared : PortUse::kAlone;
   if (use == PortUse::kShared && endpoint.port() != 0) {
     // A shared port would let a second router slip in beside us; this one says that it is taken.
@@ -54,7 +55,8 @@ absl::StatusOr<std::vector<int>> OpenListeningSockets(const RouterSettings& sett
     acceptors.push_back(std::move(acceptor));
   }
   if (!settings.health_address.empty()) {
-    ASSIGN_OR_RETURN(Tcp::endpoint health, ParseEndpoint("healthAddress", settings.health_address));
+    ASSIGN_OR_RETURN(Tcp::endpoint health,
+                     ParseEndpoint("healthAddress", settings.health_address, 9091));
     ASSIGN_OR_RETURN(Tcp::acceptor acceptor,
                      OpenAcceptor(context, "healthAddress", health, PortUse::kAlone));
     acceptors.push_back(std::move(acceptor));

@@ -144,7 +144,7 @@ TEST(HealthServer, IsAskedByProbe) {
   EXPECT_TRUE(Probe(address, "ready", timeout).ok());
   EXPECT_EQ(Probe(address, "dead", timeout).code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(Probe("here", "live", timeout).message()),
-              HasSubstr("--address is \"here\": it must be an address such as 127.0.0.1:8080"));
+              HasSubstr("--address is \"here\": it must be an address such as 127.0.0.1:9090"));
   EXPECT_EQ(Probe("[::1]:1", "live", timeout).code(), absl::StatusCode::kUnavailable);
   EXPECT_EQ(HealthServer::Start(address, {}).status().code(), absl::StatusCode::kUnavailable);
   server->reset();
