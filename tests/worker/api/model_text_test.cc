@@ -260,7 +260,7 @@ TEST_F(ChatModel, RefusesSamplingThatNoRequestMayAskFor) {
   const std::vector<std::tuple<const char*, GgufValue, const char*>> refusals = {
       {"temp", 2.5,
        "is 2.5, which must be a number from 0 to 2; convert the model with temperature"},
-      {"temp", nan, "is nan, which must be a number from 0 to 2"},
+      {"temp", nan, "is nan; it must be finite"},
       {"top_p", 0.0, "is 0, which must be a number from 1e-06 to 1"},
       {"top_k", int64_t{-2}, "is -2, which must be a number from -1"},
       {"min_p", 1.5, "is 1.5, which must be a number from 0 to 1"},
